@@ -1,0 +1,62 @@
+"""expo: ExPO checkpoints, θ = θ_sft + α(θ_aligned − θ_sft), at the speed of the disk.
+
+This module is the only public door. Its names load what they need when they are first used, so
+`import expo` is cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from expo.api import apply, diff, extrapolate, merge, plan
+    from expo.engine.diff import DiffResult
+    from expo.engine.merge import MergeResult
+    from expo.errors import (
+        CheckpointError,
+        ExpoError,
+        HubError,
+        OutputError,
+        SpecError,
+        TokenizerError,
+    )
+    from expo.planning.plan import Plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "DiffResult",
+    "ExpoError",
+    "HubError",
+    "MergeResult",
+    "OutputError",
+    "Plan",
+    "SpecError",
+    "TokenizerError",
+    "apply",
+    "diff",
+    "extrapolate",
+    "merge",
+    "plan",
+]
+
+_HOMES = {
+    "DiffResult": "expo.engine.diff",
+    "MergeResult": "expo.engine.merge",
+    "Plan": "expo.planning.plan",
+    "apply": "expo.api",
+    "diff": "expo.api",
+    "extrapolate": "expo.api",
+    "merge": "expo.api",
+    "plan": "expo.api",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'expo' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "expo.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

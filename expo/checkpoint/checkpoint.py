@@ -1,0 +1,291 @@
+"""A checkpoint as its headers describe it: every tensor, where it lies, and what is around it."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+
+from expo.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
+from expo.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from expo.checkpoint.adapter import Adapter, LowRank, read_adapter
+from expo.checkpoint.files import Files, open_location
+from expo.checkpoint.headers import Shard, TensorInfo, header_bytes, parse_header, printable
+from expo.checkpoint.reference import Reference
+from expo.checkpoint.sidecars import is_tokenizer_file
+from expo.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_FIRST_READ_BYTES = 100_000  # holds the header of nearly every shard on the Hub
+
+_QUANTIZED_NAME = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|quant_state\..*|SCB|weight_scale"
+    r"|weight_scale_inv|weight_packed|weight_zero_point|input_scale)$|_(blocks|scales)$"
+)
+_FOREIGN = (
+    # (pattern over file names, what it is, the cure)
+    (r".*\.gguf", "GGUF weights", "name the safetensors original"),
+    (r"(.*/)?\.metadata", "a torch distributed checkpoint (DCP)",
+     "python -m torch.distributed.checkpoint.format_utils dcp_to_torch DIR OUT.bin"),
+    (r"(.*/)?zero_to_fp32\.py|(.*/)?.*zero_pp_rank.*", "a DeepSpeed ZeRO checkpoint",
+     "python zero_to_fp32.py DIR OUT --safe_serialization"),
+    (r"(.*/)?pytorch_model_fsdp.*", "an FSDP checkpoint", "accelerate merge-weights DIR OUT"),
+    (r"consolidated.*", "weights in the original (consolidated) format",
+     "convert them with the model's convert_*_weights_to_hf.py"),
+    (r"adapter_model\..*", "a LoRA adapter without its base", "write base+adapter"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A tensor as the model has it: stored bytes, and the adapter's low-rank update on top."""
+
+    stored: TensorInfo
+    files: Files
+    dtype: str
+    update: LowRank | None = None
+    update_files: Files | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One side of a merge. `files` holds weights and configuration, `adapter` changes them."""
+
+    reference: Reference
+    files: Files
+    shards: tuple[Shard, ...]
+    index_metadata: dict
+    adapter: Adapter | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}
+
+    @cached_property
+    def weights(self) -> dict[str, Weight]:
+        return {name: self._weight(tensor) for name, tensor in self.tensors.items()}
+
+    @cached_property
+    def config(self) -> dict:
+        return read_json(self.files, "config.json") if "config.json" in self.files.sizes else {}
+
+    @property
+    def ties_embeddings(self) -> bool:
+        text = self.config.get("text_config")
+        inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+        return bool(self.config.get("tie_word_embeddings", inner))
+
+    @property
+    def tokenizer_files(self) -> Files:
+        """The adapter's folder where it brings a tokenizer, else the model's."""
+        if self.adapter and any(map(is_tokenizer_file, self.adapter.files.sizes)):
+            return self.adapter.files
+        return self.files
+
+    @property
+    def label(self) -> str:
+        return (
+            f"{self.files.label}+{self.adapter.files.label}" if self.adapter else self.files.label
+        )
+
+    def inputs(self) -> Iterator[tuple[Files, Shard]]:
+        """Every weight file that a merge reads."""
+        yield from ((self.files, shard) for shard in self.shards)
+        if self.adapter:
+            yield self.adapter.files, self.adapter.shard
+
+    def _weight(self, tensor: TensorInfo) -> Weight:
+        if self.adapter and tensor.name in self.adapter.replaced:
+            whole = self.adapter.replaced[tensor.name]
+            return Weight(whole, self.adapter.files, tensor.dtype)
+        update = self.adapter.updates.get(tensor.name) if self.adapter else None
+        update_files = self.adapter.files if self.adapter and update else None
+        return Weight(tensor, self.files, tensor.dtype, update, update_files)
+
+
+def open_checkpoint(reference: Reference) -> Checkpoint:
+    """Read the headers of a model. Hub files are read by range, unless they are in the cache.
+
+    Raises:
+        CheckpointError: no usable weights, or a damaged, quantized or unsupported file.
+        HubError: the Hub refuses or is out of reach.
+    """
+    files = open_location(reference.model)
+    names, index, notes = _weight_files(files)
+    shards = tuple(_read_shard(files, name) for name in names)
+    if index:
+        shards, more = _check_index(files.label, index, shards)
+        notes += more
+    _refuse_duplicates(files.label, shards)
+    checkpoint = Checkpoint(
+        reference, files, shards, index.get("metadata") or {}, notes=tuple(notes)
+    )
+    _refuse_quantized(checkpoint)
+    if reference.adapter is None:
+        return checkpoint
+    adapter_files = open_location(reference.adapter)
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if name not in adapter_files.sizes:
+            raise CheckpointError(f"adapter {adapter_files.label} has no {name}")
+    shard = _read_shard(adapter_files, ADAPTER_WEIGHTS)
+    adapter = read_adapter(adapter_files, shard, checkpoint.tensors)
+    return Checkpoint(
+        reference, files, shards, checkpoint.index_metadata, adapter, checkpoint.notes
+    )
+
+
+def read_json(files: Files, name: str) -> dict:
+    """A JSON object among the files of a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read or is not an object.
+    """
+    try:
+        value = json.loads(files.read(name))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{files.label}/{name} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{files.label}/{name} is not a JSON object")
+    return value
+
+
+def _weight_files(files: Files) -> tuple[list[str], dict, list[str]]:
+    """The files that transformers would load, in its order of preference."""
+    for single, index_name in (
+        (SINGLE, INDEX),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if single in files.sizes:
+            stale = index_name in files.sizes
+            note = f"{files.label} holds both {single} and {index_name}: {single} is read, as loaders do"
+            return [single], {}, [note] if stale else []
+        if index_name in files.sizes:
+            index = read_json(files, index_name)
+            return _shard_names(files, index_name, index), index, []
+    for pattern, what, cure in _FOREIGN:
+        if any(re.fullmatch(pattern, name) for name in files.sizes):
+            raise CheckpointError(f"{files.label} holds {what}, which expo does not read: {cure}")
+    raise CheckpointError(
+        f"{files.label} holds no {SINGLE}, {INDEX} or pytorch_model.bin: is it a model directory?"
+    )
+
+
+def _shard_names(files: Files, index_name: str, index: dict) -> list[str]:
+    where = f"{files.label}/{index_name}"
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{where} has no weight_map")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{where} maps {printable(tensor)} to something that is no name")
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+            raise CheckpointError(f"{where} points outside its directory: {printable(name)}")
+        if name not in files.sizes:
+            raise CheckpointError(
+                f"{where} names {printable(name)}, which is missing: download the model again"
+            )
+    return sorted(set(weight_map.values()))
+
+
+def _read_shard(files: Files, name: str) -> Shard:
+    if name.endswith(".bin"):
+        from expo.checkpoint.pickled import read_pickle
+
+        return read_pickle(files.local_path(name), name)
+    size = files.sizes[name]
+    where = f"{files.label}/{name}"
+    raw = files.read(name, 0, min(size, _FIRST_READ_BYTES))
+    end = 8 + header_bytes(raw[:8], where, size)
+    if end > len(raw):
+        raw += files.read(name, len(raw), end)
+    shard = parse_header(raw[8:end], where, size)
+    tensors = tuple(TensorInfo(t.name, t.dtype, t.shape, name, t.begin) for t in shard.tensors)
+    return Shard(name, shard.metadata, tensors, size, shard.header_sha256)
+
+
+def _check_index(
+    label: str, index: dict, shards: tuple[Shard, ...]
+) -> tuple[tuple[Shard, ...], list[str]]:
+    """Keep of each shard what the index assigns to it; the index must not name what is absent."""
+    weight_map: dict[str, str] = index["weight_map"]
+    present = {(tensor.name, shard.file) for shard in shards for tensor in shard.tensors}
+    for name, file in weight_map.items():
+        if (name, file) not in present:
+            raise CheckpointError(
+                f"{label}: the index says {printable(name)} is in {file}, it is not"
+            )
+    elsewhere = [
+        (tensor.name, shard.file)
+        for shard in shards
+        for tensor in shard.tensors
+        if weight_map.get(tensor.name, shard.file) != shard.file
+    ]
+    unlisted = sorted({name for name, _ in present} - weight_map.keys())
+    notes = [
+        f"{label}: {printable(name)} is also in {file}; the index's copy is read"
+        for name, file in elsewhere
+    ] + [f"{label}: the index does not list {printable(name)}; it is read" for name in unlisted]
+    dropped = set(elsewhere)
+    kept = tuple(
+        Shard(s.file, s.metadata, _without(s.tensors, dropped), s.file_bytes, s.header_sha256)
+        for s in shards
+    )
+    return kept, notes
+
+
+def _without(
+    tensors: Iterable[TensorInfo], dropped: set[tuple[str, str]]
+) -> tuple[TensorInfo, ...]:
+    return tuple(tensor for tensor in tensors if (tensor.name, tensor.file) not in dropped)
+
+
+def _refuse_duplicates(label: str, shards: tuple[Shard, ...]) -> None:
+    seen: dict[str, str] = {}
+    for shard in shards:
+        for tensor in shard.tensors:
+            if tensor.name in seen:
+                raise CheckpointError(
+                    f"{label}: {printable(tensor.name)} is in {seen[tensor.name]} and in {shard.file}"
+                )
+            seen[tensor.name] = shard.file
+
+
+def _refuse_quantized(checkpoint: Checkpoint) -> None:
+    config = checkpoint.config.get("quantization_config") or checkpoint.config.get(
+        "compression_config"
+    )
+    cure = (
+        "name the unquantized original, or dequantize it first (model.dequantize() in transformers)"
+    )
+    if config:
+        method = config.get("quant_method", "unknown") if isinstance(config, dict) else "unknown"
+        raise CheckpointError(
+            f"{checkpoint.label} is quantized ({printable(str(method))}), its codes cannot be added: {cure}"
+        )
+    for tensor in checkpoint.tensors.values():
+        if tensor.dtype.startswith("F8_") or _QUANTIZED_NAME.search(tensor.name):
+            raise CheckpointError(
+                f"{checkpoint.label} is quantized ({printable(tensor.name)} is {tensor.dtype}), "
+                f"its codes cannot be added: {cure}"
+            )
+
+
+def header_identity(files: Files, shard: Shard) -> dict[str, str | int]:
+    """What tells a weight file from a changed one: its Hub hash, or size, mtime and header hash."""
+    identity = files.identity(shard.file)
+    return identity if "sha256" in identity else identity | {"header_sha256": shard.header_sha256}
+
+
+def hash_file(files: Files, name: str) -> str:
+    """SHA-256 of a whole file."""
+    with files.local_path(name).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,109 @@
+"""The files of one location, wherever they lie: list them, read a range, bring one to the disk."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from expo.checkpoint.reference import Location
+from expo.errors import CheckpointError
+
+_SKIPPED_DIRECTORIES = {".git", ".cache", "__pycache__"}
+
+
+class Files(Protocol):
+    """What a checkpoint needs from the place that holds its files."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Every file's size in bytes, by its path relative to the root, with `/` between parts."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """How messages, the manifest and the card name this place: never an absolute path."""
+        ...
+
+    @property
+    def commit(self) -> str | None:
+        """The Hub commit, where there is one."""
+        ...
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes: ...
+
+    def local_path(self, name: str) -> Path:
+        """Where the whole file lies on this disk, downloaded now if it has to be."""
+        ...
+
+    def is_local(self, name: str) -> bool: ...
+
+    def identity(self, name: str) -> dict[str, str | int]:
+        """What tells this file from a changed one, without reading it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A local directory (also a snapshot in the Hub's cache, which then has a commit)."""
+
+    root: Path
+    sizes: Mapping[str, int]
+    label: str
+    commit: str | None = None
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        with _readable(f"{self.label}/{name}"), self.local_path(name).open("rb") as file:
+            file.seek(start)
+            return file.read() if stop is None else file.read(stop - start)
+
+    def local_path(self, name: str) -> Path:
+        if name not in self.sizes:
+            raise CheckpointError(f"{self.label} has no file {name}")
+        return self.root / name
+
+    def is_local(self, name: str) -> bool:
+        return name in self.sizes
+
+    def identity(self, name: str) -> dict[str, str | int]:
+        with _readable(f"{self.label}/{name}"):
+            status = self.local_path(name).stat()
+        return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def open_location(location: Location) -> Files:
+    """List the files at `location`. A Hub repository is pinned to a commit, nothing is downloaded.
+
+    Raises:
+        CheckpointError: the directory cannot be listed.
+        HubError: the Hub has no such repository or revision, refuses it, or is out of reach.
+    """
+    if location.path is not None:
+        return open_directory(location.path)
+    from expo.checkpoint.hub import open_repository
+
+    return open_repository(location)
+
+
+def open_directory(root: Path, *, label: str | None = None, commit: str | None = None) -> Directory:
+    sizes: dict[str, int] = {}
+    for folder, directories, names in os.walk(root, onerror=_unlistable):
+        directories[:] = sorted(d for d in directories if d not in _SKIPPED_DIRECTORIES)
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.is_file():
+                sizes[PurePosixPath(path.relative_to(root)).as_posix()] = path.stat().st_size
+    return Directory(root, sizes, label or root.resolve().name, commit)
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{what} cannot be read: {error.strerror}") from error
+
+
+def _unlistable(error: OSError) -> None:
+    raise CheckpointError(f"{error.filename} cannot be listed: {error.strerror}") from error

@@ -1,0 +1,146 @@
+"""A Hub repository at one commit: listed and read by range, downloaded through the Hub's cache."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+from expo.checkpoint.files import Directory, open_directory
+from expo.checkpoint.reference import Location
+from expo.errors import HubError
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model repository pinned to `commit`. The token goes to the configured endpoint only."""
+
+    repo_id: str
+    commit: str
+    sizes: Mapping[str, int]
+    sha256: Mapping[str, str]
+    """The LFS hash of each large file, from the repository's metadata."""
+
+    @property
+    def label(self) -> str:
+        return self.repo_id
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        if stop is None or self.is_local(name):
+            with self.local_path(name).open("rb") as file:
+                file.seek(start)
+                return file.read() if stop is None else file.read(stop - start)
+        return self._read_range(name, start, min(stop, self.sizes[name]))
+
+    def local_path(self, name: str) -> Path:
+        with _explained(f"{self.repo_id}/{name}"):
+            return Path(huggingface_hub.hf_hub_download(self.repo_id, name, revision=self.commit))
+
+    def is_local(self, name: str) -> bool:
+        cached = huggingface_hub.try_to_load_from_cache(self.repo_id, name, revision=self.commit)
+        return isinstance(cached, str)
+
+    def identity(self, name: str) -> dict[str, str | int]:
+        identity: dict[str, str | int] = {"bytes": self.sizes[name], "commit": self.commit}
+        return identity | ({"sha256": self.sha256[name]} if name in self.sha256 else {})
+
+    def _read_range(self, name: str, start: int, stop: int) -> bytes:
+        if stop <= start:
+            return b""
+        url = huggingface_hub.hf_hub_url(self.repo_id, name, revision=self.commit)
+        headers = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}"}
+        content = bytearray()
+        with (
+            _explained(f"{self.repo_id}/{name}"),
+            get_session().stream("GET", url, headers=headers, timeout=30) as response,
+        ):
+            hf_raise_for_status(response)
+            # A server without ranges answers 200 from byte 0: read no further than needed.
+            skipped = 0 if response.status_code == 206 else start
+            for block in response.iter_bytes():
+                content += block
+                if len(content) >= skipped + stop - start:
+                    break
+        return bytes(content[skipped : skipped + stop - start])
+
+
+def open_repository(location: Location) -> Repository | Directory:
+    """Pin `location` to a commit; offline, take the snapshot that the cache holds.
+
+    Raises:
+        HubError: no such repository or revision, no access, or no connection.
+    """
+    repo_id = location.repo_id
+    assert repo_id is not None
+    with _explained(str(location)):
+        if constants.HF_HUB_OFFLINE:
+            return _cached_snapshot(repo_id, location.revision)
+        info = huggingface_hub.HfApi().model_info(
+            repo_id, revision=location.revision, files_metadata=True
+        )
+    files = {file.rfilename: file for file in info.siblings or []}
+    return Repository(
+        repo_id,
+        str(info.sha),
+        sizes={name: file.size or 0 for name, file in files.items()},
+        sha256={name: file.lfs.sha256 for name, file in files.items() if file.lfs},
+    )
+
+
+def endpoint_note() -> str | None:
+    """A sentence for the plan where the Hub is not the public one."""
+    endpoint = constants.ENDPOINT.rstrip("/")
+    return None if endpoint == DEFAULT_ENDPOINT else f"Hub endpoint: {endpoint} (not the default)"
+
+
+def _cached_snapshot(repo_id: str, revision: str | None) -> Directory:
+    root = Path(
+        huggingface_hub.snapshot_download(repo_id, revision=revision, local_files_only=True)
+    )
+    return open_directory(root, label=repo_id, commit=root.name)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn the library's errors into one line each that names `what` and the cure."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise HubError(
+            f"{what} is gated: ask for access on its page, then `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"{what}: the repository has no such revision") from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"{what} is not on the Hub, or is private: check the name, or `hf auth login`"
+        ) from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise HubError(
+            f"{what} is not in the local cache and the Hub cannot be asked "
+            "(HF_HUB_OFFLINE, or no connection): `hf download` it while online"
+        ) from error
+    except HFValidationError as error:
+        raise HubError(f"{what} is not a valid Hub id: {error}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no answer"
+        raise HubError(f"{what}: the Hub answered {status}; try again later") from error
+    except (HTTPError, OSError) as error:
+        raise HubError(
+            f"{what}: the Hub at {constants.ENDPOINT} is out of reach ({type(error).__name__})"
+        ) from error

@@ -1,0 +1,70 @@
+"""Legacy `pytorch_model*.bin` files, described like safetensors so that one reader serves both.
+
+A `.bin` is a zip of raw storages and one pickle that says which tensor lies in which storage.
+Only that pickle is loaded here (restricted to tensors, storages mapped, never read); the data is
+then read from the byte offsets it names, like any other shard.
+"""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import NoReturn
+
+from expo.checkpoint.dtypes import BY_TORCH_NAME
+from expo.checkpoint.headers import Shard, TensorInfo, printable
+from expo.errors import CheckpointError
+
+_CONVERT = "convert it with transformers' save_pretrained on a machine that trusts it"
+
+
+def read_pickle(path: Path, file: str) -> Shard:
+    """Describe the tensors of `path`.
+
+    Raises:
+        CheckpointError: it is not torch's zip format, holds more than tensors, or a tensor is not
+            contiguous in its storage.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    try:
+        # Under fake tensors torch notes each storage's offset in the file and reads no data.
+        with FakeTensorMode():
+            state = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        _refuse(file, f"holds more than tensors and could run code, refused; {_CONVERT}", error)
+    except (RuntimeError, ValueError, EOFError, KeyError) as error:
+        _refuse(file, f"is damaged or in torch's format from before 1.6; {_CONVERT}", error)
+    if not isinstance(state, dict):
+        _refuse(file, f"holds a {type(state).__name__}, not a state dict")
+    size = path.stat().st_size
+    tensors = [
+        _describe(file, str(name), value, size)
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) or _refuse_value(file, str(name), value)
+    ]
+    tensors.sort(key=lambda tensor: tensor.begin)
+    digest = hashlib.sha256(repr(tensors).encode()).hexdigest()
+    return Shard(file, {"format": "pt"}, tuple(tensors), size, digest)
+
+
+def _describe(file: str, name: str, tensor, file_bytes: int) -> TensorInfo:
+    dtype = BY_TORCH_NAME.get(str(tensor.dtype).removeprefix("torch."))
+    if dtype is None:
+        _refuse(file, f"stores {printable(name)} as {tensor.dtype}, which expo cannot add")
+    if not tensor.is_contiguous():
+        _refuse(file, f"stores {printable(name)} transposed or strided; {_CONVERT}")
+    storage = tensor.untyped_storage()
+    begin = storage._checkpoint_offset + tensor.storage_offset() * tensor.element_size()
+    info = TensorInfo(name, dtype, tuple(tensor.shape), file, begin)
+    if begin + info.nbytes > file_bytes:
+        _refuse(file, f"is truncated: {printable(name)} ends after the file")
+    return info
+
+
+def _refuse_value(file: str, name: str, value: object) -> NoReturn:
+    _refuse(file, f"holds {printable(name)}, a {type(value).__name__}, beside its tensors")
+
+
+def _refuse(file: str, fault: str, cause: BaseException | None = None) -> NoReturn:
+    raise CheckpointError(f"{printable(file)} {fault}") from cause

@@ -1,0 +1,123 @@
+"""Byte ranges of weight files: from the page cache where they are in it, else around it.
+
+What was cached stays cached; what was not is read with O_DIRECT and so never enters the cache.
+Where O_DIRECT is refused (tmpfs, some network filesystems, macOS) the read is buffered and the
+pages it brought in are dropped again.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expo.checkpoint.headers import ALIGNMENT
+from expo.errors import CheckpointError
+
+Bytes = NDArray[np.uint8]
+
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
+_SLACK = 2 * ALIGNMENT  # a range that starts and ends inside a page takes up to two pages more
+
+
+def aligned_buffer(nbytes: int) -> Bytes:
+    """Anonymous memory that starts on a page, as direct I/O wants it, and grows only when used."""
+    return np.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=np.uint8)
+
+
+def read_buffer(nbytes: int) -> Bytes:
+    """A buffer for `FileReader.read` of up to `nbytes`."""
+    return aligned_buffer(nbytes + _SLACK)
+
+
+class FileReader:
+    """Reads ranges of one file; safe to share between threads."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._name = name
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file_bytes = os.fstat(self._fd).st_size
+            self._map = mmap.mmap(self._fd, self._file_bytes, prot=mmap.PROT_READ)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{name} cannot be read: {error}") from error
+        self._map_address = np.frombuffer(self._map, dtype=np.uint8).ctypes.data
+        self._direct_fd = open_direct(path, os.O_RDONLY)
+
+    def close(self) -> None:
+        os.close(self._fd)
+        if self._direct_fd is not None:
+            os.close(self._direct_fd)
+
+    def read(self, begin: int, nbytes: int, buffer: Bytes) -> Bytes:
+        """The bytes begin … begin+nbytes, as a view into `buffer` (see `read_buffer`).
+
+        Raises:
+            CheckpointError: the file ends before, or the disk fails.
+        """
+        try:
+            if self._is_cached(begin, nbytes):
+                return self._read_buffered(begin, nbytes, buffer)
+            if self._direct_fd is not None:
+                return self._read_direct(self._direct_fd, begin, nbytes, buffer)
+            view = self._read_buffered(begin, nbytes, buffer)
+            self._drop(begin, nbytes)
+            return view
+        except OSError as error:
+            raise CheckpointError(f"{self._name} cannot be read: {error.strerror}") from error
+
+    def _read_buffered(self, begin: int, nbytes: int, buffer: Bytes) -> Bytes:
+        view = buffer[:nbytes]
+        self._fill(self._fd, view, begin, nbytes)
+        return view
+
+    def _read_direct(self, fd: int, begin: int, nbytes: int, buffer: Bytes) -> Bytes:
+        start = begin - begin % ALIGNMENT
+        span = -(-(begin + nbytes - start) // ALIGNMENT) * ALIGNMENT
+        try:
+            self._fill(fd, buffer[:span], start, begin + nbytes - start)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._direct_fd = None  # the filesystem took the flag, but not the read
+            return self._read_buffered(begin, nbytes, buffer)
+        return buffer[begin - start : begin - start + nbytes]
+
+    def _fill(self, fd: int, view: Bytes, begin: int, needed: int) -> None:
+        done = 0
+        while done < needed:
+            count = os.preadv(fd, [view[done:]], begin + done)
+            if count == 0:
+                raise CheckpointError(f"{self._name} was cut short while it was read")
+            done += count
+
+    def _is_cached(self, begin: int, nbytes: int) -> bool:
+        start = begin - begin % mmap.PAGESIZE
+        pages = np.empty(-(-(begin + nbytes - start) // mmap.PAGESIZE), dtype=np.uint8)
+        if _mincore(self._map_address + start, begin + nbytes - start, pages.ctypes.data):
+            return False
+        return bool((pages & 1).all())
+
+    def _drop(self, begin: int, nbytes: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, begin, nbytes, os.POSIX_FADV_DONTNEED)
+
+
+def open_direct(path: Path, flags: int) -> int | None:
+    """A descriptor for direct I/O, or None where system or filesystem have none."""
+    if not _O_DIRECT:
+        return None
+    try:
+        return os.open(path, flags | os.O_CLOEXEC | _O_DIRECT)
+    except OSError:
+        return None
+
+
+def _mincore(address: int, nbytes: int, vector: int) -> int:
+    return _LIBC.mincore(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), ctypes.c_void_p(vector))
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)

@@ -1,0 +1,76 @@
+"""What a user may write for a model: a path, `org/name@revision`, `model+adapter`."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from expo.errors import SpecError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Location:
+    """One place that holds files: a local directory, or a Hub repository at a revision."""
+
+    path: Path | None = None
+    repo_id: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return str(self.path)
+        return f"{self.repo_id}@{self.revision}" if self.revision else str(self.repo_id)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model, and the LoRA adapter to add to it, if any."""
+
+    model: Location
+    adapter: Location | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model}+{self.adapter}" if self.adapter else str(self.model)
+
+
+def parse_reference(text: str, *, role: str = "model") -> Reference:
+    """Read what the user wrote. What exists as a path is a path; `hf://` and `./` force it.
+
+    Raises:
+        SpecError: it is neither an existing directory nor a Hub id.
+    """
+    if Path(text).expanduser().exists():
+        return Reference(_location(text, role))
+    # A '+' may be part of a directory's name, so the longest existing path wins.
+    for cut in reversed([at for at, char in enumerate(text) if char == "+"]):
+        model, adapter = text[:cut], text[cut + 1 :]
+        if model and adapter and _is_known(model) and _is_known(adapter):
+            return Reference(_location(model, role), _location(adapter, f"{role} adapter"))
+    return Reference(_location(text, role))
+
+
+def _is_known(text: str) -> bool:
+    return Path(text).expanduser().exists() or _hub_parts(text) is not None
+
+
+def _hub_parts(text: str) -> tuple[str, str | None] | None:
+    name, _, revision = text.removeprefix("hf://").partition("@")
+    if text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name) or text.endswith("@"):
+        return None
+    if any(part.strip(".") == "" for part in name.split("/")):
+        return None
+    return name, revision or None
+
+
+def _location(text: str, role: str) -> Location:
+    path = Path(text).expanduser()
+    if not text.startswith("hf://") and path.exists():
+        if not path.is_dir():
+            raise SpecError(f"{role}: {text} is a file; name the directory that holds the model")
+        return Location(path=path)
+    if parts := _hub_parts(text):
+        return Location(repo_id=parts[0], revision=parts[1])
+    raise SpecError(
+        f"{role}: {text} is neither an existing directory nor a Hub id (org/name[@revision])"
+    )

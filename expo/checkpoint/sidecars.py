@@ -1,0 +1,37 @@
+"""Which files beside the weights belong to a model: an allow-list, everything else stays behind."""
+
+from fnmatch import fnmatch
+
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.model.v*",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "spiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm", "tekken.json",
+    "*.tiktoken", "chat_template*", "additional_chat_templates/*",
+)  # fmt: skip
+
+MODEL = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "image_processor_config.json", "video_preprocessor_config.json",
+    "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "license*",
+)  # fmt: skip
+
+
+def is_tokenizer_file(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in TOKENIZER)
+
+
+def is_model_sidecar(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in MODEL)
+
+
+def auto_map_files(config: dict) -> set[str]:
+    """The `.py` files that a configuration's `auto_map` names (`file.Class`, `repo--file.Class`)."""
+    entries = config.get("auto_map")
+    if not isinstance(entries, dict):
+        return set()
+    flat = [item for value in entries.values() for item in _as_list(value) if isinstance(item, str)]
+    return {f"{entry.split('--')[-1].split('.')[0]}.py" for entry in flat}
+
+
+def _as_list(value: object) -> list:
+    return value if isinstance(value, list) else [value]

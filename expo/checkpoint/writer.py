@@ -1,0 +1,72 @@
+"""One shard, written front to back: preallocated, around the page cache where possible, durable."""
+
+import errno
+import os
+from pathlib import Path
+
+from expo.checkpoint.headers import ALIGNMENT
+from expo.checkpoint.reader import Bytes, open_direct
+
+
+class ShardWriter:
+    """Writes a file of known size in page-aligned pieces, in any order."""
+
+    def __init__(self, path: Path, file_bytes: int) -> None:
+        """Create `path` and reserve its blocks, so that a full disk shows now.
+
+        Raises:
+            OSError: the file cannot be created, or there is no room for it.
+        """
+        self._path = path
+        self._file_bytes = file_bytes
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._fd = os.open(path, flags, 0o666)
+        self._direct_fd = open_direct(path, os.O_WRONLY)
+        try:
+            _reserve(self._fd, file_bytes)
+        except OSError:
+            self.close()
+            raise
+
+    def write(self, offset: int, data: Bytes) -> None:
+        """Write whole pages at a multiple of ALIGNMENT. The last piece may be padded past the end.
+
+        Raises:
+            OSError: as the disk says.
+        """
+        done = 0
+        while done < len(data):
+            fd = self._fd if self._direct_fd is None else self._direct_fd
+            try:
+                done += os.pwrite(fd, data[done:], offset + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL or self._direct_fd is None:
+                    raise
+                os.close(self._direct_fd)
+                self._direct_fd = None
+            if done % ALIGNMENT and self._direct_fd is not None:
+                done -= done % ALIGNMENT  # a short write: direct I/O goes on from a whole page
+
+    def finish(self) -> None:
+        """Cut the padding off and make the file durable; its pages leave the cache."""
+        os.ftruncate(self._fd, self._file_bytes)
+        os.fsync(self._fd)
+        if self._direct_fd is None and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._fd)
+        if self._direct_fd is not None:
+            os.close(self._direct_fd)
+            self._direct_fd = None
+
+
+def _reserve(fd: int, nbytes: int) -> None:
+    if not hasattr(os, "posix_fallocate") or nbytes == 0:
+        return
+    try:
+        os.posix_fallocate(fd, 0, nbytes)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise

@@ -1,0 +1,1 @@
+"""Runs a plan: threads, staging, journal, resume and placement."""

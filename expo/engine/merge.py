@@ -1,0 +1,343 @@
+"""Run a plan: claim OUT, stream the shards, add what lies beside them, place it all at once."""
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from expo.checkpoint.checkpoint import hash_file
+from expo.checkpoint.reader import aligned_buffer
+from expo.checkpoint.writer import ShardWriter
+from expo.engine.journal import Fingerprint, FinishedShard, fingerprint, identities
+from expo.engine.kernel import Kernel, PieceResult, Sample
+from expo.engine.outputs import CARD, card, manifest, write_file, write_manifest, write_sidecars
+from expo.engine.pipeline import Pipeline, Sealed
+from expo.engine.sources import OpenFiles, Sources
+from expo.engine.staging import Staging, check_out
+from expo.engine.summary import Alternative, Statistics, alternative, by_module, statistics, total
+from expo.errors import CheckpointError, OutputError, SpecError
+from expo.operators.statistics import Sums
+from expo.planning.chunks import BLOCK_ELEMENTS, CHUNK_BYTES, Chunk, buffer_bytes, cut
+from expo.planning.plan import Plan
+
+DEFAULT_THREADS = 3
+
+Identities = dict[str, dict[str, str | int]]
+Progress = Callable[[int, int], None]
+"""Called with (bytes written so far, bytes in all)."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How to run; nothing here changes a byte of the output.
+
+    Without `statistics` an input's NaN is still found, an overflow of the output dtype is not.
+    """
+
+    threads: int = DEFAULT_THREADS
+    chunk_bytes: int = CHUNK_BYTES
+    block_elements: int = BLOCK_ELEMENTS
+    statistics: bool = True
+    hashing: bool = True
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """A placed output; `modules` holds the parts of `statistics`."""
+
+    out: Path
+    alpha: float
+    paper_alpha: float
+    statistics: Statistics
+    alternative: Alternative | None
+    modules: dict[str, Statistics]
+    written_bytes: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def run_plan(
+    plan: Plan,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    hash_inputs: bool = False,
+    tuning: Tuning = Tuning(),
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> MergeResult:
+    """Write the merged model to `out`.
+
+    An interrupted run (KeyboardInterrupt and the like, a full disk) leaves its staging directory
+    and the same call resumes it. A refused one leaves nothing.
+
+    Args:
+        progress: called with (bytes written, bytes in all) a few times a second.
+        say: called with each remark about resuming.
+
+    Raises:
+        SpecError: the plan has no alpha.
+        CheckpointError: the plan refuses, an input holds NaN or Inf, or changed under way.
+        OutputError: `out` is taken, or the disk is full.
+    """
+    started = time.monotonic()
+    _check_plan(plan)
+    check_out(out.resolve(), overwrite=overwrite)
+    _check_apart(plan, out.resolve())
+    _fetch(plan)
+    known = _identities(plan, hash_inputs=hash_inputs)
+    print_ = fingerprint(plan, known)
+    with Staging(out, overwrite=overwrite) as staging:
+        try:
+            content = staging.complete_manifest(print_)
+            if content is None:
+                finished, reason = staging.resume(print_)
+                if say and (reason or finished):
+                    say(reason or f"resuming: {len(finished)} of {len(plan.shards)} shards done")
+                content = _produce(plan, staging, print_, known, finished, tuning, progress)
+            staging.place()
+        except CheckpointError:
+            staging.discard()
+            raise
+        except OSError as error:
+            raise _explained(error, staging) from error
+    return _result(content, staging.out, plan.write_bytes, time.monotonic() - started)
+
+
+def _produce(
+    plan: Plan,
+    staging: Staging,
+    print_: Fingerprint,
+    known: Identities,
+    finished: list[FinishedShard],
+    tuning: Tuning,
+    progress: Progress | None,
+) -> dict:
+    """Everything up to the placement; returns the manifest."""
+    _check_space(plan, staging, finished)
+    finished = _stream(plan, staging, finished, tuning, progress)
+    if changed := _changed(known, identities(plan)):
+        raise CheckpointError(f"{changed} changed while it was read: run again")
+    hashes = write_sidecars(plan, staging.path)
+    content = _manifest(plan, print_, known, finished, hashes)
+    content["files"][CARD] = write_file(staging.path / CARD, card(content).encode())
+    write_manifest(staging.path, content)
+    return content
+
+
+@dataclass
+class _ShardSink:
+    """The writer's end of the pipeline: pages to the disk, sums to the journal."""
+
+    plan: Plan
+    staging: Staging
+    finished: list[FinishedShard]
+    written_bytes: int = 0
+    _writer: ShardWriter | None = None
+    _sums: dict[str, Sums] = field(default_factory=dict)
+    _samples: dict[str, Sample] = field(default_factory=dict)
+
+    def write(self, sealed: Sealed) -> None:
+        shard = self.plan.shards[sealed.computed.chunk.shard]
+        if self._writer is None:
+            self._writer = ShardWriter(self.staging.temporary(shard.file), shard.file_bytes)
+            self._writer.write(0, _in_pages(shard.header))
+            self._sums, self._samples = {}, {}
+        self._writer.write(sealed.offset, sealed.pages)
+        self.written_bytes += sealed.computed.chunk.nbytes
+        for result in sealed.computed.results:
+            self._add(result)
+        if sealed.sha256 is not None:
+            self._writer.finish()
+            self._writer = None
+            done = FinishedShard(
+                shard.file, shard.file_bytes, sealed.sha256, self._sums, self._samples
+            )
+            self.staging.record(done)
+            self.finished.append(done)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _add(self, result: PieceResult) -> None:
+        name = result.job.name
+        for block in result.blocks:
+            self._sums[name] = self._sums.get(name, Sums()).plus(block)
+        if result.sample is not None:
+            self._samples[name] = result.sample
+
+
+def _stream(
+    plan: Plan,
+    staging: Staging,
+    finished: list[FinishedShard],
+    tuning: Tuning,
+    progress: Progress | None,
+) -> list[FinishedShard]:
+    """Run the pipeline over the shards that are not finished yet; all of them, in plan order."""
+    done = {shard.file for shard in finished}
+    sink = _ShardSink(plan, staging, list(finished))
+    skipped_bytes = sum(shard.file_bytes for shard in finished)
+    files = OpenFiles()
+    kernels = [
+        Kernel(
+            Sources(files, buffer_bytes(tuning.chunk_bytes)),
+            rounding=plan.request.rounding,
+            seed=plan.request.seed,
+            statistics=tuning.statistics,
+            block_elements=tuning.block_elements,
+        )
+        for _ in range(tuning.threads)
+    ]
+
+    def chunks() -> Iterator[Chunk]:
+        for number, shard in enumerate(plan.shards):
+            if shard.file not in done:
+                yield from cut(
+                    shard,
+                    number,
+                    chunk_bytes=tuning.chunk_bytes,
+                    block_elements=tuning.block_elements,
+                )
+
+    def tick() -> None:
+        if progress:
+            progress(skipped_bytes + sink.written_bytes, plan.write_bytes)
+
+    pipeline = Pipeline(
+        chunks(),
+        lambda number: plan.shards[number].header,
+        kernels,
+        sink.write,
+        chunk_bytes=tuning.chunk_bytes,
+        hashing=tuning.hashing,
+    )
+    try:
+        pipeline.run(tick)
+    finally:
+        sink.close()
+        files.close()
+    by_file = {shard.file: shard for shard in sink.finished}
+    return [by_file[shard.file] for shard in plan.shards]
+
+
+def _manifest(
+    plan: Plan,
+    print_: Fingerprint,
+    known: Identities,
+    finished: list[FinishedShard],
+    hashes: dict[str, str],
+) -> dict:
+    alpha = _alpha(plan)
+    sums = {name: value for shard in finished for name, value in shard.sums.items()}
+    samples = {name: value for shard in finished for name, value in shard.samples.items()}
+    other = alternative(sums, samples, plan.request.rounding, alpha) if samples else None
+    return manifest(
+        plan,
+        print_,
+        known,
+        hashes | {shard.file: shard.sha256 for shard in finished},
+        statistics(total(sums.values()), alpha),
+        other,
+        {name: statistics(value, alpha) for name, value in sums.items()},
+        {name: statistics(value, alpha) for name, value in by_module(sums).items()},
+    )
+
+
+def _result(content: dict, out: Path, written_bytes: int, seconds: float) -> MergeResult:
+    other = content["alternative"]
+    return MergeResult(
+        out=out,
+        alpha=content["alpha"],
+        paper_alpha=content["paper_alpha"],
+        statistics=Statistics(**content["statistics"]),
+        alternative=Alternative(**other) if other else None,
+        modules={name: Statistics(**value) for name, value in content["modules"].items()},
+        written_bytes=written_bytes,
+        seconds=seconds,
+        warnings=tuple(content["warnings"]),
+    )
+
+
+def _check_plan(plan: Plan) -> None:
+    if plan.refusals:
+        raise CheckpointError("; ".join(plan.refusals))
+    _alpha(plan)
+
+
+def _alpha(plan: Plan) -> float:
+    if plan.request.alpha is None:
+        raise SpecError(
+            "give alpha (θ_sft + α·Δ) or paper alpha (= alpha − 1); neither has a default"
+        )
+    return plan.request.alpha
+
+
+def _check_apart(plan: Plan, out: Path) -> None:
+    """OUT must neither be, hold, nor lie in an input: inputs are never written to."""
+    for location in (plan.request.base, plan.request.aligned):
+        for place in (location.model, location.adapter):
+            if place is None or place.path is None:
+                continue
+            source = place.path.resolve()
+            if out == source or out in source.parents or source in out.parents:
+                raise OutputError(f"{out} overlaps the input {source}: choose another directory")
+
+
+def _fetch(plan: Plan) -> None:
+    """Bring every input to this disk before anything is written."""
+    for checkpoint in (plan.base, plan.aligned):
+        for files, shard in checkpoint.inputs():
+            files.local_path(shard.file)
+    for sidecar in plan.sidecars:
+        sidecar.files.local_path(sidecar.name)
+
+
+def _identities(plan: Plan, *, hash_inputs: bool) -> Identities:
+    known = identities(plan)
+    if hash_inputs:
+        for side, checkpoint in (("sft", plan.base), ("aligned", plan.aligned)):
+            for files, shard in checkpoint.inputs():
+                known[f"{side} {files.label}/{shard.file}"]["sha256"] = hash_file(files, shard.file)
+    return known
+
+
+def _changed(before: Identities, after: Identities) -> str | None:
+    """The first input whose identity is no longer what it was."""
+    for name, identity in after.items():
+        if any(before[name].get(key) != value for key, value in identity.items()):
+            return name
+    return None
+
+
+def _check_space(plan: Plan, staging: Staging, finished: list[FinishedShard]) -> None:
+    beside = sum(sidecar.files.sizes[sidecar.name] for sidecar in plan.sidecars)
+    needed = plan.write_bytes - sum(shard.file_bytes for shard in finished) + beside
+    free = staging.free_bytes()
+    if needed > free:
+        if not finished:
+            staging.discard()
+        raise OutputError(
+            f"{staging.out} needs {needed / 1e9:.2f} GB but its disk has {free / 1e9:.2f} GB free: "
+            "make room, or name an OUT on another disk"
+        )
+
+
+def _explained(error: OSError, staging: Staging) -> OutputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(
+            f"the disk of {staging.out} is full: finished shards are kept, "
+            "make room and run the same command again"
+        )
+    where = f" ({error.filename})" if error.filename else ""
+    return OutputError(f"{staging.out} cannot be written: {error.strerror}{where}")
+
+
+def _in_pages(header: bytes) -> np.ndarray:
+    pages = aligned_buffer(len(header))
+    pages[:] = np.frombuffer(header, dtype=np.uint8)
+    return pages

@@ -1,0 +1,183 @@
+"""Everything in OUT beside the shards: sidecars, index, configuration, manifest, model card."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors
+import torch
+
+import expo
+from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_json
+from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
+from expo.checkpoint.headers import printable
+from expo.engine.journal import Fingerprint, sync_directory
+from expo.engine.staging import MANIFEST
+from expo.engine.summary import Alternative, Statistics
+from expo.planning.plan import Plan
+from expo.spec.request import both_conventions, paper_alpha
+
+CARD = "README.md"
+
+
+def write_sidecars(plan: Plan, folder: Path) -> dict[str, str]:
+    """Copy the donor's files byte for byte and write index and configuration; SHA-256 by name."""
+    hashes = {}
+    for sidecar in plan.sidecars:
+        content = sidecar.files.read(sidecar.name)
+        if sidecar.name == "config.json" and sidecar.files is plan.aligned.files:
+            content = _configuration(plan, content)
+        hashes[sidecar.name] = write_file(folder / sidecar.name, content)
+    if [shard.file for shard in plan.shards] != [SINGLE]:
+        hashes[INDEX] = write_file(folder / INDEX, _index(plan))
+    return hashes
+
+
+def write_file(path: Path, content: bytes) -> str:
+    """Write a small file durably and return its SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_directory(path.parent)
+    return hashlib.sha256(content).hexdigest()
+
+
+def manifest(
+    plan: Plan,
+    print_: Fingerprint,
+    identities: dict[str, dict[str, str | int]],
+    hashes: dict[str, str],
+    total: Statistics,
+    other: Alternative | None,
+    tensors: dict[str, Statistics],
+    modules: dict[str, Statistics],
+) -> dict:
+    """`expo.json`: how this model was made, and the SHA-256 of every file beside it."""
+    request = plan.request
+    alpha = request.alpha if request.alpha is not None else 1.0
+    return {
+        "schema": "expo.manifest/1",
+        "plan": print_.digest,
+        "spec": {
+            "merge_method": "expo",
+            "base_model": plan.base.label,
+            "models": [{"model": plan.aligned.label, "parameters": {"alpha": alpha}}],
+            "out_dtype": request.dtype,
+            "rounding": request.rounding,
+            "seed": request.seed,
+        },
+        "alpha": alpha,
+        "paper_alpha": paper_alpha(alpha),
+        "sources": {"sft": _source(plan.base), "aligned": _source(plan.aligned)},
+        "inputs": identities,
+        "dtypes": sorted({job.dtype for job in plan.jobs}),
+        "rounding": request.rounding,
+        "seed": request.seed,
+        "statistics": asdict(total),
+        "alternative": asdict(other) if other else None,
+        "modules": {name: asdict(value) for name, value in modules.items()},
+        "tensors": {name: asdict(value) for name, value in tensors.items()},
+        "notes": list(plan.notes),
+        "warnings": list(plan.warnings),
+        "versions": {
+            "expo": expo.__version__,
+            "torch": torch.__version__,
+            "safetensors": safetensors.__version__,  # pyright: ignore[reportPrivateImportUsage]
+        },
+        "files": dict(sorted(hashes.items())),
+        "verification": None,
+    }
+
+
+def write_manifest(folder: Path, content: dict) -> None:
+    raw = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_file(folder / MANIFEST, raw.encode())
+
+
+def card(content: dict) -> str:
+    """A minimal model card, from the manifest alone."""
+    sft, aligned = content["sources"]["sft"], content["sources"]["aligned"]
+    hub = [source["model"] for source in (aligned, sft) if source["commit"]]
+    front = ["---", "library_name: transformers", "tags:", "- merge", "- expo"]
+    if hub:
+        front += ["base_model:", *(f"- {name}" for name in hub), "base_model_relation: merge"]
+    measured = content["statistics"]["effective_alpha"]
+    effective = "not defined (the two models are equal)" if measured is None else f"{measured:.4g}"
+    return "\n".join(
+        [
+            *front,
+            "---",
+            "",
+            f"# ExPO of {_markdown(aligned['model'])}",
+            "",
+            f"Model extrapolation ([ExPO](https://arxiv.org/abs/2404.16792)) of "
+            f"{_markdown(sft['model'])} (SFT) through {_markdown(aligned['model'])} (aligned): "
+            "θ = θ_sft + α·(θ_aligned − θ_sft).",
+            "",
+            f"- {both_conventions(content['alpha'])}; effective α after rounding: {effective}",
+            f"- output dtype {', '.join(content['dtypes'])}, rounding {content['rounding']}, "
+            f"seed {content['seed']}",
+            "- tokenizer, chat template and generation configuration: the aligned model's, byte "
+            "for byte",
+            f"- made with expo {content['versions']['expo']}; every input, figure and hash is in "
+            f"`{MANIFEST}`",
+            "",
+        ]
+    )
+
+
+def _markdown(name: str) -> str:
+    """A name from outside, as code that cannot break out of its backticks."""
+    return f"`{printable(name).replace('`', '')}`"
+
+
+def _source(checkpoint: Checkpoint) -> dict[str, str | None]:
+    adapter = checkpoint.adapter
+    return {
+        "model": checkpoint.files.label,
+        "commit": checkpoint.files.commit,
+        "adapter": adapter.files.label if adapter else None,
+        "adapter_commit": adapter.files.commit if adapter else None,
+    }
+
+
+def _index(plan: Plan) -> bytes:
+    """The index of the shards, keeping the donor's other metadata."""
+    weight_map = {job.name: shard.file for shard in plan.shards for job in shard.jobs}
+    total_size = sum(shard.data_bytes for shard in plan.shards)
+    index = {
+        "metadata": plan.aligned.index_metadata | {"total_size": total_size},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    return (json.dumps(index, indent=2) + "\n").encode()
+
+
+def _configuration(plan: Plan, content: bytes) -> bytes:
+    """The donor's config.json, changed only where the dtype or the vocabulary did."""
+    config = read_json(plan.aligned.files, "config.json")
+    changes: dict[str, str | int] = {}
+    dtypes = {job.dtype for job in plan.jobs if job.dtype in FLOATS}
+    if plan.request.dtype is not None and dtypes:
+        key = "torch_dtype" if "torch_dtype" in config else "dtype"
+        changes[key] = TORCH_NAMES[sorted(dtypes)[0]]
+    rows = _embedding_rows(plan)
+    if rows is not None and "vocab_size" in config:
+        changes["vocab_size"] = rows
+    if all(config.get(key) == value for key, value in changes.items()):
+        return content
+    return (json.dumps(config | changes, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _embedding_rows(plan: Plan) -> int | None:
+    """The rows of an embedding that the aligned side's adapter has resized."""
+    adapter = plan.aligned.adapter
+    if adapter is None:
+        return None
+    for name, whole in adapter.replaced.items():
+        if name.endswith("embed_tokens.weight") and whole.shape != plan.aligned.tensors[name].shape:
+            return whole.shape[0]
+    return None

@@ -1,0 +1,196 @@
+"""The staging directory: where a run works until OUT can appear whole, in one rename.
+
+It lies beside OUT, or inside where OUT is an empty directory or a mount point. It survives an
+interruption and a full disk; a lock on it, which dies with the process, keeps a second run out.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+
+from expo.engine.journal import Fingerprint, FinishedShard, Journal, sync_directory
+from expo.errors import OutputError
+
+MANIFEST = "expo.json"
+_INSIDE = ".expo-staging"
+_JOURNAL = "journal.jsonl"
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+class Staging:
+    """One run's claim on OUT. Use as a context manager: leaving releases the lock, nothing else."""
+
+    def __init__(self, out: Path, *, overwrite: bool = False) -> None:
+        """Check that OUT may be written, and lock its staging directory.
+
+        Raises:
+            OutputError: OUT is a file, holds something, or another run is writing it.
+        """
+        self.out = out.resolve()
+        self._overwrite = overwrite
+        self._is_inside = self.out.is_dir() and (_is_free(self.out) or os.path.ismount(self.out))
+        self.path = staging_path(self.out, inside=self._is_inside)
+        check_out(self.out, overwrite=overwrite)
+        try:
+            self._fd = self._lock()
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be created: {error.strerror}") from error
+        self._journal = Journal(self.path / _JOURNAL)
+
+    def __enter__(self) -> "Staging":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def resume(self, print_: Fingerprint) -> tuple[list[FinishedShard], str | None]:
+        """The shards that an earlier run of the same plan left, and why there are none, if so."""
+        journal = self._journal.read()
+        if journal is not None and journal[0] == print_.parts:
+            return [shard for shard in journal[1] if self._is_there(shard)], None
+        reason = None
+        if journal is not None:
+            changed = print_.difference(journal[0])
+            reason = f"an unfinished run was for another plan ({changed} changed): starting afresh"
+        self._clear()
+        self._journal.start(print_)
+        return [], reason
+
+    def complete_manifest(self, print_: Fingerprint) -> dict | None:
+        """The manifest, if an earlier run of the same plan finished all but the placement."""
+        try:
+            content = json.loads((self.path / MANIFEST).read_text())
+            return content if content["plan"] == print_.digest else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def record(self, shard: FinishedShard) -> None:
+        """Give a finished temporary file its name and enter it in the journal."""
+        self.temporary(shard.file).rename(self.path / shard.file)
+        sync_directory((self.path / shard.file).parent)
+        self._journal.append(shard)
+
+    def temporary(self, file: str) -> Path:
+        path = self.path / f"{file}.partial"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self.path).free
+
+    def place(self) -> None:
+        """Make OUT appear. From here on the manifest, not the journal, says what is in it."""
+        self._journal.remove()
+        sync_directory(self.path)
+        if self._is_inside:
+            self._place_inside()
+        elif self.out.exists():
+            self._exchange()
+        else:
+            self.path.rename(self.out)
+        sync_directory(self.out.parent)
+
+    def discard(self) -> None:
+        """Remove everything: the run was refused, there is nothing to resume."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _place_inside(self) -> None:
+        """Move file by file, what a loader looks for first comes last."""
+        new = sorted(self.path.iterdir(), key=_placement_order)
+        if self._overwrite:
+            for old in self.out.iterdir():
+                if old != self.path and not (self.path / old.name).exists():
+                    _remove(old)
+        for entry in new:
+            target = self.out / entry.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            entry.rename(target)
+            sync_directory(self.out)
+        self.path.rmdir()
+
+    def _exchange(self) -> None:
+        """Swap OUT and staging in one step where the system can, then remove the old model."""
+        if not _renameat2_exchange(self.path, self.out):
+            retired = self.out.with_name(f".{self.out.name}.expo-old")
+            shutil.rmtree(retired, ignore_errors=True)
+            self.out.rename(retired)
+            self.path.rename(self.out)
+            self.path = retired
+        sync_directory(self.out.parent)
+        shutil.rmtree(self.path)
+
+    def _lock(self) -> int:
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(fd)
+                raise OutputError(f"another run is writing {self.out}: wait for it") from error
+            # The directory may have become OUT between mkdir and lock: then lock a new one.
+            if self.path.exists() and os.path.samestat(os.fstat(fd), self.path.stat()):
+                return fd
+            os.close(fd)
+
+    def _clear(self) -> None:
+        for entry in self.path.iterdir():
+            _remove(entry)
+
+    def _is_there(self, shard: FinishedShard) -> bool:
+        path = self.path / shard.file
+        return path.is_file() and path.stat().st_size == shard.file_bytes
+
+
+def staging_path(out: Path, *, inside: bool) -> Path:
+    return out / _INSIDE if inside else out.with_name(f".{out.name}.expo-staging")
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuse an OUT that holds something, unless it is to be replaced.
+
+    Raises:
+        OutputError: OUT is a file, or not empty.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file: name a directory for the output")
+    if out.is_dir() and not overwrite and not _is_free(out):
+        raise OutputError(f"{out} exists and is not empty: choose another, or add --overwrite")
+
+
+def _is_free(out: Path) -> bool:
+    """Whether OUT holds nothing, or only what an interrupted run has left or moved so far."""
+    names = {entry.name for entry in out.iterdir()} - {_INSIDE, "lost+found"}
+    if not names:
+        return True
+    try:
+        manifest = json.loads((out / _INSIDE / MANIFEST).read_text())
+        return names <= {Path(name).parts[0] for name in manifest["files"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _placement_order(entry: Path) -> tuple[bool, bool, str]:
+    decisive = entry.name in ("config.json", "model.safetensors.index.json")
+    return entry.name == MANIFEST, decisive, entry.name
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    elif entry.name != "lost+found":
+        entry.unlink()
+
+
+def _renameat2_exchange(a: Path, b: Path) -> bool:
+    """Linux's atomic exchange of two names; False where system or filesystem lack it."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = (os.fsencode(a), os.fsencode(b))
+    return renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0

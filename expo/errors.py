@@ -1,0 +1,33 @@
+"""Every error that expo raises on purpose.
+
+ExpoError                 exit 1: the run failed, one line says what, where and the cure
+├── SpecError             exit 2: the request itself is invalid
+├── CheckpointError       a checkpoint on disk cannot be used as it is
+├── TokenizerError        a tokenizer cannot be read or does not fit
+├── HubError              the Hub could not be reached or refused
+└── OutputError           OUT cannot be written, is taken, or ran out of space
+"""
+
+
+class ExpoError(Exception):
+    """A failure whose message is one line for the user: what, where, the cure."""
+
+
+class SpecError(ExpoError):
+    """The spec or the flags ask for something that is invalid or contradictory."""
+
+
+class CheckpointError(ExpoError):
+    """An input checkpoint is damaged, unsupported, or does not fit the other one."""
+
+
+class TokenizerError(ExpoError):
+    """A tokenizer cannot be read or does not fit the model."""
+
+
+class HubError(ExpoError):
+    """The Hub did not answer, refused, or has no such repository or revision."""
+
+
+class OutputError(ExpoError):
+    """The output directory cannot be written, is in use, or ran out of space."""

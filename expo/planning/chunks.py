@@ -1,0 +1,89 @@
+"""Cut a plan into chunks: stretches of the output that are read, computed and written in one go."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from expo.checkpoint.dtypes import ITEM_BYTES
+from expo.checkpoint.headers import ALIGNMENT
+from expo.planning.plan import ShardPlan, TensorJob
+
+BLOCK_ELEMENTS = 65_536
+"""Sums are taken over blocks of this many elements of a tensor, so a piece is a multiple of it:
+then they do not depend on the chunk size. Three float32 blocks fit a core's cache."""
+
+CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`count` elements of one tensor: from `aligned` there, from `base` (None: copied) here.
+
+    `offset` is where they go, counted in bytes from the start of the output file.
+    """
+
+    job: TensorJob
+    aligned: int
+    base: int | None
+    count: int
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * ITEM_BYTES[self.job.dtype]
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Pieces that follow each other in the file of shard number `shard`."""
+
+    shard: int
+    begin: int
+    pieces: list[Piece] = field(default_factory=list)
+    is_last: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self.pieces)
+
+
+def cut(
+    shard: ShardPlan,
+    number: int,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    block_elements: int = BLOCK_ELEMENTS,
+) -> Iterator[Chunk]:
+    """The chunks of one shard, in file order. None holds more than `chunk_bytes` of any side."""
+    chunk, load = Chunk(number, len(shard.header)), 0
+    for piece in _pieces(shard, chunk_bytes, block_elements):
+        nbytes = piece.count * _widest(piece.job)
+        if chunk.pieces and load + nbytes > chunk_bytes:
+            yield chunk
+            chunk, load = Chunk(number, piece.offset), 0
+        chunk.pieces.append(piece)
+        load += nbytes
+    chunk.is_last = True
+    yield chunk
+
+
+def buffer_bytes(chunk_bytes: int) -> int:
+    """The largest piece or chunk that `cut` makes: one block at least, plus the page it starts in."""
+    return max(chunk_bytes, BLOCK_ELEMENTS * 8) + ALIGNMENT
+
+
+def _pieces(shard: ShardPlan, chunk_bytes: int, block_elements: int) -> Iterator[Piece]:
+    offset = len(shard.header)
+    for job in shard.jobs:
+        item = ITEM_BYTES[job.dtype]
+        limit = max(chunk_bytes // _widest(job) // block_elements, 1) * block_elements
+        for aligned, base, count in job.runs():
+            for start in range(0, count, limit):
+                size = min(limit, count - start)
+                at = None if base is None else base + start
+                yield Piece(job, aligned + start, at, size, offset)
+                offset += size * item
+
+
+def _widest(job: TensorJob) -> int:
+    stored = [w.stored.item_bytes for w in (job.aligned, job.base) if w is not None]
+    return max(ITEM_BYTES[job.dtype], *stored)

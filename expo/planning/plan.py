@@ -1,0 +1,128 @@
+"""The plan: every tensor job of a merge with its bytes, and all that the user should know first."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from expo.checkpoint.checkpoint import Checkpoint, Weight
+from expo.checkpoint.dtypes import ITEM_BYTES
+from expo.checkpoint.files import Files
+from expo.checkpoint.headers import layout
+from expo.planning.rows import RowRun
+from expo.spec.request import Request
+
+Action = Literal["extrapolate", "copy", "copy_if_equal"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorJob:
+    """One tensor of the output.
+
+    `copy` takes the aligned model's tensor; `copy_if_equal` (integers, booleans) does so when both
+    sides agree and refuses when they do not. `rows` is empty where element i matches element i.
+    """
+
+    name: str
+    action: Action
+    dtype: str
+    aligned: Weight
+    base: Weight | None
+    alpha: float = 1.0
+    rows: tuple[RowRun, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.aligned.shape
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * ITEM_BYTES[self.dtype]
+
+    def runs(self) -> Iterator[tuple[int, int | None, int]]:
+        """(first aligned element, first base element or None, count) of each contiguous stretch."""
+        if not self.rows:
+            yield 0, (None if self.base is None else 0), self.count
+            return
+        width = math.prod(self.shape[1:])
+        for run in self.rows:
+            base = None if run.base is None else run.base * width
+            yield run.aligned * width, base, run.count * width
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One file of the output."""
+
+    file: str
+    metadata: dict[str, str]
+    jobs: tuple[TensorJob, ...]
+
+    @cached_property
+    def header(self) -> bytes:
+        return layout(((j.name, j.dtype, j.shape) for j in self.jobs), self.metadata)[0]
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(job.nbytes for job in self.jobs)
+
+    @property
+    def file_bytes(self) -> int:
+        return len(self.header) + self.data_bytes
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A file copied byte for byte from the donor."""
+
+    name: str
+    files: Files
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a merge would do. With `refusals` it will not run; `warnings` and `notes` inform."""
+
+    request: Request
+    base: Checkpoint
+    aligned: Checkpoint
+    shards: tuple[ShardPlan, ...]
+    sidecars: tuple[Sidecar, ...]
+    left_behind: dict[str, int]
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def jobs(self) -> Iterator[TensorJob]:
+        return (job for shard in self.shards for job in shard.jobs)
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(
+            weight.stored.nbytes
+            for job in self.jobs
+            for weight in (job.aligned, job.base)
+            if weight is not None
+        )
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(shard.file_bytes for shard in self.shards)
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(
+            shard.file_bytes
+            for checkpoint in (self.base, self.aligned)
+            for files, shard in checkpoint.inputs()
+            if not files.is_local(shard.file)
+        )

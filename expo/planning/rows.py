@@ -1,0 +1,90 @@
+"""Which row of the base's embedding belongs to which row of the aligned model's."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+Vocabulary = dict[int, str] | None
+
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed_tokens|tok_embeddings|wte|word_embeddings|embed_in|shared"
+    r"|lm_head|embed_out|output)\.(weight|bias)$"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RowRun:
+    """`count` rows of the aligned model from `aligned`, and of the base from `base`.
+
+    `base` is None where only the aligned model has these rows: they are copied.
+    """
+
+    aligned: int
+    base: int | None
+    count: int
+
+
+@dataclass(frozen=True)
+class RowMatch:
+    """How the rows of every embedding match. No runs: row i is row i."""
+
+    runs: tuple[RowRun, ...] = ()
+    copied: tuple[int, ...] = ()
+    dropped: tuple[int, ...] = ()
+
+
+def is_embedding(name: str) -> bool:
+    return _EMBEDDING.search(name) is not None
+
+
+def match_rows(
+    base: Vocabulary, aligned: Vocabulary, base_rows: int, aligned_rows: int
+) -> RowMatch | None:
+    """Match rows by token string where both vocabularies are known, else by index.
+
+    Rows beyond the last token are padding and match by index where both sides have them. None
+    where the counts differ and a vocabulary is unknown: nobody can say which row is which.
+    """
+    if base is None or aligned is None:
+        return RowMatch() if base_rows == aligned_rows else None
+    partner = _partners(base, aligned, base_rows, aligned_rows)
+    if base_rows == aligned_rows and all(i == j for i, j in enumerate(partner)):
+        return RowMatch()
+    used = {row for row in partner if row is not None}
+    return RowMatch(
+        runs=_runs(partner),
+        copied=tuple(row for row, other in enumerate(partner) if other is None),
+        dropped=tuple(row for row in range(base_rows) if row not in used),
+    )
+
+
+def _partners(
+    base: dict[int, str], aligned: dict[int, str], base_rows: int, aligned_rows: int
+) -> list[int | None]:
+    """For each row of the aligned model, the base's row of the same token."""
+    counts = Counter(base.values())
+    row_of = {t: row for row, t in base.items() if row < base_rows and counts[t] == 1}
+
+    def partner(row: int) -> int | None:
+        token = aligned.get(row)
+        if token is None:
+            return row if row < base_rows and row not in base else None
+        if base.get(row) == token and row < base_rows:
+            return row
+        return row_of.get(token)
+
+    return [partner(row) for row in range(aligned_rows)]
+
+
+def _runs(partner: list[int | None]) -> tuple[RowRun, ...]:
+    runs: list[RowRun] = []
+    for row, other in enumerate(partner):
+        last = runs[-1] if runs else None
+        follows = last is not None and (
+            other is None if last.base is None else other == last.base + last.count
+        )
+        if last is not None and follows:
+            runs[-1] = RowRun(last.aligned, last.base, last.count + 1)
+        else:
+            runs.append(RowRun(row, other, 1))
+    return tuple(runs)
