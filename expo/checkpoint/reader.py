@@ -25,11 +25,14 @@ _SLACK = 2 * ALIGNMENT  # a range that starts and ends inside a page takes up to
 
 def aligned_buffer(nbytes: int) -> Bytes:
     """Anonymous memory that starts on a page, as direct I/O wants it, and grows only when used."""
-    return np.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=np.uint8)
+    memory = mmap.mmap(-1, max(nbytes, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype=np.uint8)
 
 
 def read_buffer(nbytes: int) -> Bytes:
-    """A buffer for `FileReader.read` of up to `nbytes`."""
+    """A buffer for `FileReader.open_range` of up to `nbytes`."""
     return aligned_buffer(nbytes + _SLACK)
 
 
@@ -52,27 +55,37 @@ class FileReader:
         if self._direct_fd is not None:
             os.close(self._direct_fd)
 
-    def read(self, begin: int, nbytes: int, buffer: Bytes) -> Bytes:
-        """The bytes begin … begin+nbytes, as a view into `buffer` (see `read_buffer`).
+    def open_range(self, begin: int, nbytes: int, buffer: Bytes) -> Bytes | None:
+        """Bytes begin … begin+nbytes as a view into `buffer`, or None where the cache holds them.
+
+        What is cached is better copied in small pieces, with `copy`, just before it is used: then
+        it is still in the processor's cache.
 
         Raises:
             CheckpointError: the file ends before, or the disk fails.
         """
+        if self._is_cached(begin, nbytes):
+            return None
         try:
-            if self._is_cached(begin, nbytes):
-                return self._read_buffered(begin, nbytes, buffer)
             if self._direct_fd is not None:
                 return self._read_direct(self._direct_fd, begin, nbytes, buffer)
-            view = self._read_buffered(begin, nbytes, buffer)
+            self._fill(self._fd, buffer[:nbytes], begin, nbytes)
             self._drop(begin, nbytes)
-            return view
+            return buffer[:nbytes]
         except OSError as error:
-            raise CheckpointError(f"{self._name} cannot be read: {error.strerror}") from error
+            raise self._unreadable(error) from error
 
-    def _read_buffered(self, begin: int, nbytes: int, buffer: Bytes) -> Bytes:
-        view = buffer[:nbytes]
-        self._fill(self._fd, view, begin, nbytes)
-        return view
+    def copy(self, begin: int, target: Bytes) -> None:
+        """Fill `target` with the bytes from `begin`, by way of the page cache.
+
+        Raises:
+            CheckpointError: as `open_range`.
+        """
+        try:
+            if os.preadv(self._fd, [target.data], begin) != target.size:
+                self._fill(self._fd, target, begin, target.size)
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     def _read_direct(self, fd: int, begin: int, nbytes: int, buffer: Bytes) -> Bytes:
         start = begin - begin % ALIGNMENT
@@ -83,13 +96,14 @@ class FileReader:
             if error.errno != errno.EINVAL:
                 raise
             self._direct_fd = None  # the filesystem took the flag, but not the read
-            return self._read_buffered(begin, nbytes, buffer)
+            self._fill(self._fd, buffer[:nbytes], begin, nbytes)
+            return buffer[:nbytes]
         return buffer[begin - start : begin - start + nbytes]
 
     def _fill(self, fd: int, view: Bytes, begin: int, needed: int) -> None:
         done = 0
         while done < needed:
-            count = os.preadv(fd, [view[done:]], begin + done)
+            count = os.preadv(fd, [view[done:].data], begin + done)
             if count == 0:
                 raise CheckpointError(f"{self._name} was cut short while it was read")
             done += count
@@ -100,6 +114,9 @@ class FileReader:
         if _mincore(self._map_address + start, begin + nbytes - start, pages.ctypes.data):
             return False
         return bool((pages & 1).all())
+
+    def _unreadable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(f"{self._name} cannot be read: {error.strerror}")
 
     def _drop(self, begin: int, nbytes: int) -> None:
         if hasattr(os, "posix_fadvise"):

@@ -38,7 +38,7 @@ class ShardWriter:
         while done < len(data):
             fd = self._fd if self._direct_fd is None else self._direct_fd
             try:
-                done += os.pwrite(fd, data[done:], offset + done)
+                done += os.pwrite(fd, data[done:].data, offset + done)
             except OSError as error:
                 if error.errno != errno.EINVAL or self._direct_fd is None:
                     raise

@@ -1,7 +1,6 @@
 """Compute one piece of a tensor, block by block, in buffers that stay in the processor's cache."""
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -9,14 +8,13 @@ import torch
 from torch import Tensor
 
 from expo.checkpoint.checkpoint import Weight
-from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
-from expo.engine.sources import Sources
+from expo.engine.sources import Sources, torch_dtype
 from expo.errors import CheckpointError
 from expo.operators.extrapolate import extrapolate, low_rank_product
 from expo.operators.rounding import round_nearest, round_stochastic, uniform_draws
-from expo.operators.statistics import Sums, delta_sums, dot, rounding_sums
+from expo.operators.statistics import Summing, Sums
 from expo.planning.chunks import BLOCK_ELEMENTS, Piece
 from expo.planning.plan import TensorJob
 from expo.spec.request import Rounding
@@ -25,7 +23,7 @@ from expo.spec.request import Rounding
 class Sample(NamedTuple):
     """One block of a tensor under the rounding that was not chosen."""
 
-    count: int
+    elements: float
     delta_square: float
     error_square: float
     error_delta: float
@@ -58,7 +56,8 @@ class Kernel:
         self._seed = seed
         self._statistics = statistics
         self._block = block_elements
-        self._scratch: dict[torch.dtype, tuple[Tensor, ...]] = {}
+        self._scratch: dict[torch.dtype, Tensor] = {}
+        self._blocks: dict[tuple[torch.dtype, int], _Block] = {}
 
     def run(self, piece: Piece, out: Bytes) -> PieceResult:
         """Fill `out` with the piece's bytes in the output dtype.
@@ -74,121 +73,173 @@ class Kernel:
             case "copy" | "extrapolate":
                 return self._compute(piece, out)
 
+    def compare(self, piece: Piece) -> list[Sums]:
+        """The sums of Δ over a piece, block by block; nothing is written.
+
+        Raises:
+            CheckpointError: an input holds NaN or Inf.
+        """
+        job = piece.job
+        if job.base is None or piece.base is None:
+            return []
+        aligned = _Side(self._sources, job.aligned, piece.aligned, piece.count, side=0)
+        base = _Side(self._sources, job.base, piece.base, piece.count, side=1)
+        working = _working_dtype(aligned, base)
+        blocks = []
+        for start in range(0, piece.count, self._block):
+            block = self._block_of(working, min(self._block, piece.count - start))
+            aligned.load(start, block.aligned)
+            base.load(start, block.base)
+            torch.sub(block.aligned, block.base, out=block.delta)
+            norms = block.summing.delta(block.bases, block.deltas)
+            square = block.summing.dot(block.aligneds, block.aligneds)
+            sums = Sums(block.deltas.size, *norms, aligned_square=square)
+            if not math.isfinite(sums.base_square + sums.delta_square):
+                _check_finite(job, block, block.aligned, delta=block.delta)
+            blocks.append(sums)
+        return blocks
+
     def _copy_if_equal(self, piece: Piece, out: Bytes) -> None:
-        aligned = self._sources.read(piece.job.aligned, piece.aligned, piece.count, side=0)
-        out[:] = aligned
-        assert piece.job.base is not None
+        job = piece.job
+        assert job.base is not None
         assert piece.base is not None
-        base = self._sources.read(piece.job.base, piece.base, piece.count, side=1)
-        if not np.array_equal(out, base):
+        count = piece.count
+        aligned = self._sources.open(job.aligned, piece.aligned, count, side=0).take(0, count)
+        base = self._sources.open(job.base, piece.base, count, side=1).take(0, count)
+        out[:] = aligned.view(torch.uint8).numpy()
+        if not torch.equal(aligned, base):
             raise CheckpointError(
-                f"{printable(piece.job.name)} holds {piece.job.dtype} values that differ between SFT "
+                f"{printable(job.name)} holds {job.dtype} values that differ between SFT "
                 "and aligned: integers cannot be extrapolated"
             )
 
     def _compute(self, piece: Piece, out: Bytes) -> PieceResult:
         job = piece.job
-        dtype = _torch_dtype(job.dtype)
-        target = _typed(out, dtype, piece.count)
-        aligned = self._values(job.aligned, piece.aligned, piece.count, side=0)
-        base = None
+        dtype = torch_dtype(job.dtype)
+        target = _typed_output(out, dtype, piece.count)
+        sides = [_Side(self._sources, job.aligned, piece.aligned, piece.count, side=0)]
         if job.base is not None and piece.base is not None:
-            base = self._values(job.base, piece.base, piece.count, side=1)
-        sides = [side.dtype for side in (aligned, base) if side is not None]
-        working = torch.float64 if torch.float64 in sides else torch.float32
-        if working not in self._scratch:
-            self._scratch[working] = tuple(
-                torch.empty(self._block, dtype=working) for _ in range(4)
-            )
+            sides.append(_Side(self._sources, job.base, piece.base, piece.count, side=1))
+        working = _working_dtype(*sides)
         blocks: list[Sums] = []
         sample = None
         sampled_at = _sampled_element(job, self._block) if self._statistics else -1
-        for start in range(0, piece.count, self._block):
-            stop = min(start + self._block, piece.count)
-            block = _Block(job, piece.aligned + start, *self._buffers(working, stop - start))
-            block.aligned.copy_(aligned[start:stop])
-            self._add_low_rank(job.aligned, block.begin, block.aligned)
-            if base is None or piece.base is None:
-                self._copy_block(block, target[start:stop])
-                continue
-            block.base.copy_(base[start:stop])
-            self._add_low_rank(job.base, piece.base + start, block.base)
-            blocks.append(self._extrapolate_block(block, target[start:stop]))
-            if block.begin == sampled_at:
-                sample = self._sample(block, dtype)
+        start = 0
+        for result in target.split(self._block):
+            block = self._block_of(working, result.numel())
+            sides[0].load(start, block.aligned)
+            if len(sides) == 1:
+                self._copy_block(job, block, result)
+            else:
+                sides[1].load(start, block.base)
+                begin = piece.aligned + start
+                blocks.append(self._extrapolate_block(job, begin, block, result))
+                if begin == sampled_at:
+                    sample = self._sample(job, begin, block, dtype)
+            start += result.numel()
         if target.data_ptr() != out.ctypes.data:
             out[:] = target.view(torch.uint8).numpy()
         return PieceResult(job, blocks, sample)
 
-    def _extrapolate_block(self, block: "_Block", target: Tensor) -> Sums:
-        delta, exact = block.delta.numpy(), block.exact.numpy()
-        extrapolate(block.base, block.aligned, block.job.alpha, delta=block.delta, out=block.exact)
-        self._round(block, target, self._rounding)
+    def _extrapolate_block(self, job: TensorJob, begin: int, block: "_Block", out: Tensor) -> Sums:
+        extrapolate(block.base, block.aligned, job.alpha, delta=block.delta, out=block.exact)
+        self._round(job, begin, block.exact, out, self._rounding)
+        summing = block.summing
         if not self._statistics:
-            square = dot(delta, delta)
-            if not math.isfinite(square):
-                _check_finite(block, target, delta=block.delta)
-            return Sums(delta.size, delta_square=square)
-        aligned, base = block.aligned.numpy(), block.base.numpy()
-        sums = delta_sums(base, aligned, delta)
-        rounded = block.base.copy_(target).numpy()  # the base has served, its room is free
-        sums = rounding_sums(sums, rounded, exact, delta, aligned, scratch=rounded)
+            sums = Sums(out.numel(), delta_square=summing.dot(block.deltas, block.deltas))
+        else:
+            norms = summing.delta(block.bases, block.deltas)
+            block.base.copy_(out)  # the base has served, its room is free
+            error = summing.rounding(block.bases, block.exacts, block.deltas, block.aligneds)
+            sums = Sums(out.numel(), *norms, *error)
         if not math.isfinite(sums.base_square + sums.delta_square + sums.error_square):
-            _check_finite(block, target, delta=block.delta)
+            _check_finite(job, block, out, delta=block.delta)
         return sums
 
-    def _copy_block(self, block: "_Block", target: Tensor) -> None:
-        """An element that only the aligned model has: its own value, rounded to nearest."""
-        round_nearest(block.aligned, target.dtype, out=target)
-        _check_finite(block, target, delta=None)
+    def _copy_block(self, job: TensorJob, block: "_Block", out: Tensor) -> None:
+        """Elements that only the aligned model has: their own values, rounded to nearest."""
+        round_nearest(block.aligned, out.dtype, out=out)
+        _check_finite(job, block, out, delta=None)
 
-    def _round(self, block: "_Block", target: Tensor, rounding: Rounding) -> None:
-        if rounding == "nearest" or target.dtype == block.exact.dtype:
-            round_nearest(block.exact, target.dtype, out=target)
+    def _round(
+        self, job: TensorJob, begin: int, exact: Tensor, out: Tensor, rounding: Rounding
+    ) -> None:
+        if rounding == "nearest" or out.dtype == exact.dtype:
+            round_nearest(exact, out.dtype, out=out)
         else:
-            draws = uniform_draws(self._seed, block.job.name, block.begin, target.numel())
-            round_stochastic(block.exact, target.dtype, draws, out=target)
+            draws = uniform_draws(self._seed, job.name, begin, out.numel())
+            round_stochastic(exact, out.dtype, draws, out=out)
 
-    def _sample(self, block: "_Block", dtype: torch.dtype) -> Sample:
+    def _sample(self, job: TensorJob, begin: int, block: "_Block", dtype: torch.dtype) -> Sample:
         other: Rounding = "stochastic" if self._rounding == "nearest" else "nearest"
         rounded = torch.empty(block.exact.numel(), dtype=dtype)
-        self._round(block, rounded, other)
-        error = np.subtract(rounded.to(block.exact.dtype).numpy(), block.exact.numpy())
-        delta = block.delta.numpy()
-        return Sample(delta.size, dot(delta, delta), dot(error, error), dot(error, delta))
+        self._round(job, begin, block.exact, rounded, other)
+        error = np.subtract(rounded.to(block.exact.dtype).numpy(), block.exacts)
+        dot = block.summing.dot
+        return Sample(
+            error.size,
+            dot(block.deltas, block.deltas),
+            dot(error, error),
+            dot(error, block.deltas),
+        )
 
-    def _values(self, weight: Weight, begin: int, count: int, *, side: int) -> Tensor:
-        stored = self._sources.read(weight, begin, count, side=side)
-        return _typed(stored, _torch_dtype(weight.stored.dtype), count, copy=True)
+    def _block_of(self, working: torch.dtype, count: int) -> "_Block":
+        if (working, count) not in self._blocks:
+            if working not in self._scratch:
+                self._scratch[working] = torch.empty(4, self._block, dtype=working)
+            self._blocks[working, count] = _Block(self._scratch[working][:, :count])
+        return self._blocks[working, count]
 
-    def _add_low_rank(self, weight: Weight, begin: int, values: Tensor) -> None:
-        """Add s·B·A to `values`, in blocks of whole rows that the tensor's shape alone decides."""
-        if weight.update is None:
-            return
-        left, right = self._sources.factors(weight)
+
+class _Side:
+    """One model's part of a piece, brought to the working precision block by block."""
+
+    def __init__(
+        self, sources: Sources, weight: Weight, begin: int, count: int, *, side: int
+    ) -> None:
+        self._weight, self._begin = weight, begin
+        self._stretch = sources.open(weight, begin, count, side=side)
+        self._factors = None if weight.update is None else sources.factors(weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._stretch.dtype
+
+    def load(self, start: int, values: Tensor) -> None:
+        """Fill `values` with the elements from `start` of this piece."""
+        values.copy_(self._stretch.take(start, values.numel()))
+        if self._factors is not None:
+            self._add_low_rank(*self._factors, self._begin + start, values)
+
+    def _add_low_rank(self, left: Tensor, right: Tensor, begin: int, values: Tensor) -> None:
+        """Add s·L·R to `values`, in blocks of whole rows that the tensor's shape alone decides."""
+        assert self._weight.update is not None
         width = right.shape[1]
-        rows = max(self._block // width, 1)
+        rows = max(BLOCK_ELEMENTS // width, 1)
         end = begin + values.numel()
         for row in range(begin // width // rows * rows, -(-end // width), rows):
-            product = low_rank_product(left[row : row + rows], right, weight.update.scale).view(-1)
+            product = low_rank_product(left[row : row + rows], right, self._weight.update.scale)
             first = row * width
             start, stop = max(begin, first), min(end, first + product.numel())
-            values[start - begin : stop - begin] += product[start - first : stop - first]
-
-    def _buffers(self, working: torch.dtype, count: int) -> tuple[Tensor, ...]:
-        return tuple(buffer[:count] for buffer in self._scratch[working])
+            values[start - begin : stop - begin] += product.view(-1)[start - first : stop - first]
 
 
-@dataclass(slots=True)
+def _working_dtype(*sides: _Side) -> torch.dtype:
+    double = any(side.dtype == torch.float64 for side in sides)
+    return torch.float64 if double else torch.float32
+
+
 class _Block:
-    """One block in the working precision. `begin` is its first element in the aligned tensor."""
+    """Room for one block in the working precision, as tensors and as arrays over the same memory."""
 
-    job: TensorJob
-    begin: int
-    aligned: Tensor
-    base: Tensor
-    delta: Tensor
-    exact: Tensor
+    __slots__ = (
+        "aligned", "aligneds", "base", "bases", "delta", "deltas", "exact", "exacts", "summing",
+    )  # fmt: skip
+
+    def __init__(self, room: Tensor) -> None:
+        self.aligned, self.base, self.delta, self.exact = room
+        self.aligneds, self.bases, self.deltas, self.exacts = room.numpy()
+        self.summing = Summing(room.shape[1], self.deltas.dtype)
 
 
 def _sampled_element(job: TensorJob, block_elements: int) -> int:
@@ -198,29 +249,23 @@ def _sampled_element(job: TensorJob, block_elements: int) -> int:
     return begin + count // block_elements // 2 * block_elements if count else -1
 
 
-def _check_finite(block: _Block, result: Tensor, *, delta: Tensor | None) -> None:
-    """Say what is wrong where a sum is not finite."""
-    name = printable(block.job.name)
+def _check_finite(job: TensorJob, block: _Block, out: Tensor, *, delta: Tensor | None) -> None:
+    """Say what is wrong where something is not finite."""
+    name = printable(job.name)
     if not bool(block.aligned.isfinite().all()):
         raise CheckpointError(f"{name} holds NaN or Inf in the aligned model: it is damaged")
     if delta is not None and not bool(delta.isfinite().all()):
         raise CheckpointError(f"{name} holds NaN or Inf in the SFT model: it is damaged")
-    if not bool(result.isfinite().all()):
-        largest = float(block.exact.abs().max() if delta is not None else block.aligned.abs().max())
+    if not bool(out.isfinite().all()):
+        values = block.aligned if delta is None else block.exact
         raise CheckpointError(
-            f"{name} overflows {block.job.dtype} (its largest value is {largest:g}): "
+            f"{name} overflows {job.dtype} (its largest value is {float(values.abs().max()):g}): "
             "use --dtype bfloat16 or float32"
         )
 
 
-def _torch_dtype(dtype: str) -> torch.dtype:
-    return getattr(torch, TORCH_NAMES[dtype])
-
-
-def _typed(stored: Bytes, dtype: torch.dtype, count: int, *, copy: bool = False) -> Tensor:
-    """A tensor over `stored`; over aligned memory of its own where the address is odd for `dtype`."""
-    if count == 0:
-        return torch.empty(0, dtype=dtype)
-    if stored.ctypes.data % dtype.itemsize:
-        stored = stored.copy() if copy else np.empty_like(stored)
-    return torch.frombuffer(stored.data, dtype=dtype, count=count)
+def _typed_output(out: Bytes, dtype: torch.dtype, count: int) -> Tensor:
+    """A tensor over `out`, or beside it where the address does not suit the dtype."""
+    if count == 0 or out.ctypes.data % dtype.itemsize:
+        return torch.empty(count, dtype=dtype)
+    return torch.frombuffer(out.data, dtype=dtype, count=count)

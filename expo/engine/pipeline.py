@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 
 from expo.checkpoint.headers import ALIGNMENT
@@ -175,9 +176,9 @@ class Pipeline:
             if fresh:
                 header = self._headers(computed.chunk.shard)
                 digest = hashlib.sha256(header)
-            computed.buffer[: computed.gap] = memoryview(carry)
+            computed.buffer[: computed.gap] = np.frombuffer(carry, dtype=np.uint8)
             if self._hashing:
-                digest.update(computed.data)
+                digest.update(computed.data.data)
             end = computed.gap + computed.chunk.nbytes
             whole = end - end % ALIGNMENT
             fresh = computed.chunk.is_last

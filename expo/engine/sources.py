@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,13 +41,25 @@ class Sources:
         self._files = files
         self._buffers = (read_buffer(buffer_bytes), read_buffer(buffer_bytes))
         self._factors: dict[LowRank, tuple[Tensor, Tensor]] = {}
+        self._fronts: dict[tuple[int, torch.dtype, int], tuple[Bytes, Tensor]] = {}
 
-    def read(self, weight: Weight, begin: int, count: int, *, side: int) -> Bytes:
-        """The stored bytes of `count` elements from `begin`; valid until the side's next read."""
-        stored = weight.stored
-        reader = self._files.reader(weight.files, stored.file)
-        item = stored.item_bytes
-        return reader.read(stored.begin + begin * item, count * item, self._buffers[side])
+    def open(self, weight: Weight, begin: int, count: int, *, side: int) -> "Stretch":
+        """`count` stored elements from `begin`; valid until the side is opened again."""
+        return Stretch(self, weight, begin, count, side)
+
+    def reader(self, files: Files, name: str) -> FileReader:
+        return self._files.reader(files, name)
+
+    def buffer(self, side: int) -> Bytes:
+        return self._buffers[side]
+
+    def front(self, side: int, dtype: torch.dtype, count: int) -> tuple[Bytes, Tensor]:
+        """The first `count` elements of a side's buffer, as bytes and as a tensor."""
+        key = (side, dtype, count)
+        if key not in self._fronts:
+            stored = self._buffers[side][: count * dtype.itemsize]
+            self._fronts[key] = (stored, torch.frombuffer(stored.data, dtype=dtype))
+        return self._fronts[key]
 
     def factors(self, weight: Weight) -> tuple[Tensor, Tensor]:
         """L (out, r) and R (r, in) in float32 with ΔW = s·L·R."""
@@ -63,6 +76,49 @@ class Sources:
 
     def _whole(self, files: Files, info: TensorInfo) -> Tensor:
         reader = self._files.reader(files, info.file)
-        stored = reader.read(info.begin, info.nbytes, read_buffer(info.nbytes)).copy()
+        stored = np.empty(info.nbytes, dtype=np.uint8)
+        reader.copy(info.begin, stored)
         dtype = getattr(torch, TORCH_NAMES[info.dtype])
         return torch.frombuffer(stored.data, dtype=dtype).view(info.shape).float()
+
+
+class Stretch:
+    """A run of one weight's stored elements, taken block by block.
+
+    What the page cache holds is copied when a block is taken; the rest was read on opening.
+    """
+
+    def __init__(self, sources: Sources, weight: Weight, begin: int, count: int, side: int) -> None:
+        stored = weight.stored
+        self.dtype = torch_dtype(stored.dtype)
+        self._sources, self._side = sources, side
+        self._reader = sources.reader(weight.files, stored.file)
+        self._begin = stored.begin + begin * stored.item_bytes
+        nbytes = count * stored.item_bytes
+        whole = self._reader.open_range(self._begin, nbytes, sources.buffer(side))
+        self._whole = None if whole is None else typed(whole, self.dtype, count)
+
+    def take(self, start: int, count: int) -> Tensor:
+        """`count` elements from `start`; valid until the next are taken.
+
+        Raises:
+            CheckpointError: the file ends before, or the disk fails.
+        """
+        if self._whole is not None:
+            return self._whole[start : start + count]
+        stored, values = self._sources.front(self._side, self.dtype, count)
+        self._reader.copy(self._begin + start * self.dtype.itemsize, stored)
+        return values
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    return getattr(torch, TORCH_NAMES[dtype])
+
+
+def typed(stored: Bytes, dtype: torch.dtype, count: int) -> Tensor:
+    """A tensor over `stored`, or over a copy where its address does not suit the dtype."""
+    if count == 0:
+        return torch.empty(0, dtype=dtype)
+    if stored.ctypes.data % dtype.itemsize:
+        stored = stored.copy()
+    return torch.frombuffer(stored.data, dtype=dtype, count=count)

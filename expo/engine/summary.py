@@ -40,7 +40,7 @@ class Alternative:
 
 
 def statistics(sums: Sums, alpha: float) -> Statistics:
-    count = sums.count
+    count = int(sums.elements)
     return Statistics(
         elements=count,
         alpha=alpha,
@@ -78,7 +78,7 @@ def alternative(
     for name, sample in samples.items():
         whole = sums[name]
         delta_square += whole.delta_square
-        error_square += sample.error_square * whole.count / sample.count
+        error_square += sample.error_square * whole.elements / sample.elements
         if sample.delta_square:
             error_delta += sample.error_delta * whole.delta_square / sample.delta_square
     other: Rounding = "stochastic" if rounding == "nearest" else "nearest"

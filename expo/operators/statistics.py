@@ -16,37 +16,60 @@ _ROW = 8192  # short enough for BLAS to stay on one thread, whatever the machine
 
 
 class Sums(NamedTuple):
-    """Sums over the elements that both sides have. Added in a fixed order, they are reproducible."""
+    """Sums over elements that both sides have. Added in a fixed order, they are reproducible."""
 
-    count: int = 0
+    elements: float = 0
     base_square: float = 0.0  # ⟨base, base⟩
-    aligned_square: float = 0.0
-    delta_square: float = 0.0
-    zeros: int = 0  # elements with Δ exactly 0
+    delta_square: float = 0.0  # ⟨Δ, Δ⟩
+    zeros: float = 0  # elements with Δ exactly 0
     error_square: float = 0.0  # ⟨r, r⟩
     error_delta: float = 0.0  # ⟨r, Δ⟩
-    unmoved: int = 0  # elements that came out equal to the aligned model's
+    unmoved: float = 0  # elements that came out equal to the aligned model's
+    aligned_square: float = 0.0  # ⟨aligned, aligned⟩, for the cosine; a merge leaves it 0
 
     def plus(self, other: "Sums") -> "Sums":
         return Sums(*(mine + more for mine, more in zip(self, other, strict=True)))
 
 
-def delta_sums(base: Block, aligned: Block, delta: Block) -> Sums:
-    """The sums of one block; not finite where an input is not, or where a square overflows."""
-    return Sums(
-        delta.size, dot(base, base), dot(aligned, aligned), dot(delta, delta), _equal(delta, 0)
-    )
+class Summing:
+    """Room for the sums of blocks of `size` elements, so that a block allocates nothing."""
 
+    def __init__(self, size: int, dtype: np.dtype) -> None:
+        self._whole = size - size % _ROW
+        self._size = size
+        self._rows = np.empty(self._whole // _ROW, dtype)
+        self._equal = np.empty(size, np.bool_)
 
-def rounding_sums(
-    sums: Sums, rounded: Block, exact: Block, delta: Block, aligned: Block, *, scratch: Block
-) -> Sums:
-    """`sums` with what rounding did to the block; `rounded` is back in the working precision."""
-    unmoved = _equal(rounded, aligned)
-    error = np.subtract(rounded, exact, out=scratch)
-    return sums._replace(
-        error_square=dot(error, error), error_delta=dot(error, delta), unmoved=unmoved
-    )
+    def delta(self, base: Block, delta: Block) -> tuple[float, float, int]:
+        """⟨base, base⟩, ⟨Δ, Δ⟩ and the count of zeros in Δ; not finite where an input is not."""
+        return self.dot(base, base), self.dot(delta, delta), self.count_equal(delta, 0)
+
+    def rounding(
+        self, rounded: Block, exact: Block, delta: Block, aligned: Block
+    ) -> tuple[float, float, int]:
+        """⟨r, r⟩, ⟨r, Δ⟩ and the count of elements that equal the aligned model's.
+
+        `rounded` comes in the working precision and is overwritten by r.
+        """
+        unmoved = self.count_equal(rounded, aligned)
+        error = np.subtract(rounded, exact, out=rounded)
+        return self.dot(error, error), self.dot(error, delta), unmoved
+
+    def dot(self, a: Block, b: Block) -> float:
+        """⟨a, b⟩: rows of 8192 in their own precision (BLAS), added in float64."""
+        whole, total = self._whole, 0.0
+        if whole == self._size:
+            rows = np.vecdot(a.reshape(-1, _ROW), b.reshape(-1, _ROW), out=self._rows)
+            total = sum(rows.tolist())
+        else:
+            rows = np.vecdot(a[:whole].reshape(-1, _ROW), b[:whole].reshape(-1, _ROW))
+            total = sum(rows.tolist(), float(np.vecdot(a[whole:], b[whole:])))
+        if math.isfinite(total) or a.dtype == np.float64:
+            return total
+        return float(np.vecdot(a.astype(np.float64), b.astype(np.float64)))  # squares above 1e38
+
+    def count_equal(self, a: Block, b: Block | float) -> int:
+        return int(np.count_nonzero(np.equal(a, b, out=self._equal)))
 
 
 def effective_alpha(alpha: float, error_delta: float, delta_square: float) -> float | None:
@@ -68,23 +91,6 @@ def relative_norm(delta_square: float, base_square: float) -> float | None:
 def cosine(sums: Sums) -> float | None:
     """Cosine of base and aligned, from the three norms; None where either is zero."""
     norms = math.sqrt(sums.base_square * sums.aligned_square)
-    return (
-        (sums.base_square + sums.aligned_square - sums.delta_square) / (2 * norms)
-        if norms
-        else None
-    )
-
-
-def dot(a: Block, b: Block) -> float:
-    """⟨a, b⟩ of two contiguous vectors: rows of 8192 in their own precision, added in float64."""
-    whole = a.size - a.size % _ROW
-    rows = np.vecdot(a[:whole].reshape(-1, _ROW), b[:whole].reshape(-1, _ROW))
-    rest = np.vecdot(a[whole:], b[whole:]) if whole < a.size else 0.0
-    total = float(rows.sum(dtype=np.float64)) + float(rest)
-    if math.isfinite(total) or a.dtype == np.float64:
-        return total
-    return dot(a.astype(np.float64), b.astype(np.float64))  # squares above 1e38 fit in float64
-
-
-def _equal(a: Block, b: Block | float) -> int:
-    return int(np.count_nonzero(np.equal(a, b)))
+    if not norms:
+        return None
+    return (sums.base_square + sums.aligned_square - sums.delta_square) / (2 * norms)

@@ -7,9 +7,9 @@ from expo.checkpoint.dtypes import ITEM_BYTES
 from expo.checkpoint.headers import ALIGNMENT
 from expo.planning.plan import ShardPlan, TensorJob
 
-BLOCK_ELEMENTS = 65_536
+BLOCK_ELEMENTS = 131_072
 """Sums are taken over blocks of this many elements of a tensor, so a piece is a multiple of it:
-then they do not depend on the chunk size. Three float32 blocks fit a core's cache."""
+then they do not depend on the chunk size. A few float32 blocks fit a core's cache."""
 
 CHUNK_BYTES = 8 << 20
 

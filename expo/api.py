@@ -1,0 +1,152 @@
+"""The functions of the public door: thin, typed, silent. The command line calls the same ones."""
+
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from expo.checkpoint.reference import parse_reference
+from expo.errors import CheckpointError, SpecError
+from expo.spec.request import DTYPES, ROUNDINGS, Request, Rounding, resolve_alpha
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from expo.engine.diff import DiffResult
+    from expo.engine.merge import MergeResult
+    from expo.planning.plan import Plan
+
+Spec = Mapping[str, object] | str | PathLike[str] | Request
+Progress = Callable[[int, int], None]
+
+
+def extrapolate(
+    sft: str | PathLike[str],
+    aligned: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    alpha: float,
+    dtype: str | None = None,
+    rounding: Rounding = "nearest",
+    seed: int = 0,
+) -> "MergeResult":
+    """Write θ_sft + α(θ_aligned − θ_sft) to the directory `out` (ExPO, arXiv 2404.16792).
+
+    Args:
+        sft, aligned: a directory, a Hub id (`org/name@revision`), or `model+adapter`.
+        alpha: 0 is SFT, 1 is aligned, 1.5 is what the paper calls 0.5.
+        dtype: of the output's floats; by default each tensor keeps the aligned model's.
+        rounding: "nearest", or "stochastic" (seeded, unbiased).
+
+    Raises:
+        SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
+    """
+    request = make_request(
+        str(sft), str(aligned), alpha=alpha, dtype=dtype, rounding=rounding, seed=seed
+    )
+    return merge(request, out)
+
+
+def merge(
+    spec: Spec,
+    out: str | PathLike[str],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> "MergeResult":
+    """Run a merge spec (a YAML file, or a mapping of the same form) into the directory `out`.
+
+    Args:
+        overwrite: replace what `out` holds, once the new model is whole.
+        progress: called with (bytes written, bytes in all).
+
+    Raises:
+        SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
+    """
+    from expo.engine.merge import run_plan
+
+    return run_plan(plan(spec), Path(out), overwrite=overwrite, progress=progress)
+
+
+def plan(spec: Spec) -> "Plan":
+    """What a merge would do, from headers alone; `refusals` says why it would not run.
+
+    Raises:
+        SpecError, CheckpointError, HubError: an input cannot be used at all.
+    """
+    from expo.planning.build import build_plan
+
+    return build_plan(spec if isinstance(spec, Request) else _read(spec))
+
+
+def diff(
+    a: str | PathLike[str], b: str | PathLike[str], *, progress: Progress | None = None
+) -> "DiffResult":
+    """How far checkpoint `b` is from `a`: per tensor, per module, in total.
+
+    Raises:
+        SpecError, CheckpointError, HubError: an input cannot be used at all.
+    """
+    from expo.engine.diff import run_diff
+    from expo.planning.build import build_plan
+
+    request = Request(parse_reference(str(a), role="A"), parse_reference(str(b), role="B"), None)
+    return run_diff(build_plan(request), progress=progress)
+
+
+def apply(
+    sft: Mapping[str, "Tensor"], aligned: Mapping[str, "Tensor"], *, alpha: float
+) -> Iterator[tuple[str, "Tensor"]]:
+    """θ_sft + α(θ_aligned − θ_sft) of two state dicts in memory, one (name, tensor) at a time.
+
+    Floats are computed in float32 (float64 where an input is) and rounded once to the aligned
+    tensor's dtype; integers and booleans must be equal. The bytes are those of `extrapolate`.
+
+    Raises:
+        SpecError: alpha is not finite.
+        CheckpointError: names, shapes or integers differ, or a tensor is not finite.
+    """
+    from expo.engine.memory import apply_tensor
+
+    value = resolve_alpha(alpha, None, interpolate=True)
+    assert value is not None
+    if sft.keys() != aligned.keys():
+        names = ", ".join(sorted(sft.keys() ^ aligned.keys())[:5])
+        raise CheckpointError(f"the state dicts do not hold the same tensors: {names}")
+    for name, tensor in aligned.items():
+        yield name, apply_tensor(name, sft[name], tensor, value)
+
+
+def make_request(
+    sft: str,
+    aligned: str,
+    *,
+    alpha: float | None = None,
+    paper_alpha: float | None = None,
+    dtype: str | None = None,
+    rounding: str = "nearest",
+    seed: int = 0,
+) -> Request:
+    """A checked request for the pair.
+
+    Raises:
+        SpecError: an argument is invalid.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise SpecError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
+    if rounding not in ROUNDINGS:
+        raise SpecError(f"rounding {rounding} is not one of {', '.join(ROUNDINGS)}")
+    return Request(
+        parse_reference(sft, role="SFT"),
+        parse_reference(aligned, role="ALIGNED"),
+        resolve_alpha(alpha, paper_alpha, interpolate=True),
+        dtype,
+        "stochastic" if rounding == "stochastic" else "nearest",
+        seed,
+    )
+
+
+def _read(spec: Mapping[str, object] | str | PathLike[str]) -> Request:
+    from expo.spec.schema import read_spec
+
+    return read_spec(spec if isinstance(spec, Mapping) else Path(spec))
