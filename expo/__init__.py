@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         SpecError,
         TokenizerError,
     )
-    from expo.planning.plan import Plan
+    from expo.planning.report import PlanReport
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ __all__ = [
     "HubError",
     "MergeResult",
     "OutputError",
-    "Plan",
+    "PlanReport",
     "SpecError",
     "TokenizerError",
     "apply",
@@ -43,7 +43,7 @@ __all__ = [
 _HOMES = {
     "DiffResult": "expo.engine.diff",
     "MergeResult": "expo.engine.merge",
-    "Plan": "expo.planning.plan",
+    "PlanReport": "expo.planning.report",
     "apply": "expo.api",
     "diff": "expo.api",
     "extrapolate": "expo.api",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from expo.engine.diff import DiffResult
     from expo.engine.merge import MergeResult
-    from expo.planning.plan import Plan
+    from expo.planning.report import PlanReport
 
 Spec = Mapping[str, object] | str | PathLike[str] | Request
 Progress = Callable[[int, int], None]
@@ -64,19 +64,22 @@ def merge(
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
     """
     from expo.engine.merge import run_plan
+    from expo.planning.build import build_plan
 
-    return run_plan(plan(spec), Path(out), overwrite=overwrite, progress=progress)
+    built = build_plan(_request(spec))
+    return run_plan(built, Path(out), overwrite=overwrite, progress=progress)
 
 
-def plan(spec: Spec) -> "Plan":
+def plan(spec: Spec) -> "PlanReport":
     """What a merge would do, from headers alone; `refusals` says why it would not run.
 
     Raises:
         SpecError, CheckpointError, HubError: an input cannot be used at all.
     """
     from expo.planning.build import build_plan
+    from expo.planning.report import report
 
-    return build_plan(spec if isinstance(spec, Request) else _read(spec))
+    return report(build_plan(_request(spec)))
 
 
 def diff(
@@ -146,7 +149,9 @@ def make_request(
     )
 
 
-def _read(spec: Mapping[str, object] | str | PathLike[str]) -> Request:
+def _request(spec: Spec) -> Request:
+    if isinstance(spec, Request):
+        return spec
     from expo.spec.schema import read_spec
 
     return read_spec(spec if isinstance(spec, Mapping) else Path(spec))

@@ -35,8 +35,8 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, int]:
-        shape = (self.b.shape[0], self.a.shape[1])
-        return shape[::-1] if self.transposed else shape
+        rows, columns = self.b.shape[0], self.a.shape[1]
+        return (columns, rows) if self.transposed else (rows, columns)
 
 
 @dataclass(frozen=True)

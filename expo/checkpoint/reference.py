@@ -40,6 +40,8 @@ def parse_reference(text: str, *, role: str = "model") -> Reference:
     Raises:
         SpecError: it is neither an existing directory nor a Hub id.
     """
+    if not text:
+        raise SpecError(f"{role}: is empty; name a directory or a Hub id")
     if Path(text).expanduser().exists():
         return Reference(_location(text, role))
     # A '+' may be part of a directory's name, so the longest existing path wins.

@@ -66,12 +66,11 @@ class Kernel:
             CheckpointError: an input holds NaN or Inf, or a result overflows the output dtype.
         """
         job = piece.job
-        match job.action:
-            case "copy_if_equal":
-                self._copy_if_equal(piece, out)
-                return PieceResult(job, [], None)
-            case "copy" | "extrapolate":
-                return self._compute(piece, out)
+        if job.action == "copy_if_equal":
+            self._copy_if_equal(piece, out)
+            return PieceResult(job, [], None)
+        with np.errstate(over="ignore", invalid="ignore"):  # sums that are not finite are looked at
+            return self._compute(piece, out)
 
     def compare(self, piece: Piece) -> list[Sums]:
         """The sums of Δ over a piece, block by block; nothing is written.
@@ -85,6 +84,12 @@ class Kernel:
         aligned = _Side(self._sources, job.aligned, piece.aligned, piece.count, side=0)
         base = _Side(self._sources, job.base, piece.base, piece.count, side=1)
         working = _working_dtype(aligned, base)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._compare(piece, aligned, base, working)
+
+    def _compare(
+        self, piece: Piece, aligned: "_Side", base: "_Side", working: torch.dtype
+    ) -> list[Sums]:
         blocks = []
         for start in range(0, piece.count, self._block):
             block = self._block_of(working, min(self._block, piece.count - start))
@@ -95,7 +100,7 @@ class Kernel:
             square = block.summing.dot(block.aligneds, block.aligneds)
             sums = Sums(block.deltas.size, *norms, aligned_square=square)
             if not math.isfinite(sums.base_square + sums.delta_square):
-                _check_finite(job, block, block.aligned, delta=block.delta)
+                _check_finite(piece.job, block, block.aligned, delta=block.delta)
             blocks.append(sums)
         return blocks
 

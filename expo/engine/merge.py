@@ -20,10 +20,15 @@ from expo.engine.staging import Staging, check_out
 from expo.engine.summary import Alternative, Statistics, alternative, by_module, statistics, total
 from expo.errors import CheckpointError, OutputError, SpecError
 from expo.operators.statistics import Sums
-from expo.planning.chunks import BLOCK_ELEMENTS, CHUNK_BYTES, Chunk, buffer_bytes, cut
+from expo.planning.chunks import (
+    BLOCK_ELEMENTS,
+    CHUNK_BYTES,
+    DEFAULT_THREADS,
+    Chunk,
+    buffer_bytes,
+    cut,
+)
 from expo.planning.plan import Plan
-
-DEFAULT_THREADS = 3
 
 Identities = dict[str, dict[str, str | int]]
 Progress = Callable[[int, int], None]

@@ -13,6 +13,8 @@ then they do not depend on the chunk size. A few float32 blocks fit a core's cac
 
 CHUNK_BYTES = 8 << 20
 
+DEFAULT_THREADS = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -69,6 +71,13 @@ def cut(
 def buffer_bytes(chunk_bytes: int) -> int:
     """The largest piece or chunk that `cut` makes: one block at least, plus the page it starts in."""
     return max(chunk_bytes, BLOCK_ELEMENTS * 8) + ALIGNMENT
+
+
+def memory_bytes(threads: int, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """What a run allocates, whatever the size of the model: two read buffers, scratch and an output
+    buffer a worker, and three output buffers on their way to the disk."""
+    scratch = 4 * 4 * BLOCK_ELEMENTS
+    return threads * (3 * buffer_bytes(chunk_bytes) + scratch) + 3 * buffer_bytes(chunk_bytes)
 
 
 def _pieces(shard: ShardPlan, chunk_bytes: int, block_elements: int) -> Iterator[Piece]:

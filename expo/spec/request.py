@@ -60,12 +60,11 @@ def resolve_alpha(
 def _two_readings(given: float, *, is_paper: bool) -> str:
     if is_paper:
         return (
-            f"paper alpha {given:.12g} is {both_conventions(1.0 + given)}: a point between SFT and "
-            "aligned, not beyond; add --interpolate (in a spec: interpolate: true) if you mean it"
+            f"paper alpha {given:.12g} is alpha {1.0 + given:.12g}: a point between SFT and aligned, "
+            "not beyond; add --interpolate (in a spec: interpolate: true) if you mean it"
         )
     return (
-        f"alpha {given:.12g} can be read two ways: the paper's {given:.12g}, which is "
-        f"--paper-alpha {given:.12g} ({both_conventions(1.0 + given)}), or a point between SFT and "
-        f"aligned, which is --alpha {given:.12g} --interpolate (in a spec: paper_alpha: "
-        f"{given:.12g}, or alpha: {given:.12g} with interpolate: true)"
+        f"alpha {given:.12g} lies between SFT and aligned; cards that say {given:.12g} mean "
+        f"--paper-alpha {given:.12g} (= alpha {1.0 + given:.12g}); for the point between, add "
+        f"--interpolate (in a spec: paper_alpha: {given:.12g}, or interpolate: true)"
     )

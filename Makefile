@@ -1,0 +1,32 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test test-slow check clean
+
+demo: $(STAMP)
+	$(BIN)/expo demo
+
+test: $(STAMP)
+	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --nbmake --nbmake-timeout=120 notebooks
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -n 2 -m slow
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# torch goes first: its pinned build is the CPU one, which the others then find installed.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv demo-output

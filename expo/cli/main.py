@@ -1,0 +1,83 @@
+"""The entry point: the verbs, and what every error and signal turns into."""
+
+import os
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from expo import __version__
+from expo.cli.demo import demo
+from expo.cli.diff import diff
+from expo.cli.extrapolate import extrapolate
+from expo.cli.merge import merge
+from expo.cli.plan import plan
+from expo.cli.run import RESUMABLE
+from expo.errors import ExpoError, SpecError
+
+_INTERRUPTED, _TERMINATED = 130, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt, nothing but the entry point may swallow it."""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done · 1 failed or refused · 2 usage or invalid spec · 3 the models differ "
+    "in structure (diff) · 130 interrupted · 143 terminated.",
+)
+@click.version_option(__version__, prog_name="expo", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Extrapolate language-model checkpoints (ExPO), at the speed of the disk.
+
+    θ = θ_sft + α·(θ_aligned − θ_sft). α = 1 is the aligned model, α = 1.5 is what the ExPO paper
+    and most model cards call 0.5.
+    """
+
+
+for _command in (extrapolate, merge, plan, diff, demo):
+    cli.add_command(_command)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        code = cli.main(arguments, prog_name="expo", standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        code = exit_.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        code = _stopped("interrupted", _INTERRUPTED)
+    except Terminated:
+        code = _stopped("terminated", _TERMINATED)
+    except ExpoError as error:
+        code = _failed(error, debug="--debug" in arguments)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _on_sigterm(_signal: int, _frame: object) -> NoReturn:
+    raise Terminated
+
+
+def _stopped(what: str, code: int) -> int:
+    resume = "; finished shards are kept, run the same command again to resume" if RESUMABLE else ""
+    click.echo(f"expo: {what}{resume}", err=True)
+    return code
+
+
+def _failed(error: ExpoError, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    for line in str(error).splitlines():
+        click.echo(f"expo: {line}", err=True)
+    return 2 if isinstance(error, SpecError) else 1

@@ -1,0 +1,63 @@
+"""A plan as a person reads it."""
+
+from expo.checkpoint.headers import printable
+from expo.checkpoint.hub import endpoint_note
+from expo.cli.output import gigabytes
+from expo.planning.report import PlanReport, SourceReport
+from expo.spec.request import both_conventions
+
+_LISTED = 8
+
+
+def plan_text(plan: PlanReport) -> str:
+    tensors = plan.tensors
+    alpha = "alpha not given" if plan.alpha is None else both_conventions(plan.alpha)
+    unmatched = ", ".join(
+        f"{len(names)} {what}"
+        for what, names in (
+            ("missing", tensors.missing),
+            ("extra", tensors.extra),
+            ("mismatched", tensors.mismatched),
+        )
+    )
+    donor = plan.tokenizer_donor or "nobody: the aligned model has none"
+    lines = [
+        ("SFT", _source(plan.sft)),
+        ("aligned", _source(plan.aligned)),
+        ("request", f"{alpha}, {plan.rounding} rounding, seed {plan.seed}"),
+        ("tensors", f"{tensors.matched} extrapolated, {tensors.copied} copied, {unmatched}"),
+        ("reads", f"{gigabytes(plan.read_bytes)}, {gigabytes(plan.download_bytes)} to download"),
+        ("writes", f"{gigabytes(plan.write_bytes)} in {len(plan.shards)} files, {'/'.join(plan.dtypes)}"),
+        ("disk", f"{gigabytes(plan.free_disk_bytes)} free"),
+        ("memory", f"about {gigabytes(plan.memory_bytes)} beside the libraries"),
+        ("tokenizer", f"from {donor}"),
+        ("copies", ", ".join(map(printable, plan.sidecars)) or "nothing"),
+        ("leaves", _left_behind(plan.left_behind)),
+    ]  # fmt: skip
+    text = [f"{name:<10} {value}" for name, value in lines]
+    if note := endpoint_note():
+        text.append(f"note       {note}")
+    for name, remarks in (
+        ("note", plan.notes),
+        ("warning", plan.warnings),
+        ("refused", plan.refusals),
+    ):
+        text += [f"{name:<10} {remark}" for remark in remarks]
+    return "\n".join(text)
+
+
+def _source(source: SourceReport) -> str:
+    text = f"{source.model} ({source.kind}{_at(source.commit)})"
+    if source.adapter is not None:
+        text += f" + adapter {source.adapter}{_at(source.adapter_commit)}"
+    return text
+
+
+def _at(commit: str | None) -> str:
+    return f", commit {commit}" if commit else ""
+
+
+def _left_behind(files: dict[str, int]) -> str:
+    shown = [f"{printable(name)} ({gigabytes(size)})" for name, size in files.items()]
+    more = f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else ""
+    return (", ".join(shown[:_LISTED]) + more) or "nothing"

@@ -1,0 +1,114 @@
+"""What `extrapolate`, `merge` and `plan` share: plan, show it or run it, report."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from expo.cli.output import Output, gigabytes, number, percent
+from expo.cli.plan_text import plan_text
+from expo.planning.chunks import DEFAULT_THREADS
+from expo.spec.request import Request, both_conventions
+
+if TYPE_CHECKING:
+    from expo.engine.merge import MergeResult
+    from expo.planning.plan import Plan
+
+RESUMABLE: list[Path] = []
+"""The outputs that this process has begun to write, for the message on an interruption."""
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Flags that change a request, None where not given."""
+
+    dtype: str | None = None
+    rounding: str | None = None
+    seed: int | None = None
+    max_shard_bytes: int | None = None
+    allow_missing: str | None = None
+    include: tuple[str, ...] = ()
+
+    def apply(self, request: Request) -> Request:
+        given = {name: value for name, value in vars(self).items() if value not in (None, ())}
+        return replace(request, **given)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Flags that say how to run."""
+
+    dry_run: bool
+    overwrite: bool
+    hash_inputs: bool
+    threads: int | None
+
+
+def run_merge(request: Request, out: Path, options: RunOptions, output: Output) -> None:
+    """Plan, and unless it is a dry run, merge."""
+    from expo.planning.build import build_plan
+
+    plan = build_plan(request)
+    if options.dry_run:
+        show_plan(plan, out, options, output)
+        return
+    from expo.engine.merge import Tuning, run_plan
+
+    for warning in plan.warnings:
+        output.say(f"warning: {warning}")
+    RESUMABLE.append(out)
+    with output.progress(out.name) as progress:
+        result = run_plan(
+            plan,
+            out,
+            overwrite=options.overwrite,
+            hash_inputs=options.hash_inputs,
+            tuning=Tuning(threads=options.threads or DEFAULT_THREADS),
+            progress=progress,
+            say=output.say,
+        )
+    if output.json:
+        output.result(result, lambda: "")
+        return
+    rate = result.written_bytes / max(result.seconds, 1e-9) / 1e9
+    output.say(
+        f"{result.out}: {gigabytes(result.written_bytes)} in {result.seconds:.1f} s ({rate:.2f} GB/s)"
+    )
+    output.data(outcome(result))
+
+
+def show_plan(plan: "Plan", out: Path | None, options: RunOptions, output: Output) -> None:
+    """Print the plan; exit 1 where merge would refuse."""
+    from expo.engine.staging import check_out
+    from expo.errors import OutputError
+    from expo.planning.report import report
+
+    refusals: tuple[str, ...] = ()
+    if out is not None:
+        try:
+            check_out(out.resolve(), overwrite=options.overwrite)
+        except OutputError as error:
+            refusals = (str(error),)
+    shown = report(plan, out=out, threads=options.threads or DEFAULT_THREADS, refusals=refusals)
+    output.result(shown, lambda: plan_text(shown))
+    if not shown.ok:
+        raise click.exceptions.Exit(1)
+
+
+def outcome(result: "MergeResult") -> str:
+    """The one line that a run ends with."""
+    total, other = result.statistics, result.alternative
+    parts = [
+        f"asked {both_conventions(result.alpha)}",
+        f"effective alpha {number(total.effective_alpha)}",
+        f"rounding noise {number(total.rounding_noise, '.2g')} of the increment",
+        f"{percent(total.zero_share)} of the deltas are 0",
+        f"{percent(total.unmoved_share)} of the weights did not move",
+    ]
+    if other is not None and total.effective_alpha is not None:
+        parts.append(
+            f"{other.rounding} rounding would give about {number(other.effective_alpha)} "
+            f"(noise {number(other.rounding_noise, '.2g')}), float32 exactly {result.alpha:g}"
+        )
+    return "; ".join(parts)

@@ -1,0 +1,1 @@
+"""Plots. matplotlib comes with the extra `plot` and is imported only here."""

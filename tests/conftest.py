@@ -1,0 +1,116 @@
+"""Fixtures: small checkpoints made on the spot, and the command line called in-process."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from expo.cli.main import main
+
+Tensors = dict[str, torch.Tensor]
+
+CONFIG = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "vocab_size": 12}
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def weights(seed: int = 0, dtype: torch.dtype = torch.bfloat16, scale: float = 0.02) -> Tensors:
+    """Tensors of a tiny two-layer model with awkward sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {
+        "model.embed_tokens.weight": (12, 10),
+        "model.layers.0.self_attn.q_proj.weight": (10, 10),
+        "model.layers.0.mlp.up_proj.weight": (33, 10),
+        "model.layers.0.input_layernorm.weight": (10,),
+        "model.layers.1.self_attn.q_proj.weight": (10, 10),
+        "model.layers.1.mlp.up_proj.weight": (33, 10),
+        "model.layers.1.input_layernorm.weight": (10,),
+        "model.norm.weight": (10,),
+        "lm_head.weight": (12, 10),
+    }
+    return {
+        name: (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
+        for name, shape in shapes.items()
+    }
+
+
+def nudged(tensors: Tensors, seed: int = 1, scale: float = 1e-3) -> Tensors:
+    """The tensors with a small change, in the same dtypes."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (t.double() + torch.randn(t.shape, generator=generator, dtype=torch.float64) * scale)
+        .to(t.dtype)
+        for name, t in tensors.items()
+    }  # fmt: skip
+
+
+def write_checkpoint(
+    folder: Path, tensors: Tensors, *, shards: int = 1, config: dict | None = None
+) -> Path:
+    """Save tensors the way the Hub has them: one file, or shards with an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG if config is None else config))
+    names = list(tensors)
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    weight_map = {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        part = {name: tensors[name] for name in names[number::shards]}
+        save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@dataclass(frozen=True)
+class Pair:
+    sft: Path
+    aligned: Path
+    sft_tensors: Tensors
+    aligned_tensors: Tensors
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    """A bfloat16 pair: the SFT model in one file, the aligned one in three."""
+    sft = weights()
+    aligned = nudged(sft)
+    return Pair(
+        write_checkpoint(tmp_path / "sft", sft),
+        write_checkpoint(tmp_path / "aligned", aligned, shards=3),
+        sft,
+        aligned,
+    )
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def expo(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run the command line in this process: `expo("plan", sft, aligned)`."""
+
+    def run(*arguments: object) -> Ran:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return Ran(exit_.value.code or 0, out, err)  # type: ignore[arg-type]
+
+    return run
