@@ -88,6 +88,8 @@ def _split(key: str) -> tuple[str, str]:
     if not key.startswith(_PREFIX):
         return key, "unknown"
     name = key.removeprefix(_PREFIX)
+    # PEFT saves the base of an adapted embedding beside the adapter, under the wrapper's name.
+    name = name.replace(".base_layer.", ".")
     if found := re.fullmatch(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB])", name):
         return found[1], found[2]
     return (name, "unknown") if ".lora_" in name else (name, "whole")

@@ -103,12 +103,12 @@ class Checkpoint:
             yield self.adapter.files, self.adapter.shard
 
     def _weight(self, tensor: TensorInfo) -> Weight:
-        if self.adapter and tensor.name in self.adapter.replaced:
-            whole = self.adapter.replaced[tensor.name]
-            return Weight(whole, self.adapter.files, tensor.dtype)
-        update = self.adapter.updates.get(tensor.name) if self.adapter else None
-        update_files = self.adapter.files if self.adapter and update else None
-        return Weight(tensor, self.files, tensor.dtype, update, update_files)
+        if self.adapter is None:
+            return Weight(tensor, self.files, tensor.dtype)
+        whole = self.adapter.replaced.get(tensor.name)
+        stored, files = (tensor, self.files) if whole is None else (whole, self.adapter.files)
+        update = self.adapter.updates.get(tensor.name)
+        return Weight(stored, files, tensor.dtype, update, self.adapter.files if update else None)
 
 
 def open_checkpoint(reference: Reference) -> Checkpoint:

@@ -55,7 +55,7 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
         return
     from expo.engine.merge import Tuning, run_plan
 
-    for warning in plan.warnings:
+    for warning in () if plan.refusals else plan.warnings:
         output.say(f"warning: {warning}")
     RESUMABLE.append(out)
     with output.progress(out.name) as progress:

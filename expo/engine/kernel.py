@@ -204,7 +204,7 @@ class _Side:
     ) -> None:
         self._weight, self._begin = weight, begin
         self._stretch = sources.open(weight, begin, count, side=side)
-        self._factors = None if weight.update is None else sources.factors(weight)
+        self._factors = None if weight.update is None else sources.factors(weight, side=side)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expo.checkpoint.adapter import LowRank
 from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.files import Files
@@ -40,7 +39,7 @@ class Sources:
     def __init__(self, files: OpenFiles, buffer_bytes: int) -> None:
         self._files = files
         self._buffers = (read_buffer(buffer_bytes), read_buffer(buffer_bytes))
-        self._factors: dict[LowRank, tuple[Tensor, Tensor]] = {}
+        self._factors: dict[int, tuple[Weight, tuple[Tensor, Tensor]]] = {}
         self._fronts: dict[tuple[int, torch.dtype, int], tuple[Bytes, Tensor]] = {}
 
     def open(self, weight: Weight, begin: int, count: int, *, side: int) -> "Stretch":
@@ -61,18 +60,19 @@ class Sources:
             self._fronts[key] = (stored, torch.frombuffer(stored.data, dtype=dtype))
         return self._fronts[key]
 
-    def factors(self, weight: Weight) -> tuple[Tensor, Tensor]:
-        """L (out, r) and R (r, in) in float32 with ΔW = s·L·R."""
-        update = weight.update
+    def factors(self, weight: Weight, *, side: int) -> tuple[Tensor, Tensor]:
+        """L (out, r) and R (r, in) in float32 with ΔW = s·L·R; the last of each side is kept."""
+        known = self._factors.get(side)
+        if known is not None and known[0] is weight:
+            return known[1]
+        update, files = weight.update, weight.update_files
         assert update is not None
-        assert weight.update_files is not None
-        if update not in self._factors:
-            a = self._whole(weight.update_files, update.a)
-            b = self._whole(weight.update_files, update.b)
-            self._factors.clear()  # the pieces of one tensor follow each other
-            left_right = (a.T, b.T) if update.transposed else (b, a)
-            self._factors[update] = (left_right[0].contiguous(), left_right[1].contiguous())
-        return self._factors[update]
+        assert files is not None
+        a, b = self._whole(files, update.a), self._whole(files, update.b)
+        left, right = (a.T, b.T) if update.transposed else (b, a)
+        factors = left.contiguous(), right.contiguous()
+        self._factors[side] = (weight, factors)
+        return factors
 
     def _whole(self, files: Files, info: TensorInfo) -> Tensor:
         reader = self._files.reader(files, info.file)

@@ -236,17 +236,17 @@ def _summarize(base: Checkpoint, aligned: Checkpoint, found: _Findings) -> None:
     pair = f"({base.label} → {aligned.label})"
     if found.missing:
         found.refusals.append(
-            f"{len(found.missing)} tensors are only in the aligned model {pair}: "
+            f"{_tensors(found.missing)} only in the aligned model {pair}: "
             f"{_listing(map(printable, found.missing))}; --allow-missing REGEX copies them"
         )
     if found.extra:
         found.refusals.append(
-            f"{len(found.extra)} tensors are only in the SFT model {pair}: "
+            f"{_tensors(found.extra)} only in the SFT model {pair}: "
             f"{_listing(map(printable, found.extra))}; --allow-missing REGEX drops them"
         )
     if found.mismatched:
         found.refusals.append(
-            f"{len(found.mismatched)} tensors differ in shape or kind {pair}: "
+            f"{_tensors(found.mismatched)} of another shape or kind {pair}: "
             f"{_listing(found.mismatched)}; is this the model that the aligned one was trained from?"
         )
 
@@ -297,6 +297,10 @@ def _pack(jobs: list[TensorJob], limit_bytes: int) -> list[list[TensorJob]]:
         groups[-1].append(job)
         room -= job.nbytes
     return groups
+
+
+def _tensors(names: list[str]) -> str:
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
 
 
 def _listing(names: Iterable[str]) -> str:
