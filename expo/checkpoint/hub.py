@@ -31,6 +31,7 @@ class Repository:
     """A model repository pinned to `commit`. The token goes to the configured endpoint only."""
 
     repo_id: str
+    revision: str | None
     commit: str
     sizes: Mapping[str, int]
     sha256: Mapping[str, str]
@@ -48,12 +49,23 @@ class Repository:
         return self._read_range(name, start, min(stop, self.sizes[name]))
 
     def local_path(self, name: str) -> Path:
+        cached = self._cached(name)
+        if cached is not None:
+            return cached
         with _explained(f"{self.repo_id}/{name}"):
-            return Path(huggingface_hub.hf_hub_download(self.repo_id, name, revision=self.commit))
+            # By the revision's name, not the commit: so the cache learns what the name stands for
+            # and finds it again offline.
+            path = Path(huggingface_hub.hf_hub_download(self.repo_id, name, revision=self.revision))
+        if self.commit not in path.parts:
+            raise HubError(f"{self.repo_id} got a new commit while it was read: run again")
+        return path
 
     def is_local(self, name: str) -> bool:
+        return self._cached(name) is not None
+
+    def _cached(self, name: str) -> Path | None:
         cached = huggingface_hub.try_to_load_from_cache(self.repo_id, name, revision=self.commit)
-        return isinstance(cached, str)
+        return Path(cached) if isinstance(cached, str) else None
 
     def identity(self, name: str) -> dict[str, str | int]:
         identity: dict[str, str | int] = {"bytes": self.sizes[name], "commit": self.commit}
@@ -96,6 +108,7 @@ def open_repository(location: Location) -> Repository | Directory:
     files = {file.rfilename: file for file in info.siblings or []}
     return Repository(
         repo_id,
+        location.revision,
         str(info.sha),
         sizes={name: file.size or 0 for name, file in files.items()},
         sha256={name: file.lfs.sha256 for name, file in files.items() if file.lfs},

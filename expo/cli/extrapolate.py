@@ -12,7 +12,7 @@ from expo.cli.run import Overrides, RunOptions, run_merge
 @click.command(
     epilog="""\b
 Examples:
-  expo extrapolate openchat/openchat-3.5-0106 Nexusflow/Starling-LM-7B-beta starling-expo --alpha 1.5
+  expo extrapolate openchat/openchat-3.5-0106 Nexusflow/Starling-LM-7B-beta out --alpha 1.5
   expo extrapolate ./sft ./aligned ./out --paper-alpha 0.3
   expo extrapolate ./sft ./sft+./dpo-adapter ./out --alpha 1.3 --rounding stochastic
 """
@@ -42,7 +42,7 @@ def extrapolate(
     overwrite: bool,
     no_verify: bool,
     hash_inputs: bool,
-    threads: int | None,
+    threads: int,
     as_json: bool,
     quiet: bool,
     debug: bool,

@@ -35,7 +35,7 @@ def merge(
     overwrite: bool,
     no_verify: bool,
     hash_inputs: bool,
-    threads: int | None,
+    threads: int,
     as_json: bool,
     quiet: bool,
     debug: bool,

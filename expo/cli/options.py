@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import click
 
+from expo.planning.chunks import DEFAULT_THREADS
 from expo.spec.request import DTYPES, ROUNDINGS
 
 F = TypeVar("F", bound=Callable)
@@ -95,7 +96,13 @@ def matching(command: F) -> F:
 def running(command: F) -> F:
     """`--dry-run`, `--overwrite`, `--no-verify`, `--hash-inputs`, `--threads`."""
     for option in (
-        click.option("--threads", type=click.IntRange(1, 64), help="Workers. [default: 3]"),
+        click.option(
+            "--threads",
+            type=click.IntRange(1, 64),
+            default=DEFAULT_THREADS,
+            show_default=True,
+            help="Workers.",
+        ),
         click.option(
             "--hash-inputs", is_flag=True, help="Identify inputs by SHA-256 of the whole files."
         ),

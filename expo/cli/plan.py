@@ -46,6 +46,7 @@ def plan(
     from expo.api import make_request
     from expo.errors import SpecError
     from expo.planning.build import build_plan
+    from expo.planning.chunks import DEFAULT_THREADS
     from expo.spec.request import resolve_alpha
     from expo.spec.schema import read_spec
 
@@ -63,6 +64,6 @@ def plan(
     show_plan(
         build_plan(overrides.apply(request)),
         out,
-        RunOptions(dry_run=True, overwrite=False, hash_inputs=False, threads=None),
+        RunOptions(dry_run=True, overwrite=False, hash_inputs=False, threads=DEFAULT_THREADS),
         Output(json=as_json, quiet=quiet),
     )

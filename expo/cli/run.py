@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from expo.cli.output import Output, gigabytes, number, percent
-from expo.cli.plan_text import plan_text
-from expo.planning.chunks import DEFAULT_THREADS
 from expo.spec.request import Request, both_conventions
 
 if TYPE_CHECKING:
@@ -42,7 +40,7 @@ class RunOptions:
     dry_run: bool
     overwrite: bool
     hash_inputs: bool
-    threads: int | None
+    threads: int
 
 
 def run_merge(request: Request, out: Path, options: RunOptions, output: Output) -> None:
@@ -64,7 +62,7 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
             out,
             overwrite=options.overwrite,
             hash_inputs=options.hash_inputs,
-            tuning=Tuning(threads=options.threads or DEFAULT_THREADS),
+            tuning=Tuning(threads=options.threads),
             progress=progress,
             say=output.say,
         )
@@ -80,17 +78,18 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
 
 def show_plan(plan: "Plan", out: Path | None, options: RunOptions, output: Output) -> None:
     """Print the plan; exit 1 where merge would refuse."""
-    from expo.engine.staging import check_out
+    from expo.cli.plan_text import plan_text
     from expo.errors import OutputError
+    from expo.planning.output import check_out
     from expo.planning.report import report
 
     refusals: tuple[str, ...] = ()
     if out is not None:
         try:
-            check_out(out.resolve(), overwrite=options.overwrite)
+            check_out(out, plan.request, overwrite=options.overwrite)
         except OutputError as error:
             refusals = (str(error),)
-    shown = report(plan, out=out, threads=options.threads or DEFAULT_THREADS, refusals=refusals)
+    shown = report(plan, out=out, threads=options.threads, refusals=refusals)
     output.result(shown, lambda: plan_text(shown))
     if not shown.ok:
         raise click.exceptions.Exit(1)

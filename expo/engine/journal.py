@@ -108,6 +108,11 @@ class Journal:
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
+    def trim(self) -> None:
+        """Cut off a torn last line, so that the next one starts on its own."""
+        content = self._path.read_bytes()
+        os.truncate(self._path, content.rfind(b"\n") + 1)
+
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
 

@@ -16,7 +16,7 @@ from expo.engine.kernel import Kernel, PieceResult, Sample
 from expo.engine.outputs import CARD, card, manifest, write_file, write_manifest, write_sidecars
 from expo.engine.pipeline import Pipeline, Sealed
 from expo.engine.sources import OpenFiles, Sources
-from expo.engine.staging import Staging, check_out
+from expo.engine.staging import Staging
 from expo.engine.summary import Alternative, Statistics, alternative, by_module, statistics, total
 from expo.errors import CheckpointError, OutputError, SpecError
 from expo.operators.statistics import Sums
@@ -28,6 +28,7 @@ from expo.planning.chunks import (
     buffer_bytes,
     cut,
 )
+from expo.planning.output import check_out
 from expo.planning.plan import Plan
 
 Identities = dict[str, dict[str, str | int]]
@@ -90,12 +91,14 @@ def run_plan(
     """
     started = time.monotonic()
     _check_plan(plan)
-    check_out(out.resolve(), overwrite=overwrite)
-    _check_apart(plan, out.resolve())
+    check_out(out, plan.request, overwrite=overwrite)
     _fetch(plan)
     known = _identities(plan, hash_inputs=hash_inputs)
     print_ = fingerprint(plan, known)
     with Staging(out, overwrite=overwrite) as staging:
+        if not overwrite and staging.is_taken:  # by a run that ended since the check above
+            staging.discard()
+            check_out(out, plan.request, overwrite=False)
         try:
             content = staging.complete_manifest(print_)
             if content is None:
@@ -280,17 +283,6 @@ def _alpha(plan: Plan) -> float:
             "give alpha (θ_sft + α·Δ) or paper alpha (= alpha − 1); neither has a default"
         )
     return plan.request.alpha
-
-
-def _check_apart(plan: Plan, out: Path) -> None:
-    """OUT must neither be, hold, nor lie in an input: inputs are never written to."""
-    for location in (plan.request.base, plan.request.aligned):
-        for place in (location.model, location.adapter):
-            if place is None or place.path is None:
-                continue
-            source = place.path.resolve()
-            if out == source or out in source.parents or source in out.parents:
-                raise OutputError(f"{out} overlaps the input {source}: choose another directory")
 
 
 def _fetch(plan: Plan) -> None:

@@ -14,8 +14,8 @@ from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_json
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
 from expo.engine.journal import Fingerprint, sync_directory
-from expo.engine.staging import MANIFEST
 from expo.engine.summary import Alternative, Statistics
+from expo.planning.output import MANIFEST
 from expo.planning.plan import Plan
 from expo.spec.request import both_conventions, paper_alpha
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from expo.engine.journal import Fingerprint, FinishedShard, Journal, sync_directory
 from expo.errors import OutputError
+from expo.planning.output import MANIFEST, is_free, staging_path
 
-MANIFEST = "expo.json"
-_INSIDE = ".expo-staging"
 _JOURNAL = "journal.jsonl"
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -25,21 +24,25 @@ class Staging:
     """One run's claim on OUT. Use as a context manager: leaving releases the lock, nothing else."""
 
     def __init__(self, out: Path, *, overwrite: bool = False) -> None:
-        """Check that OUT may be written, and lock its staging directory.
+        """Lock the staging directory of an OUT that may be written (see `check_out`).
 
         Raises:
-            OutputError: OUT is a file, holds something, or another run is writing it.
+            OutputError: another run is writing OUT, or the directory cannot be made.
         """
         self.out = out.resolve()
         self._overwrite = overwrite
-        self._is_inside = self.out.is_dir() and (_is_free(self.out) or os.path.ismount(self.out))
+        self._is_inside = self.out.is_dir() and (is_free(self.out) or os.path.ismount(self.out))
         self.path = staging_path(self.out, inside=self._is_inside)
-        check_out(self.out, overwrite=overwrite)
         try:
             self._fd = self._lock()
         except OSError as error:
             raise OutputError(f"{self.path} cannot be created: {error.strerror}") from error
         self._journal = Journal(self.path / _JOURNAL)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether OUT holds a model by now."""
+        return self.out.is_dir() and not is_free(self.out)
 
     def __enter__(self) -> "Staging":
         return self
@@ -51,6 +54,7 @@ class Staging:
         """The shards that an earlier run of the same plan left, and why there are none, if so."""
         journal = self._journal.read()
         if journal is not None and journal[0] == print_.parts:
+            self._journal.trim()
             return [shard for shard in journal[1] if self._is_there(shard)], None
         reason = None
         if journal is not None:
@@ -145,34 +149,6 @@ class Staging:
     def _is_there(self, shard: FinishedShard) -> bool:
         path = self.path / shard.file
         return path.is_file() and path.stat().st_size == shard.file_bytes
-
-
-def staging_path(out: Path, *, inside: bool) -> Path:
-    return out / _INSIDE if inside else out.with_name(f".{out.name}.expo-staging")
-
-
-def check_out(out: Path, *, overwrite: bool) -> None:
-    """Refuse an OUT that holds something, unless it is to be replaced.
-
-    Raises:
-        OutputError: OUT is a file, or not empty.
-    """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file: name a directory for the output")
-    if out.is_dir() and not overwrite and not _is_free(out):
-        raise OutputError(f"{out} exists and is not empty: choose another, or add --overwrite")
-
-
-def _is_free(out: Path) -> bool:
-    """Whether OUT holds nothing, or only what an interrupted run has left or moved so far."""
-    names = {entry.name for entry in out.iterdir()} - {_INSIDE, "lost+found"}
-    if not names:
-        return True
-    try:
-        manifest = json.loads((out / _INSIDE / MANIFEST).read_text())
-        return names <= {Path(name).parts[0] for name in manifest["files"]}
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
 
 
 def _placement_order(entry: Path) -> tuple[bool, bool, str]:

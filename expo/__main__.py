@@ -1,0 +1,5 @@
+"""`python -m expo` is `expo`."""
+
+from expo.cli.main import main
+
+main()
