@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from .conftest import Pair
 from .hub_server import COMMIT, Hub
@@ -126,6 +127,19 @@ def test_the_token_does_not_follow_a_redirect_to_another_host(client: Client, pa
     assert ran.returncode == 0, ran.stderr
     assert elsewhere.requests
     assert not any(authorization for *_, authorization in elsewhere.requests)
+
+
+def test_plan_of_a_bin_on_the_hub_reads_its_pickle_only(client: Client, pair: Pair) -> None:
+    big = pair.sft_tensors | {"big.weight": torch.zeros(1000, 1000)}
+    (pair.sft / "model.safetensors").unlink()
+    torch.save(big, pair.sft / "pytorch_model.bin")
+    ran = client.expo("plan", "org/sft", "org/aligned", "--allow-missing", "big", "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["tensors"]["matched"] == 9
+    assert client.hub.ranges()
+    fetched = [r.removeprefix("bytes=").split("-") for r in client.hub.ranges()]
+    assert sum(int(last) - int(first) for first, last in fetched) < 1_000_000
+    assert not list(client.home.rglob("*.bin"))
 
 
 def test_a_non_default_endpoint_is_named_in_the_plan(client: Client) -> None:

@@ -200,7 +200,7 @@ def _read_shard(files: Files, name: str) -> Shard:
     if name.endswith(".bin"):
         from expo.checkpoint.pickled import read_pickle
 
-        return read_pickle(files.local_path(name), name)
+        return read_pickle(files, name)
     size = files.sizes[name]
     where = f"{files.label}/{name}"
     raw = files.read(name, 0, min(size, _FIRST_READ_BYTES))

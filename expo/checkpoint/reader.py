@@ -64,7 +64,7 @@ class FileReader:
         Raises:
             CheckpointError: the file ends before, or the disk fails.
         """
-        if self._is_cached(begin, nbytes):
+        if self.is_cached(begin, nbytes):
             return None
         try:
             if self._direct_fd is not None:
@@ -108,7 +108,8 @@ class FileReader:
                 raise CheckpointError(f"{self._name} was cut short while it was read")
             done += count
 
-    def _is_cached(self, begin: int, nbytes: int) -> bool:
+    def is_cached(self, begin: int, nbytes: int) -> bool:
+        """Whether the page cache holds all of the range."""
         start = begin - begin % mmap.PAGESIZE
         pages = np.empty(-(-(begin + nbytes - start) // mmap.PAGESIZE), dtype=np.uint8)
         if _mincore(self._map_address + start, begin + nbytes - start, pages.ctypes.data):

@@ -10,7 +10,7 @@ import safetensors
 import torch
 
 import expo
-from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_json
+from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
 from expo.engine.journal import Fingerprint, sync_directory
@@ -20,16 +20,18 @@ from expo.planning.plan import Plan
 from expo.spec.request import both_conventions, paper_alpha
 
 CARD = "README.md"
+_COPY_BYTES = 1 << 20
 
 
 def write_sidecars(plan: Plan, folder: Path) -> dict[str, str]:
     """Copy the donor's files byte for byte and write index and configuration; SHA-256 by name."""
     hashes = {}
     for sidecar in plan.sidecars:
-        content = sidecar.files.read(sidecar.name)
+        target = folder / sidecar.name
         if sidecar.name == "config.json" and sidecar.files is plan.aligned.files:
-            content = _configuration(plan, content)
-        hashes[sidecar.name] = write_file(folder / sidecar.name, content)
+            hashes[sidecar.name] = write_file(target, _configuration(plan))
+        else:
+            hashes[sidecar.name] = copy_file(sidecar.files.local_path(sidecar.name), target)
     if [shard.file for shard in plan.shards] != [SINGLE]:
         hashes[INDEX] = write_file(folder / INDEX, _index(plan))
     return hashes
@@ -44,6 +46,20 @@ def write_file(path: Path, content: bytes) -> str:
         os.fsync(file.fileno())
     sync_directory(path.parent)
     return hashlib.sha256(content).hexdigest()
+
+
+def copy_file(source: Path, target: Path) -> str:
+    """Copy a file of any size, durably, and return its SHA-256."""
+    digest = hashlib.sha256()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while block := reader.read(_COPY_BYTES):
+            digest.update(block)
+            writer.write(block)
+        writer.flush()
+        os.fsync(writer.fileno())
+    sync_directory(target.parent)
+    return digest.hexdigest()
 
 
 def manifest(
@@ -156,9 +172,10 @@ def _index(plan: Plan) -> bytes:
     return (json.dumps(index, indent=2) + "\n").encode()
 
 
-def _configuration(plan: Plan, content: bytes) -> bytes:
+def _configuration(plan: Plan) -> bytes:
     """The donor's config.json, changed only where the dtype or the vocabulary did."""
-    config = read_json(plan.aligned.files, "config.json")
+    content = plan.aligned.files.read("config.json")
+    config = plan.aligned.config
     changes: dict[str, str | int] = {}
     dtypes = {job.dtype for job in plan.jobs if job.dtype in FLOATS}
     if plan.request.dtype is not None and dtypes:

@@ -1,0 +1,128 @@
+"""Every command and snippet of README and docs runs; every help text in docs is the real one."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from expo.cli.main import cli
+from expo.demo.toy import MODELS
+
+from .hub_server import Hub
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+HUB_MODELS = sorted(
+    set(re.findall(r"(?:base_model|model): ([\w.-]+/[\w.-]+)", "".join(
+        path.read_text() for path in (ROOT / "merge_configs").glob("*.yml")
+    ))) | {"openchat/openchat-3.5-0106", "Nexusflow/Starling-LM-7B-beta"}
+)  # fmt: skip
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    """Every Hub id in README and specs, served from the demo pair."""
+    repositories = dict.fromkeys(HUB_MODELS, MODELS / "aligned")
+    repositories |= {"openchat/openchat-3.5-0106": MODELS / "sft"}
+    hub = Hub(repositories)
+    server = hub.start()
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    for side in ("sft", "aligned"):
+        shutil.copytree(MODELS / side, tmp_path / side)
+    (tmp_path / "spec.yml").write_text(blocks("yaml")[0])
+    shutil.copytree(ROOT / "merge_configs", tmp_path / "merge_configs")
+    return tmp_path
+
+
+def run(command: list[str], folder: Path, hub: Hub) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (command, done.stderr)
+    return done.stdout
+
+
+def test_the_commands_of_the_readme(workplace: Path, hub: Hub) -> None:
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+    assert len(lines) >= 6
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        assert words[0] == "expo", line
+        run([sys.executable, "-m", *words], workplace, hub)
+    assert (workplace / "delta.png").exists()
+    assert (workplace / "starling-expo" / "expo.json").exists()
+
+
+def test_the_snippets_of_the_readme(workplace: Path, hub: Hub) -> None:
+    (snippet,) = blocks("python")
+    assert len(run([sys.executable, "-c", snippet], workplace, hub).splitlines()) == 3
+
+
+def test_the_line_of_the_readme_is_what_a_run_prints(workplace: Path, hub: Hub) -> None:
+    command = ["expo", "extrapolate", "sft", "aligned", "out", "--alpha", "1.1", "-q"]
+    printed = run([sys.executable, "-m", *command], workplace, hub)
+    assert printed in "".join(blocks("text"))
+
+
+def test_the_help_texts_of_the_docs() -> None:
+    text = (ROOT / "docs" / "usage.md").read_text()
+    documented = dict(
+        re.findall(r"^## `expo ?(\w*)`\n\n```text\n(.*?)^```", text, flags=re.M | re.S)
+    )
+    assert documented.keys() == {"", *cli.commands}
+    for name, shown in documented.items():
+        arguments = [name, "--help"] if name else ["--help"]
+        result = CliRunner().invoke(cli, arguments, prog_name="expo", terminal_width=80)
+        assert shown == result.output, f"docs/usage.md is stale: python -m tests.test_docs ({name})"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "merge_configs").glob("*.yml")), ids=lambda p: p.name
+)
+def test_every_spec_plans(path: Path, workplace: Path, hub: Hub) -> None:
+    out = run([sys.executable, "-m", "expo", "plan", str(path)], workplace, hub)
+    assert "21 extrapolated, 0 copied, 0 missing, 0 extra, 0 mismatched" in out
+
+
+def test_links_in_the_docs_lead_somewhere() -> None:
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), (path.name, target)
+
+
+def write_help_texts() -> None:
+    """Bring docs/usage.md up to date."""
+    path = ROOT / "docs" / "usage.md"
+    text = path.read_text()
+    head = text[: text.index("## `expo`")]
+    parts = []
+    for name in ("", *sorted(cli.commands)):
+        arguments = [name, "--help"] if name else ["--help"]
+        shown = CliRunner().invoke(cli, arguments, prog_name="expo", terminal_width=80).output
+        parts.append(f"## `expo{' ' if name else ''}{name}`\n\n```text\n{shown}```\n")
+    path.write_text(head + "\n".join(parts))
+
+
+if __name__ == "__main__":
+    write_help_texts()
