@@ -87,7 +87,7 @@ def make_pair(root: Path, parameters: float) -> tuple[Path, Path]:
     }  # fmt: skip
     size = sum(torch.Size(shape).numel() for shape in layer.values())
     layers = max(1, round((parameters - 2 * rows * hidden) / size))
-    shapes = {"model.embed_tokens.weight": (rows, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, hidden)}
     for index in range(layers):
         shapes |= {f"model.layers.{index}.{n}.weight": shape for n, shape in layer.items()}
     shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (rows, hidden)}

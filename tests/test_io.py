@@ -22,11 +22,10 @@ from .test_merge import assert_same, load, naive
 
 def cached_share(path: Path) -> float:
     """The share of a file's pages that the page cache holds."""
-    size = path.stat().st_size
     opened = FileReader(path, path.name)
-    pages = [opened.is_cached(at, min(4096, size - at)) for at in range(0, size, 4096)]
+    share = opened.cached_share(0, path.stat().st_size)
     opened.close()
-    return sum(pages) / len(pages)
+    return share
 
 
 def drop(path: Path) -> None:
@@ -34,6 +33,10 @@ def drop(path: Path) -> None:
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
+
+
+def nothing_cached(_reader: FileReader, _begin: int, nbytes: int) -> np.ndarray:
+    return np.zeros(nbytes // 4096 + 2, dtype=np.bool_)
 
 
 def uncached_pair(tmp_path: Path) -> tuple[Path, Path]:
@@ -55,6 +58,22 @@ def test_what_was_not_cached_stays_out_and_what_was_stays_in(tmp_path: Path) -> 
     assert cached_share(sft / "model.safetensors") == 1.0
     assert cached_share(aligned / "model.safetensors") < 0.05  # the header's pages at most
     assert cached_share(tmp_path / "out" / "model.safetensors") < 0.05
+    assert_same(load(tmp_path / "out"), naive(load(sft), load(aligned), 1.5))
+
+
+def test_gaps_in_the_cache_are_filled_and_emptied_again(tmp_path: Path) -> None:
+    sft, aligned = uncached_pair(tmp_path)
+    path = sft / "model.safetensors"
+    path.read_bytes()
+    size = path.stat().st_size
+    fd = os.open(path, os.O_RDONLY)
+    for start in range(1 << 20, size, 2 << 20):  # an eighth of the file, in pieces
+        os.posix_fadvise(fd, start, 1 << 18, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    before = cached_share(path)
+    assert 0.75 < before < 1.0
+    door.extrapolate(sft, aligned, tmp_path / "out", alpha=1.5)
+    assert abs(cached_share(path) - before) < 0.02
     assert_same(load(tmp_path / "out"), naive(load(sft), load(aligned), 1.5))
 
 
@@ -87,7 +106,7 @@ def test_a_filesystem_that_takes_the_flag_but_not_the_transfer(
 
     for module in (reader, writer):
         monkeypatch.setattr(module, "open_direct", remember)
-    monkeypatch.setattr(FileReader, "is_cached", lambda *_: False)
+    monkeypatch.setattr(FileReader, "_cached_pages", nothing_cached)
     monkeypatch.setattr(os, "preadv", lambda fd, *a: refuse(fd) or real_read(fd, *a))
     monkeypatch.setattr(os, "pwrite", lambda fd, *a: refuse(fd) or real_write(fd, *a))
     door.extrapolate(pair.sft, pair.aligned, tmp_path / "out", alpha=1.5)
@@ -114,7 +133,8 @@ def test_any_range_is_read_right(
     content = np.random.default_rng(0).integers(0, 256, 50_000, dtype=np.uint8)
     path = tmp_path / "file"
     path.write_bytes(content.tobytes())
-    monkeypatch.setattr(FileReader, "is_cached", lambda *_: cached)
+    if not cached:
+        monkeypatch.setattr(FileReader, "_cached_pages", nothing_cached)
     opened = FileReader(path, "file")
     for begin, end in [
         (0, 1),

@@ -20,6 +20,7 @@ from expo.errors import CheckpointError
 Bytes = NDArray[np.uint8]
 
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
+_MOSTLY_CACHED = 0.75  # from here on, filling the gaps costs less than reading it all again
 _SLACK = 2 * ALIGNMENT  # a range that starts and ends inside a page takes up to two pages more
 
 
@@ -44,6 +45,10 @@ class FileReader:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._file_bytes = os.fstat(self._fd).st_size
+            if hasattr(
+                os, "posix_fadvise"
+            ):  # no read-ahead: it would bring in what nobody asked for
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
             self._map = mmap.mmap(self._fd, self._file_bytes, prot=mmap.PROT_READ)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{name} cannot be read: {error}") from error
@@ -64,13 +69,14 @@ class FileReader:
         Raises:
             CheckpointError: the file ends before, or the disk fails.
         """
-        if self.is_cached(begin, nbytes):
+        pages = self._cached_pages(begin, nbytes)
+        if pages.all():
             return None
         try:
-            if self._direct_fd is not None:
+            if self._direct_fd is not None and pages.mean() < _MOSTLY_CACHED:
                 return self._read_direct(self._direct_fd, begin, nbytes, buffer)
             self._fill(self._fd, buffer[:nbytes], begin, nbytes)
-            self._drop(begin, nbytes)
+            self._drop_pages(begin, pages)
             return buffer[:nbytes]
         except OSError as error:
             raise self._unreadable(error) from error
@@ -108,20 +114,29 @@ class FileReader:
                 raise CheckpointError(f"{self._name} was cut short while it was read")
             done += count
 
-    def is_cached(self, begin: int, nbytes: int) -> bool:
-        """Whether the page cache holds all of the range."""
+    def cached_share(self, begin: int, nbytes: int) -> float:
+        """The share of the range's pages that the page cache holds."""
+        return float(self._cached_pages(begin, nbytes).mean())
+
+    def _cached_pages(self, begin: int, nbytes: int) -> NDArray[np.bool_]:
         start = begin - begin % mmap.PAGESIZE
-        pages = np.empty(-(-(begin + nbytes - start) // mmap.PAGESIZE), dtype=np.uint8)
+        pages = np.zeros(-(-(begin + nbytes - start) // mmap.PAGESIZE), dtype=np.uint8)
         if _mincore(self._map_address + start, begin + nbytes - start, pages.ctypes.data):
-            return False
-        return bool((pages & 1).all())
+            return np.zeros(len(pages), dtype=np.bool_)
+        return (pages & 1).astype(np.bool_)
 
     def _unreadable(self, error: OSError) -> CheckpointError:
         return CheckpointError(f"{self._name} cannot be read: {error.strerror}")
 
-    def _drop(self, begin: int, nbytes: int) -> None:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, begin, nbytes, os.POSIX_FADV_DONTNEED)
+    def _drop_pages(self, begin: int, cached: NDArray[np.bool_]) -> None:
+        """Drop the pages that were not cached before they were read."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        edges = np.flatnonzero(np.diff(np.concatenate(([True], cached, [True])).astype(np.int8)))
+        page = mmap.PAGESIZE
+        for first, last in edges.reshape(-1, 2).tolist():
+            start = begin // page * page + first * page
+            os.posix_fadvise(self._fd, start, (last - first) * page, os.POSIX_FADV_DONTNEED)
 
 
 def open_direct(path: Path, flags: int) -> int | None:
