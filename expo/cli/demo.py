@@ -21,11 +21,10 @@ if TYPE_CHECKING:
     help="Where the models and the plot go; replaced if an earlier demo made it.",
 )
 @options.talk
-def demo(out: Path, as_json: bool, quiet: bool, debug: bool) -> None:
+def demo(out: Path, output: Output) -> None:
     """Extrapolate an embedded pair of tiny trained models at several α, and plot their reward."""
     from expo.demo.run import run_demo
 
-    output = Output(json=as_json, quiet=quiet)
     result = run_demo(out, say=output.say)
     output.result(result, lambda: demo_text(result))
 

@@ -34,9 +34,7 @@ def diff(
     plot: Path | None,
     top: int,
     threads: int,
-    as_json: bool,
-    quiet: bool,
-    debug: bool,
+    output: Output,
 ) -> None:
     """Show how far checkpoint B is from checkpoint A, per tensor and per module.
 
@@ -46,7 +44,6 @@ def diff(
     from expo.engine.diff import run_diff
     from expo.planning.build import build_plan
 
-    output = Output(json=as_json, quiet=quiet)
     if plot is not None:
         from expo.report.heatmap import check_plot
 

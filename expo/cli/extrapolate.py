@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from expo.cli import options
+from expo.cli import options as flags
 from expo.cli.output import Output
-from expo.cli.run import Overrides, RunOptions, run_merge
+from expo.cli.run import run_merge
 
 
 @click.command(
@@ -20,32 +20,18 @@ Examples:
 @click.argument("sft")
 @click.argument("aligned")
 @click.argument("out", type=click.Path(path_type=Path))
-@options.amount
-@options.numbers
-@options.matching
-@options.running
-@options.talk
+@flags.amount
+@flags.overrides
+@flags.running
+@flags.talk
 def extrapolate(
     sft: str,
     aligned: str,
     out: Path,
     alpha: float | None,
-    paper_alpha: float | None,
-    interpolate: bool,
-    dtype: str | None,
-    rounding: str | None,
-    seed: int | None,
-    allow_missing: str | None,
-    include: tuple[str, ...],
-    max_shard_size: int | None,
-    dry_run: bool,
-    overwrite: bool,
-    no_verify: bool,
-    hash_inputs: bool,
-    threads: int,
-    as_json: bool,
-    quiet: bool,
-    debug: bool,
+    overrides: flags.Overrides,
+    options: flags.RunOptions,
+    output: Output,
 ) -> None:
     """Write θ_sft + α·(θ_aligned − θ_sft) to the directory OUT.
 
@@ -54,16 +40,8 @@ def extrapolate(
     """
     from expo.api import make_request
     from expo.errors import SpecError
-    from expo.spec.request import resolve_alpha
 
-    value = resolve_alpha(alpha, paper_alpha, interpolate=interpolate)
-    if value is None and not dry_run:
+    if alpha is None and not options.dry_run:
         raise SpecError("give --alpha or --paper-alpha (= alpha − 1); neither has a default")
-    request = make_request(sft, aligned, alpha=value)
-    overrides = Overrides(dtype, rounding, seed, max_shard_size, allow_missing, include)
-    run_merge(
-        overrides.apply(request),
-        out,
-        RunOptions(dry_run, overwrite, hash_inputs, threads),
-        Output(json=as_json, quiet=quiet),
-    )
+    request = overrides.apply(make_request(sft, aligned, alpha=alpha))
+    run_merge(request, out, options, output)

@@ -1,15 +1,17 @@
-"""Flags that several verbs share, under the same name and meaning everywhere."""
+"""Flags that several verbs share: one name and meaning everywhere, handed over in bundles."""
 
+import functools
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import click
 
+from expo.cli.output import Output
 from expo.planning.chunks import DEFAULT_THREADS
-from expo.spec.request import DTYPES, ROUNDINGS
+from expo.spec.request import DTYPES, ROUNDINGS, Request, resolve_alpha
 
-F = TypeVar("F", bound=Callable)
+Decorator = Callable[[Callable], Callable]
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -32,83 +34,135 @@ class ByteSize(click.ParamType):
         return nbytes
 
 
-def talk(command: F) -> F:
-    """`--json`, `-q`, `--debug`."""
-    for option in (
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-        click.option("-q", "--quiet", is_flag=True, help="Print data only, no talk or progress."),
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-    ):
-        command = option(command)
-    return command
+@dataclass(frozen=True)
+class Overrides:
+    """Flags that change a request, None where not given."""
+
+    dtype: str | None
+    rounding: str | None
+    seed: int | None
+    allow_missing: str | None
+    include: tuple[str, ...]
+    max_shard_bytes: int | None
+
+    def apply(self, request: Request) -> Request:
+        given = {name: value for name, value in vars(self).items() if value not in (None, ())}
+        return replace(request, **given)
 
 
-def amount(command: F) -> F:
-    """`--alpha`, `--paper-alpha`, `--interpolate`."""
-    for option in (
-        click.option("--interpolate", is_flag=True, help="Allow 0 < alpha < 1."),
-        click.option("--paper-alpha", type=float, help="The paper's and the cards' a = alpha − 1."),
-        click.option("--alpha", type=float, help="0 is SFT, 1 is aligned, 1.5 extrapolates."),
-    ):
-        command = option(command)
-    return command
+@dataclass(frozen=True)
+class RunOptions:
+    """Flags that say how to run."""
+
+    dry_run: bool = False
+    overwrite: bool = False
+    hash_inputs: bool = False
+    threads: int = DEFAULT_THREADS
 
 
-def numbers(command: F) -> F:
-    """`--dtype`, `--rounding`, `--seed`."""
-    for option in (
-        click.option("--seed", type=int, help="Of the stochastic rounding. [default: 0]"),
-        click.option(
-            "--rounding", type=click.Choice(ROUNDINGS), help="To the dtype. [default: nearest]"
+def _bundle(name: str, make: Callable[..., object], options: dict[str, Decorator]) -> Decorator:
+    """Add options to a command, which gets what `make` makes of them as its argument `name`."""
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def bundled(**values: object) -> object:
+            values[name] = make(**{key: values.pop(key) for key in options})
+            return command(**values)
+
+        for option in reversed(options.values()):
+            bundled = option(bundled)
+        return bundled
+
+    return decorate
+
+
+def _talk(*, as_json: bool, quiet: bool, debug: bool) -> Output:
+    return Output(json=as_json, quiet=quiet)  # the entry point looks for --debug itself
+
+
+def _running(*, no_verify: bool, **flags: bool | int) -> RunOptions:
+    return RunOptions(**flags)  # pyright: ignore[reportArgumentType] - nothing verifies yet
+
+
+amount = _bundle(
+    "alpha",
+    lambda alpha, paper_alpha, interpolate: resolve_alpha(
+        alpha, paper_alpha, interpolate=interpolate
+    ),
+    {
+        "alpha": click.option(
+            "--alpha", type=float, help="0 is SFT, 1 is aligned, 1.5 extrapolates."
         ),
-        click.option(
+        "paper_alpha": click.option(
+            "--paper-alpha", type=float, help="The paper's and the cards' a = alpha − 1."
+        ),
+        "interpolate": click.option("--interpolate", is_flag=True, help="Allow 0 < alpha < 1."),
+    },
+)
+
+overrides = _bundle(
+    "overrides",
+    Overrides,
+    {
+        "dtype": click.option(
             "--dtype",
             type=click.Choice(DTYPES),
             help="Of the output's floats. [default: as the aligned model's, tensor by tensor]",
         ),
-    ):
-        command = option(command)
-    return command
-
-
-def matching(command: F) -> F:
-    """`--allow-missing`, `--include`, `--max-shard-size`."""
-    for option in (
-        click.option(
-            "--max-shard-size", type=ByteSize(), help="Re-shard, e.g. 5GB. [default: as aligned]"
+        "rounding": click.option(
+            "--rounding", type=click.Choice(ROUNDINGS), help="To the dtype. [default: nearest]"
         ),
-        click.option(
+        "seed": click.option("--seed", type=int, help="Of the stochastic rounding. [default: 0]"),
+        "allow_missing": click.option(
+            "--allow-missing",
+            metavar="REGEX",
+            help="Copy matching tensors that only aligned has, drop those that only SFT has.",
+        ),
+        "include": click.option(
             "--include",
             multiple=True,
             metavar="GLOB",
             help="Also copy these files of the aligned model.",
         ),
-        click.option(
-            "--allow-missing",
-            metavar="REGEX",
-            help="Copy matching tensors that only aligned has, drop those that only SFT has.",
+        "max_shard_bytes": click.option(
+            "--max-shard-size",
+            "max_shard_bytes",
+            type=ByteSize(),
+            help="Re-shard, e.g. 5GB. [default: as aligned]",
         ),
-    ):
-        command = option(command)
-    return command
+    },
+)
 
-
-def running(command: F) -> F:
-    """`--dry-run`, `--overwrite`, `--no-verify`, `--hash-inputs`, `--threads`."""
-    for option in (
-        click.option(
+running = _bundle(
+    "options",
+    _running,
+    {
+        "dry_run": click.option("--dry-run", is_flag=True, help="Print the plan, write nothing."),
+        "overwrite": click.option(
+            "--overwrite", is_flag=True, help="Replace what OUT holds, once all is done."
+        ),
+        "no_verify": click.option(
+            "--no-verify", is_flag=True, help="Skip the verification of the output."
+        ),
+        "hash_inputs": click.option(
+            "--hash-inputs", is_flag=True, help="Identify inputs by SHA-256 of the whole files."
+        ),
+        "threads": click.option(
             "--threads",
             type=click.IntRange(1, 64),
             default=DEFAULT_THREADS,
             show_default=True,
             help="Workers.",
         ),
-        click.option(
-            "--hash-inputs", is_flag=True, help="Identify inputs by SHA-256 of the whole files."
-        ),
-        click.option("--no-verify", is_flag=True, help="Skip the verification of the output."),
-        click.option("--overwrite", is_flag=True, help="Replace what OUT holds, once all is done."),
-        click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
-    ):
-        command = option(command)
-    return command
+    },
+)
+
+talk = _bundle(
+    "output",
+    _talk,
+    {
+        "as_json": click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        "quiet": click.option("-q", "--quiet", is_flag=True, help="Print data only, no talk."),
+        "debug": click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    },
+)

@@ -6,7 +6,7 @@ import click
 
 from expo.cli import options
 from expo.cli.output import Output
-from expo.cli.run import Overrides, RunOptions, show_plan
+from expo.cli.run import show_plan
 
 
 @click.command(
@@ -20,24 +20,14 @@ Examples:
 @click.argument("sources", nargs=-1, required=True, metavar="SPEC.yml | SFT ALIGNED")
 @click.option("--out", type=click.Path(path_type=Path), help="Also check that OUT can be written.")
 @options.amount
-@options.numbers
-@options.matching
+@options.overrides
 @options.talk
 def plan(
     sources: tuple[str, ...],
     out: Path | None,
     alpha: float | None,
-    paper_alpha: float | None,
-    interpolate: bool,
-    dtype: str | None,
-    rounding: str | None,
-    seed: int | None,
-    allow_missing: str | None,
-    include: tuple[str, ...],
-    max_shard_size: int | None,
-    as_json: bool,
-    quiet: bool,
-    debug: bool,
+    overrides: options.Overrides,
+    output: Output,
 ) -> None:
     """Print what a merge would do. Reads headers only (of Hub models by range), writes nothing.
 
@@ -46,24 +36,16 @@ def plan(
     from expo.api import make_request
     from expo.errors import SpecError
     from expo.planning.build import build_plan
-    from expo.planning.chunks import DEFAULT_THREADS
-    from expo.spec.request import resolve_alpha
     from expo.spec.schema import read_spec
 
-    value = resolve_alpha(alpha, paper_alpha, interpolate=interpolate)
     match sources:
         case (spec,):
-            if value is not None:
+            if alpha is not None:
                 raise SpecError("alpha belongs into the spec here; --alpha goes with SFT ALIGNED")
             request = read_spec(Path(spec))
         case (sft, aligned):
-            request = make_request(sft, aligned, alpha=value)
+            request = make_request(sft, aligned, alpha=alpha)
         case _:
             raise SpecError("plan takes one spec, or SFT and ALIGNED")
-    overrides = Overrides(dtype, rounding, seed, max_shard_size, allow_missing, include)
-    show_plan(
-        build_plan(overrides.apply(request)),
-        out,
-        RunOptions(dry_run=True, overwrite=False, hash_inputs=False, threads=DEFAULT_THREADS),
-        Output(json=as_json, quiet=quiet),
-    )
+    built = build_plan(overrides.apply(request))
+    show_plan(built, out, options.RunOptions(dry_run=True), output)

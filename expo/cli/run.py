@@ -1,11 +1,11 @@
 """What `extrapolate`, `merge` and `plan` share: plan, show it or run it, report."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from expo.cli.options import RunOptions
 from expo.cli.output import Output, gigabytes, number, percent
 from expo.spec.request import Request, both_conventions
 
@@ -15,32 +15,6 @@ if TYPE_CHECKING:
 
 RESUMABLE: list[Path] = []
 """The outputs that this process has begun to write, for the message on an interruption."""
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """Flags that change a request, None where not given."""
-
-    dtype: str | None = None
-    rounding: str | None = None
-    seed: int | None = None
-    max_shard_bytes: int | None = None
-    allow_missing: str | None = None
-    include: tuple[str, ...] = ()
-
-    def apply(self, request: Request) -> Request:
-        given = {name: value for name, value in vars(self).items() if value not in (None, ())}
-        return replace(request, **given)
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Flags that say how to run."""
-
-    dry_run: bool
-    overwrite: bool
-    hash_inputs: bool
-    threads: int
 
 
 def run_merge(request: Request, out: Path, options: RunOptions, output: Output) -> None:

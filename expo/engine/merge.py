@@ -191,33 +191,14 @@ def _stream(
     sink = _ShardSink(plan, staging, list(finished))
     skipped_bytes = sum(shard.file_bytes for shard in finished)
     files = OpenFiles()
-    kernels = [
-        Kernel(
-            Sources(files, buffer_bytes(tuning.chunk_bytes)),
-            rounding=plan.request.rounding,
-            seed=plan.request.seed,
-            statistics=tuning.statistics,
-            block_elements=tuning.block_elements,
-        )
-        for _ in range(tuning.threads)
-    ]
-
-    def chunks() -> Iterator[Chunk]:
-        for number, shard in enumerate(plan.shards):
-            if shard.file not in done:
-                yield from cut(
-                    shard,
-                    number,
-                    chunk_bytes=tuning.chunk_bytes,
-                    block_elements=tuning.block_elements,
-                )
+    kernels = [_kernel(plan, files, tuning) for _ in range(tuning.threads)]
 
     def tick() -> None:
         if progress:
             progress(skipped_bytes + sink.written_bytes, plan.write_bytes)
 
     pipeline = Pipeline(
-        chunks(),
+        _chunks(plan, done, tuning),
         lambda number: plan.shards[number].header,
         kernels,
         sink.write,
@@ -231,6 +212,23 @@ def _stream(
         files.close()
     by_file = {shard.file: shard for shard in sink.finished}
     return [by_file[shard.file] for shard in plan.shards]
+
+
+def _kernel(plan: Plan, files: OpenFiles, tuning: Tuning) -> Kernel:
+    return Kernel(
+        Sources(files, buffer_bytes(tuning.chunk_bytes)),
+        rounding=plan.request.rounding,
+        seed=plan.request.seed,
+        statistics=tuning.statistics,
+        block_elements=tuning.block_elements,
+    )
+
+
+def _chunks(plan: Plan, done: set[str], tuning: Tuning) -> Iterator[Chunk]:
+    sizes = {"chunk_bytes": tuning.chunk_bytes, "block_elements": tuning.block_elements}
+    for number, shard in enumerate(plan.shards):
+        if shard.file not in done:
+            yield from cut(shard, number, **sizes)
 
 
 def _manifest(
