@@ -69,9 +69,10 @@ def _bundle(name: str, make: Callable[..., object], options: dict[str, Decorator
             values[name] = make(**{key: values.pop(key) for key in options})
             return command(**values)
 
+        decorated: Callable = bundled
         for option in reversed(options.values()):
-            bundled = option(bundled)
-        return bundled
+            decorated = option(decorated)
+        return decorated
 
     return decorate
 
