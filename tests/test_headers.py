@@ -110,6 +110,7 @@ def test_a_header_larger_than_the_file_is_refused(
 def test_printable_never_passes_a_control_character(text: str) -> None:
     shown = printable(text)
     assert len(shown) <= 200
+    shown = shown.removesuffix("…")  # what marks a cut
     assert not any(
         ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0x200B <= ord(c) <= 0x202E for c in shown
     )
