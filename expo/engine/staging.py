@@ -36,7 +36,9 @@ class Staging:
         try:
             self._fd = self._lock()
         except OSError as error:
-            raise OutputError(f"{self.path} cannot be created or locked: {error.strerror}") from error
+            raise OutputError(
+                f"{self.path} cannot be created or locked: {error.strerror}"
+            ) from error
         self._journal = Journal(self.path / _JOURNAL)
 
     @property
