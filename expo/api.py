@@ -34,7 +34,8 @@ def extrapolate(
 
     Args:
         sft, aligned: a directory, a Hub id (`org/name@revision`), or `model+adapter`.
-        alpha: 0 is SFT, 1 is aligned, 1.5 is what the paper calls 0.5.
+        alpha: 0 is SFT, 1 is aligned, 1.5 is what the paper calls 0.5. Taken as given: a card's 0.3
+            is 1.3 here (only the command line and specs refuse 0 < alpha < 1).
         dtype: of the output's floats; by default each tensor keeps the aligned model's.
         rounding: "nearest", or "stochastic" (seeded, unbiased).
 

@@ -124,9 +124,7 @@ def test_overflow_of_the_output_dtype_names_the_tensor(
             "--alpha", 1.5, "--dtype", "float16", "--rounding", rounding,
         )  # fmt: skip
         assert ran.code == 1
-        assert "lm_head.weight overflows F16 (its largest value is 89855" in ran.err or (
-            "lm_head.weight overflows F16" in ran.err
-        )
+        assert "lm_head.weight overflows F16 (its largest value is " in ran.err
         assert "use --dtype bfloat16 or float32" in ran.err
         assert not (tmp_path / "out").exists()
 

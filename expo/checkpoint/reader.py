@@ -2,7 +2,7 @@
 
 What was cached stays cached; what was not is read with O_DIRECT and so never enters the cache.
 Where O_DIRECT is refused (tmpfs, some network filesystems, macOS) the read is buffered and the
-pages it brought in are dropped again.
+pages it brought in are dropped again, where the system has posix_fadvise.
 """
 
 import ctypes
