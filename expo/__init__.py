@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expo.api import apply, diff, extrapolate, merge, plan
+    from expo.api import apply, diff, extrapolate, merge, plan, verify
     from expo.engine.diff import DiffResult
     from expo.engine.merge import MergeResult
     from expo.errors import (
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         TokenizerError,
     )
     from expo.planning.report import PlanReport
+    from expo.verification.check import VerifyResult
 
 __version__ = "0.1.0"
 
@@ -33,22 +34,26 @@ __all__ = [
     "PlanReport",
     "SpecError",
     "TokenizerError",
+    "VerifyResult",
     "apply",
     "diff",
     "extrapolate",
     "merge",
     "plan",
+    "verify",
 ]
 
 _HOMES = {
     "DiffResult": "expo.engine.diff",
     "MergeResult": "expo.engine.merge",
     "PlanReport": "expo.planning.report",
+    "VerifyResult": "expo.verification.check",
     "apply": "expo.api",
     "diff": "expo.api",
     "extrapolate": "expo.api",
     "merge": "expo.api",
     "plan": "expo.api",
+    "verify": "expo.api",
 }
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from expo.engine.diff import DiffResult
     from expo.engine.merge import MergeResult
     from expo.planning.report import PlanReport
+    from expo.verification.check import VerifyResult
 
 Spec = Mapping[str, object] | str | PathLike[str] | Request
 Progress = Callable[[int, int], None]
@@ -29,6 +30,7 @@ def extrapolate(
     dtype: str | None = None,
     rounding: Rounding = "nearest",
     seed: int = 0,
+    verify: bool = True,
 ) -> "MergeResult":
     """Write θ_sft + α(θ_aligned − θ_sft) to the directory `out` (ExPO, arXiv 2404.16792).
 
@@ -38,6 +40,8 @@ def extrapolate(
             is 1.3 here (only the command line and specs refuse 0 < alpha < 1).
         dtype: of the output's floats; by default each tensor keeps the aligned model's.
         rounding: "nearest", or "stochastic" (seeded, unbiased).
+        verify: run the quick checks of `expo.verify` on the output before it appears; it appears
+            either way, `verified` of the result says what they found.
 
     Raises:
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
@@ -45,7 +49,7 @@ def extrapolate(
     request = make_request(
         str(sft), str(aligned), alpha=alpha, dtype=dtype, rounding=rounding, seed=seed
     )
-    return merge(request, out)
+    return merge(request, out, verify=verify)
 
 
 def merge(
@@ -53,12 +57,14 @@ def merge(
     out: str | PathLike[str],
     *,
     overwrite: bool = False,
+    verify: bool = True,
     progress: Progress | None = None,
 ) -> "MergeResult":
     """Run a merge spec (a YAML file, or a mapping of the same form) into the directory `out`.
 
     Args:
         overwrite: replace what `out` holds, once the new model is whole.
+        verify: as in `extrapolate`.
         progress: called with (bytes written, bytes in all).
 
     Raises:
@@ -68,7 +74,7 @@ def merge(
     from expo.planning.build import build_plan
 
     built = build_plan(_request(spec))
-    return run_plan(built, Path(out), overwrite=overwrite, progress=progress)
+    return run_plan(built, Path(out), overwrite=overwrite, verify=verify, progress=progress)
 
 
 def plan(spec: Spec) -> "PlanReport":
@@ -96,6 +102,49 @@ def diff(
 
     request = Request(parse_reference(str(a), role="A"), parse_reference(str(b), role="B"), None)
     return run_diff(build_plan(request), progress=progress)
+
+
+def verify(
+    out: str | PathLike[str],
+    *,
+    against: str | PathLike[str] | None = None,
+    vectors: str | PathLike[str] | None = None,
+    quick: bool = False,
+    generate: bool = False,
+    progress: Progress | None = None,
+) -> "VerifyResult":
+    """Whether the model directory `out` is whole, tokenizes and speaks as it should.
+
+    Tokenizer and template are tried in child processes without network, secrets or remote code.
+
+    Args:
+        against: the aligned model, to compare with: a directory, a Hub id, or `model+adapter`.
+        vectors: a file of golden vectors (`expo.golden/1`).
+        quick: read headers, configuration and tokenizer only, not the tensors.
+        generate: build the model for real (in its size of memory) and let it answer.
+        progress: called with (bytes read, bytes in all).
+
+    Raises:
+        SpecError: no such directory, or invalid vectors. What is wrong inside of `out` is a finding.
+        CheckpointError, HubError: `against` cannot be read.
+    """
+    from expo.checkpoint.checkpoint import open_checkpoint
+    from expo.verification.golden import read_golden
+    from expo.verification.run import check_directory, verify_folder
+
+    check_directory(Path(out))
+    golden = None if vectors is None else read_golden(Path(vectors))
+    aligned = None
+    if against is not None:
+        aligned = open_checkpoint(parse_reference(str(against), role="ALIGNED"))
+    return verify_folder(
+        Path(out),
+        aligned=aligned,
+        golden=golden,
+        quick=quick,
+        generate=generate,
+        progress=progress,
+    )
 
 
 def apply(

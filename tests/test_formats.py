@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 import expo as door
 
-from .conftest import CONFIG, Tensors, nudged, weights, write_checkpoint
+from .conftest import CONFIG, Tensors, extrapolate, nudged, weights, write_checkpoint
 from .test_merge import assert_same, load, naive
 from .test_plan import plan
 
@@ -43,7 +43,7 @@ def test_bin_as_either_side(tmp_path: Path, shards: int) -> None:
     write_checkpoint(tmp_path / "sft", sft)
     report = plan(tmp_path / "sft", tmp_path / "bin")
     assert report.ok, report.refusals
-    door.extrapolate(tmp_path / "sft", tmp_path / "bin", tmp_path / "out", alpha=1.5)
+    extrapolate(tmp_path / "sft", tmp_path / "bin", tmp_path / "out", alpha=1.5)
     out = load(tmp_path / "out")
     assert torch.equal(out.pop("mask"), torch.tensor([True, False]))
     floats = {n: t for n, t in aligned.items() if n != "mask"}
@@ -62,7 +62,7 @@ def test_a_view_into_a_larger_storage(tmp_path: Path) -> None:
     storage = torch.randn(40)
     write_bin(tmp_path / "sft", {"w": storage[10:30].view(4, 5)})
     write_bin(tmp_path / "aligned", {"w": storage[12:32].view(4, 5)})
-    door.extrapolate(tmp_path / "sft", tmp_path / "aligned", tmp_path / "out", alpha=2.0)
+    extrapolate(tmp_path / "sft", tmp_path / "aligned", tmp_path / "out", alpha=2.0)
     expected = naive({"w": storage[10:30].view(4, 5)}, {"w": storage[12:32].view(4, 5)}, 2.0)
     assert_same(load(tmp_path / "out"), expected)
 
@@ -106,13 +106,13 @@ def test_an_adapter_is_what_peft_merges(tmp_path: Path, kind: str) -> None:
     tiny_model().save_pretrained(base)
     peft = trained_adapter(base, tmp_path / "lora", 1, **ADAPTERS[kind])
     merged = peft.merge_and_unload()
-    door.extrapolate(base, f"{base}+{tmp_path / 'lora'}", tmp_path / "out", alpha=1.0)
+    extrapolate(base, f"{base}+{tmp_path / 'lora'}", tmp_path / "out", alpha=1.0)
     out = load(tmp_path / "out")
     expected = merged.state_dict()
     assert out.keys() <= expected.keys()
     for name, tensor in out.items():
         assert torch.allclose(tensor, expected[name], rtol=1e-5, atol=1e-7), name
-    door.extrapolate(base, f"{base}+{tmp_path / 'lora'}", tmp_path / "far", alpha=1.5)
+    extrapolate(base, f"{base}+{tmp_path / 'lora'}", tmp_path / "far", alpha=1.5)
     start = load(base)
     for name, tensor in load(tmp_path / "far").items():
         reference = start[name].double() + 1.5 * (expected[name].double() - start[name].double())
@@ -128,7 +128,7 @@ def test_adapters_on_both_sides_and_the_donor_of_the_tokenizer(tmp_path: Path) -
     (base / "tokenizer_config.json").write_text('{"from": "base"}')
     (tmp_path / "second" / "tokenizer_config.json").write_text('{"from": "adapter"}')
     out = tmp_path / "out"
-    door.extrapolate(f"{base}+{tmp_path}/first", f"{base}+{tmp_path}/second", out, alpha=1.5)
+    extrapolate(f"{base}+{tmp_path}/first", f"{base}+{tmp_path}/second", out, alpha=1.5)
     assert json.loads((out / "tokenizer_config.json").read_text()) == {"from": "adapter"}
     assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
     name = "model.layers.0.self_attn.q_proj"
@@ -197,7 +197,7 @@ def test_a_resized_vocabulary_in_the_adapter(tmp_path: Path) -> None:
     for folder, more in ((base, {}), (lora, {"x": 12, "y": 13})):
         content = {"model": {"vocab": vocabulary | more}}
         (folder / "tokenizer.json").write_text(json.dumps(content))
-    door.extrapolate(base, f"{base}+{lora}", tmp_path / "out", alpha=1.5)
+    extrapolate(base, f"{base}+{lora}", tmp_path / "out", alpha=1.5)
     out = load(tmp_path / "out")
     assert out["lm_head.weight"].shape == (14, 10)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 14

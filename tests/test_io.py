@@ -10,13 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import expo as door
 from expo.checkpoint import reader, writer
 from expo.checkpoint.reader import FileReader, aligned_buffer, read_buffer
 from expo.checkpoint.writer import ShardWriter
 from expo.errors import CheckpointError
 
-from .conftest import Pair
+from .conftest import Pair, extrapolate
 from .test_merge import assert_same, load, naive
 
 
@@ -54,7 +53,7 @@ def uncached_pair(tmp_path: Path) -> tuple[Path, Path]:
 def test_what_was_not_cached_stays_out_and_what_was_stays_in(tmp_path: Path) -> None:
     sft, aligned = uncached_pair(tmp_path)
     (sft / "model.safetensors").read_bytes()
-    door.extrapolate(sft, aligned, tmp_path / "out", alpha=1.5)
+    extrapolate(sft, aligned, tmp_path / "out", alpha=1.5)
     assert cached_share(sft / "model.safetensors") == 1.0
     assert cached_share(aligned / "model.safetensors") < 0.05  # the header's pages at most
     assert cached_share(tmp_path / "out" / "model.safetensors") < 0.05
@@ -72,7 +71,7 @@ def test_gaps_in_the_cache_are_filled_and_emptied_again(tmp_path: Path) -> None:
     os.close(fd)
     before = cached_share(path)
     assert 0.75 < before < 1.0
-    door.extrapolate(sft, aligned, tmp_path / "out", alpha=1.5)
+    extrapolate(sft, aligned, tmp_path / "out", alpha=1.5)
     assert abs(cached_share(path) - before) < 0.02
     assert_same(load(tmp_path / "out"), naive(load(sft), load(aligned), 1.5))
 
@@ -83,7 +82,7 @@ def test_without_direct_io_the_pages_are_dropped_again(
     sft, aligned = uncached_pair(tmp_path)
     for module in (reader, writer):
         monkeypatch.setattr(module, "open_direct", lambda *_: None)
-    door.extrapolate(sft, aligned, tmp_path / "out", alpha=1.5)
+    extrapolate(sft, aligned, tmp_path / "out", alpha=1.5)
     for folder in (sft, aligned, tmp_path / "out"):
         assert cached_share(folder / "model.safetensors") < 0.2
     assert_same(load(tmp_path / "out"), naive(load(sft), load(aligned), 1.5))
@@ -109,7 +108,7 @@ def test_a_filesystem_that_takes_the_flag_but_not_the_transfer(
     monkeypatch.setattr(FileReader, "_cached_pages", nothing_cached)
     monkeypatch.setattr(os, "preadv", lambda fd, *a: refuse(fd) or real_read(fd, *a))
     monkeypatch.setattr(os, "pwrite", lambda fd, *a: refuse(fd) or real_write(fd, *a))
-    door.extrapolate(pair.sft, pair.aligned, tmp_path / "out", alpha=1.5)
+    extrapolate(pair.sft, pair.aligned, tmp_path / "out", alpha=1.5)
     assert_same(load(tmp_path / "out"), naive(pair.sft_tensors, pair.aligned_tensors, 1.5))
 
 
@@ -121,7 +120,7 @@ def test_tmpfs(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         shutil.copytree(pair.sft, f"{folder}/sft")
         shutil.copytree(pair.aligned, f"{folder}/aligned")
-        door.extrapolate(f"{folder}/sft", f"{folder}/aligned", f"{folder}/out", alpha=1.5)
+        extrapolate(f"{folder}/sft", f"{folder}/aligned", f"{folder}/out", alpha=1.5)
         expected = naive(pair.sft_tensors, pair.aligned_tensors, 1.5)
         assert_same(load(Path(folder, "out")), expected)
 

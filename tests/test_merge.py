@@ -18,7 +18,7 @@ from expo.api import make_request
 from expo.engine.merge import Tuning, run_plan
 from expo.planning.build import build_plan
 
-from .conftest import CONFIG, Pair, Ran, Tensors, nudged, weights, write_checkpoint
+from .conftest import CONFIG, Pair, Ran, Tensors, extrapolate, nudged, weights, write_checkpoint
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
@@ -57,7 +57,7 @@ def assert_same(result: Tensors, expected: Tensors) -> None:
 
 @pytest.mark.parametrize("alpha", [1.5, 1.3, -0.5, 4.0])
 def test_the_output_is_the_naive_one(pair: Pair, tmp_path: Path, alpha: float) -> None:
-    door.extrapolate(pair.sft, pair.aligned, tmp_path / "out", alpha=alpha)
+    extrapolate(pair.sft, pair.aligned, tmp_path / "out", alpha=alpha)
     assert_same(load(tmp_path / "out"), naive(pair.sft_tensors, pair.aligned_tensors, alpha))
 
 
@@ -70,7 +70,7 @@ def test_every_pair_of_dtypes(tmp_path: Path, mine: torch.dtype, theirs: torch.d
     write_checkpoint(tmp_path / "aligned", aligned)
     for dtype in (None, "bfloat16", "float16", "float32", "float64"):
         out = tmp_path / f"out-{dtype}"
-        door.extrapolate(tmp_path / "sft", tmp_path / "aligned", out, alpha=1.5, dtype=dtype)
+        extrapolate(tmp_path / "sft", tmp_path / "aligned", out, alpha=1.5, dtype=dtype)
         for name, tensor in load(out).items():
             assert tensor.dtype == (getattr(torch, dtype) if dtype else theirs)
             exact = sft[name].double() + 1.5 * (aligned[name].double() - sft[name].double())
@@ -84,7 +84,7 @@ def test_every_pair_of_dtypes(tmp_path: Path, mine: torch.dtype, theirs: torch.d
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_alpha_0_and_1_copy(pair: Pair, tmp_path: Path, alpha: float) -> None:
-    door.extrapolate(pair.sft, pair.aligned, tmp_path / "out", alpha=alpha, rounding="stochastic")
+    extrapolate(pair.sft, pair.aligned, tmp_path / "out", alpha=alpha, rounding="stochastic")
     assert_same(load(tmp_path / "out"), pair.aligned_tensors if alpha else pair.sft_tensors)
 
 
@@ -134,7 +134,7 @@ def test_statistics_do_not_depend_on_threads_or_chunks(tmp_path: Path) -> None:
 
 
 def test_statistics_match_float64(pair: Pair, tmp_path: Path) -> None:
-    result = door.extrapolate(pair.sft, pair.aligned, tmp_path / "out", alpha=1.3)
+    result = extrapolate(pair.sft, pair.aligned, tmp_path / "out", alpha=1.3)
     out = load(tmp_path / "out")
     flat = {
         name: torch.cat([t.double().flatten() for _, t in sorted(tensors.items())])
@@ -165,7 +165,7 @@ def test_small_deltas_lose_alpha_to_nearest_and_keep_it_with_stochastic(tmp_path
     write_checkpoint(tmp_path / "aligned", aligned)
     measured = {}
     for rounding in ("nearest", "stochastic"):
-        result = door.extrapolate(
+        result = extrapolate(
             tmp_path / "sft", tmp_path / "aligned", tmp_path / rounding, alpha=1.3,
             dtype="bfloat16", rounding=rounding,
         )  # fmt: skip
@@ -178,7 +178,7 @@ def test_small_deltas_lose_alpha_to_nearest_and_keep_it_with_stochastic(tmp_path
 
 def test_manifest_and_card_tell_how_it_was_made(pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    door.extrapolate(pair.sft, pair.aligned, out, alpha=1.5)
+    extrapolate(pair.sft, pair.aligned, out, alpha=1.5)
     content = json.loads((out / "expo.json").read_text())
     assert content["schema"] == "expo.manifest/1"
     assert (content["alpha"], content["paper_alpha"]) == (1.5, 0.5)
@@ -191,7 +191,7 @@ def test_manifest_and_card_tell_how_it_was_made(pair: Pair, tmp_path: Path) -> N
 
 def test_the_index_names_every_tensor(pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    door.extrapolate(pair.sft, pair.aligned, out, alpha=1.5)
+    extrapolate(pair.sft, pair.aligned, out, alpha=1.5)
     index = json.loads((out / "model.safetensors.index.json").read_text())
     for name, file in index["weight_map"].items():
         with safe_open(out / file, "pt") as shard:
@@ -218,7 +218,7 @@ def test_max_shard_size_re_shards(pair: Pair, tmp_path: Path, expo: Callable[...
 
 def test_file_modes_follow_the_umask(pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    door.extrapolate(pair.sft, pair.aligned, out, alpha=1.5)
+    extrapolate(pair.sft, pair.aligned, out, alpha=1.5)
     probe = tmp_path / "probe"
     probe.touch()
     probe_dir = tmp_path / "probe-dir"
@@ -235,7 +235,7 @@ def test_mixed_dtypes_stay_as_the_aligned_model_has_them(tmp_path: Path) -> None
     aligned["model.norm.weight"] = aligned["model.norm.weight"].float()
     write_checkpoint(tmp_path / "sft", sft)
     write_checkpoint(tmp_path / "aligned", aligned)
-    door.extrapolate(tmp_path / "sft", tmp_path / "aligned", tmp_path / "out", alpha=1.5)
+    extrapolate(tmp_path / "sft", tmp_path / "aligned", tmp_path / "out", alpha=1.5)
     assert_same(load(tmp_path / "out"), naive(sft, aligned, 1.5))
 
 
@@ -249,30 +249,30 @@ def test_integers_are_copied_when_equal_and_refused_when_not(
     aligned["position_ids"] = sft["position_ids"].clone()
     write_checkpoint(tmp_path / "sft", sft)
     write_checkpoint(tmp_path / "aligned", aligned)
-    door.extrapolate(tmp_path / "sft", tmp_path / "aligned", tmp_path / "out", alpha=1.5)
+    extrapolate(tmp_path / "sft", tmp_path / "aligned", tmp_path / "out", alpha=1.5)
     assert torch.equal(load(tmp_path / "out")["position_ids"], sft["position_ids"])
     aligned["position_ids"] = torch.tensor([1, 1, 1, 1]).to(dtype)
     write_checkpoint(tmp_path / "aligned", aligned)
     with pytest.raises(door.CheckpointError, match=r"position_ids holds .* differ between SFT"):
-        door.extrapolate(tmp_path / "sft", tmp_path / "aligned", tmp_path / "out2", alpha=1.5)
+        extrapolate(tmp_path / "sft", tmp_path / "aligned", tmp_path / "out2", alpha=1.5)
     assert not (tmp_path / "out2").exists()
 
 
 def test_dtype_change_is_written_into_the_configuration(pair: Pair, tmp_path: Path) -> None:
     config = CONFIG | {"torch_dtype": "bfloat16"}
     (pair.aligned / "config.json").write_text(json.dumps(config))
-    door.extrapolate(pair.sft, pair.aligned, tmp_path / "same", alpha=1.5, dtype="bfloat16")
+    extrapolate(pair.sft, pair.aligned, tmp_path / "same", alpha=1.5, dtype="bfloat16")
     assert (tmp_path / "same" / "config.json").read_bytes() == (
         pair.aligned / "config.json"
     ).read_bytes()
-    door.extrapolate(pair.sft, pair.aligned, tmp_path / "wide", alpha=1.5, dtype="float32")
+    extrapolate(pair.sft, pair.aligned, tmp_path / "wide", alpha=1.5, dtype="float32")
     assert json.loads((tmp_path / "wide" / "config.json").read_text()) == config | {
         "torch_dtype": "float32"
     }
 
 
 def test_apply_in_memory_gives_the_same_bytes(pair: Pair, tmp_path: Path) -> None:
-    door.extrapolate(pair.sft, pair.aligned, tmp_path / "out", alpha=1.3)
+    extrapolate(pair.sft, pair.aligned, tmp_path / "out", alpha=1.3)
     applied = dict(door.apply(pair.sft_tensors, pair.aligned_tensors, alpha=1.3))
     assert_same(applied, load(tmp_path / "out"))
     with pytest.raises(door.CheckpointError, match="do not hold the same tensors"):
@@ -339,7 +339,7 @@ def test_a_misaligned_input_is_read_right(tmp_path: Path) -> None:
     for side, tensors in (("sft", sft), ("aligned", aligned)):
         write_checkpoint(tmp_path / side, {})
         _write_packed(tmp_path / side / "model.safetensors", tensors)
-    door.extrapolate(tmp_path / "sft", tmp_path / "aligned", tmp_path / "out", alpha=1.5)
+    extrapolate(tmp_path / "sft", tmp_path / "aligned", tmp_path / "out", alpha=1.5)
     expected = naive(
         {n: t for n, t in sft.items() if n != "flag"},
         {n: t for n, t in aligned.items() if n != "flag"},
@@ -393,7 +393,7 @@ def test_an_empty_out_is_filled_from_inside(pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     identity = out.stat().st_ino
-    door.extrapolate(pair.sft, pair.aligned, out, alpha=1.5)
+    extrapolate(pair.sft, pair.aligned, out, alpha=1.5)
     assert out.stat().st_ino == identity
     assert_same(load(out), naive(pair.sft_tensors, pair.aligned_tensors, 1.5))
     assert not list(out.glob(".expo*"))
@@ -415,6 +415,6 @@ def test_save_file_is_not_needed_to_be_lucky(tmp_path: Path) -> None:
     for side, tensor in (("sft", big), ("aligned", (big.float() * 1.01).bfloat16())):
         (tmp_path / side).mkdir()
         save_file({"w": tensor}, tmp_path / side / "model.safetensors")
-    door.extrapolate(tmp_path / "sft", tmp_path / "aligned", tmp_path / "out", alpha=1.5)
+    extrapolate(tmp_path / "sft", tmp_path / "aligned", tmp_path / "out", alpha=1.5)
     aligned = load(tmp_path / "aligned")
     assert_same(load(tmp_path / "out"), naive({"w": big}, aligned, 1.5))

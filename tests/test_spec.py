@@ -56,8 +56,8 @@ def test_a_mapping_is_a_spec() -> None:
 
 
 BAD = {
-    "unknown key": (GOOD + "roundin: nearest\n", "6:1: roundin: is not a key of the spec (did you mean rounding?)"),
-    "unknown key inside": (GOOD.replace("{alpha", "{alhpa"), "5:18: models.0.parameters.alhpa: is not a key of the spec (did you mean alpha?)"),
+    "unknown key": (GOOD + "roundin: nearest\n", "6:1: roundin: is not a known key (did you mean rounding?)"),
+    "unknown key inside": (GOOD.replace("{alpha", "{alhpa"), "5:18: models.0.parameters.alhpa: is not a known key (did you mean alpha?)"),
     "unknown method": (GOOD.replace("expo", "exppo"), "1:1: merge_method: 'exppo' is not one of expo (did you mean expo?)"),
     "missing key": (GOOD.replace("base_model: org/sft\n", ""), "1:1: base_model: is required"),
     "duplicate key": (GOOD + "base_model: org/other\n", "6:1: base_model: the key is given twice"),

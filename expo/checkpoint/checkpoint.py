@@ -120,7 +120,7 @@ def open_checkpoint(reference: Reference) -> Checkpoint:
     """
     files = open_location(reference.model)
     names, index, notes = _weight_files(files)
-    shards = tuple(_read_shard(files, name) for name in names)
+    shards = tuple(read_shard(files, name) for name in names)
     if index:
         shards, more = _check_index(files.label, index, shards)
         notes += more
@@ -135,7 +135,7 @@ def open_checkpoint(reference: Reference) -> Checkpoint:
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if name not in adapter_files.sizes:
             raise CheckpointError(f"adapter {adapter_files.label} has no {name}")
-    shard = _read_shard(adapter_files, ADAPTER_WEIGHTS)
+    shard = read_shard(adapter_files, ADAPTER_WEIGHTS)
     adapter = read_adapter(adapter_files, shard, checkpoint.tensors)
     return Checkpoint(
         reference, files, shards, checkpoint.index_metadata, adapter, checkpoint.notes
@@ -196,7 +196,7 @@ def _shard_names(files: Files, index_name: str, index: dict) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
-def _read_shard(files: Files, name: str) -> Shard:
+def read_shard(files: Files, name: str) -> Shard:
     if name.endswith(".bin"):
         from expo.checkpoint.pickled import read_pickle
 

@@ -2,6 +2,11 @@
 
 from fnmatch import fnmatch
 
+MANIFEST = "expo.json"
+"""What expo writes beside a model: how it was made, and the SHA-256 of every file."""
+
+CARD = "README.md"
+
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.model.v*",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",

@@ -15,6 +15,7 @@ from expo.cli.extrapolate import extrapolate
 from expo.cli.merge import merge
 from expo.cli.plan import plan
 from expo.cli.run import RESUMABLE
+from expo.cli.verify import verify
 from expo.errors import ExpoError, SpecError
 
 _INTERRUPTED, _TERMINATED = 130, 143
@@ -26,8 +27,8 @@ class Terminated(BaseException):
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done · 1 failed or refused · 2 usage or invalid spec · 3 the models differ "
-    "in structure (diff) · 130 interrupted · 143 terminated.",
+    epilog="Exit codes: 0 done · 1 failed or refused · 2 usage or invalid spec · 3 an output does "
+    "not verify, or models differ in structure (diff) · 130 interrupted · 143 terminated.",
 )
 @click.version_option(__version__, prog_name="expo", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -38,7 +39,7 @@ def cli() -> None:
     """
 
 
-for _command in (extrapolate, merge, plan, diff, demo):
+for _command in (extrapolate, merge, plan, diff, verify, demo):
     cli.add_command(_command)
 
 

@@ -57,6 +57,7 @@ class RunOptions:
     dry_run: bool = False
     overwrite: bool = False
     hash_inputs: bool = False
+    verify: bool = True
     threads: int = DEFAULT_THREADS
 
 
@@ -82,7 +83,7 @@ def _talk(*, as_json: bool, quiet: bool, debug: bool) -> Output:
 
 
 def _running(*, no_verify: bool, **flags: bool | int) -> RunOptions:
-    return RunOptions(**flags)  # pyright: ignore[reportArgumentType] - nothing verifies yet
+    return RunOptions(verify=not no_verify, **flags)  # pyright: ignore[reportArgumentType]
 
 
 amount = _bundle(

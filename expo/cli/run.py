@@ -7,7 +7,10 @@ import click
 
 from expo.cli.options import RunOptions
 from expo.cli.output import Output, gigabytes, number, percent
+from expo.cli.verify import FOUND_AN_ERROR
+from expo.cli.verify_text import findings
 from expo.spec.request import Request, both_conventions
+from expo.verification.check import VerifyResult
 
 if TYPE_CHECKING:
     from expo.engine.merge import MergeResult
@@ -36,10 +39,18 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
             out,
             overwrite=options.overwrite,
             hash_inputs=options.hash_inputs,
+            verify=options.verify,
             tuning=Tuning(threads=options.threads),
             progress=progress,
             say=output.say,
         )
+    _report(result, output)
+    if result.verified is False:
+        raise click.exceptions.Exit(FOUND_AN_ERROR)
+
+
+def _report(result: "MergeResult", output: Output) -> None:
+    """The result on stdout, and on stderr how fast it came and what the verification found."""
     if output.json:
         output.result(result, lambda: "")
         return
@@ -47,6 +58,9 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
     output.say(
         f"{result.out}: {gigabytes(result.written_bytes)} in {result.seconds:.1f} s ({rate:.2f} GB/s)"
     )
+    if result.verified is not None:
+        found = VerifyResult(result.verified, result.checks)
+        output.say(findings(found, str(result.out)))
     output.data(outcome(result))
 
 

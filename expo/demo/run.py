@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from expo.api import make_request
+from expo.api import make_request, verify
 from expo.demo.toy import MODELS, reward
 from expo.engine.merge import run_plan
 from expo.planning.build import build_plan
@@ -56,7 +56,11 @@ def run_demo(out: Path, *, say: Callable[[str], None]) -> DemoResult:
             DemoPoint(alpha, paper_alpha(alpha), result.statistics.effective_alpha, reward(folder))
         )
         say(f"alpha {alpha:g}: reward {points[-1].reward:.3f}")
-    return DemoResult(out, tuple(points), _plot(points, out))
+    result = DemoResult(out, tuple(points), _plot(points, out))
+    best = out / f"alpha-{result.best.alpha:g}"
+    found = verify(best, against=aligned)
+    say(f"{best.name}: {'verified' if found.ok else 'does not verify: run expo verify on it'}")
+    return result
 
 
 def _plot(points: list[DemoPoint], out: Path) -> Path | None:

@@ -3,17 +3,19 @@
 import errno
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from expo.checkpoint.checkpoint import hash_file
 from expo.checkpoint.reader import aligned_buffer
+from expo.checkpoint.sidecars import CARD
 from expo.checkpoint.writer import ShardWriter
 from expo.engine.journal import Fingerprint, FinishedShard, fingerprint, identities
 from expo.engine.kernel import Kernel, PieceResult, Sample
-from expo.engine.outputs import CARD, card, manifest, write_file, write_manifest, write_sidecars
+from expo.engine.outputs import card, manifest, write_file, write_manifest, write_sidecars
 from expo.engine.pipeline import Pipeline, Sealed
 from expo.engine.sources import OpenFiles, Sources
 from expo.engine.staging import Staging
@@ -30,6 +32,9 @@ from expo.planning.chunks import (
 )
 from expo.planning.output import check_out
 from expo.planning.plan import Plan
+from expo.verification.check import CheckResult, VerifyResult
+from expo.verification.run import Tokenizers, verify_stream
+from expo.verification.subject import TensorFacts
 
 Identities = dict[str, dict[str, str | int]]
 Progress = Callable[[int, int], None]
@@ -52,7 +57,10 @@ class Tuning:
 
 @dataclass(frozen=True)
 class MergeResult:
-    """A placed output; `modules` holds the parts of `statistics`."""
+    """A placed output; `modules` holds the parts of `statistics`.
+
+    `verified` is None where the verification was skipped, else whether no check found an error.
+    """
 
     out: Path
     alpha: float
@@ -63,6 +71,8 @@ class MergeResult:
     written_bytes: int
     seconds: float
     warnings: tuple[str, ...]
+    verified: bool | None
+    checks: tuple[CheckResult, ...]
 
 
 def run_plan(
@@ -71,6 +81,7 @@ def run_plan(
     *,
     overwrite: bool = False,
     hash_inputs: bool = False,
+    verify: bool = False,
     tuning: Tuning = Tuning(),
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
@@ -81,6 +92,8 @@ def run_plan(
     and the same call resumes it. A refused one leaves nothing.
 
     Args:
+        verify: run the quick checks on the output before it is placed. What they find is in the
+            result and in the manifest; the output is placed either way.
         progress: called with (bytes written, bytes in all) a few times a second.
         say: called with each remark about resuming.
 
@@ -105,7 +118,8 @@ def run_plan(
                 finished, reason = staging.resume(print_)
                 if say and (reason or finished):
                     say(reason or f"resuming: {len(finished)} of {len(plan.shards)} shards done")
-                content = _produce(plan, staging, print_, known, finished, tuning, progress)
+                work = _Work(plan, staging, print_, known, tuning)
+                content = _produce(work, finished, verify=verify, progress=progress)
             staging.place()
         except CheckpointError:
             staging.discard()
@@ -115,25 +129,55 @@ def run_plan(
     return _result(content, staging.out, plan.write_bytes, time.monotonic() - started)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What all steps of one run share."""
+
+    plan: Plan
+    staging: Staging
+    print_: Fingerprint
+    known: Identities
+    tuning: Tuning
+
+
 def _produce(
-    plan: Plan,
-    staging: Staging,
-    print_: Fingerprint,
-    known: Identities,
-    finished: list[FinishedShard],
-    tuning: Tuning,
-    progress: Progress | None,
+    work: _Work, finished: list[FinishedShard], *, verify: bool, progress: Progress | None
 ) -> dict:
     """Everything up to the placement; returns the manifest."""
+    plan, staging = work.plan, work.staging
     _check_space(plan, staging, finished)
-    finished = _stream(plan, staging, finished, tuning, progress)
-    if changed := _changed(known, identities(plan)):
-        raise CheckpointError(f"{changed} changed while it was read: run again")
     hashes = write_sidecars(plan, staging.path)
-    content = _manifest(plan, print_, known, finished, hashes)
+    with ExitStack() as stack:
+        # The tokenizers need no weights: they are tried while the weights stream.
+        tokenizers = stack.enter_context(Tokenizers(staging.path, plan.aligned)) if verify else None
+        finished = _stream(plan, staging, finished, work.tuning, progress)
+        if changed := _changed(work.known, identities(plan)):
+            raise CheckpointError(f"{changed} changed while it was read: run again")
+        content = _manifest(work, finished, hashes)
+        if tokenizers is not None:
+            found = _verify(work, tokenizers, finished)
+            content |= {"verified": found.ok, "verification": [asdict(c) for c in found.checks]}
     content["files"][CARD] = write_file(staging.path / CARD, card(content).encode())
     write_manifest(staging.path, content)
     return content
+
+
+def _verify(work: _Work, tokenizers: Tokenizers, finished: list[FinishedShard]) -> VerifyResult:
+    """The checks, with what the stream knows: it wrote no NaN, and zeros only where both had them."""
+    sums = {name: value for shard in finished for name, value in shard.sums.items()}
+    zero = {
+        name for name, s in sums.items() if s.elements and not (s.base_square or s.delta_square)
+    }
+    facts = TensorFacts({shard.file: shard.sha256 for shard in finished}, {}, frozenset(zero))
+    return verify_stream(
+        work.staging.path,
+        tokenizers,
+        facts,
+        aligned=work.plan.aligned,
+        sft=work.plan.base.tokenizer_files,
+        asked_dtype=work.plan.request.dtype,
+        ignored=work.staging.own_files,
+    )
 
 
 @dataclass
@@ -231,21 +275,16 @@ def _chunks(plan: Plan, done: set[str], tuning: Tuning) -> Iterator[Chunk]:
             yield from cut(shard, number, **sizes)
 
 
-def _manifest(
-    plan: Plan,
-    print_: Fingerprint,
-    known: Identities,
-    finished: list[FinishedShard],
-    hashes: dict[str, str],
-) -> dict:
+def _manifest(work: _Work, finished: list[FinishedShard], hashes: dict[str, str]) -> dict:
+    plan = work.plan
     alpha = _alpha(plan)
     sums = {name: value for shard in finished for name, value in shard.sums.items()}
     samples = {name: value for shard in finished for name, value in shard.samples.items()}
     other = alternative(sums, samples, plan.request.rounding, alpha) if samples else None
     return manifest(
         plan,
-        print_,
-        known,
+        work.print_,
+        work.known,
         hashes | {shard.file: shard.sha256 for shard in finished},
         statistics(total(sums.values()), alpha),
         other,
@@ -266,6 +305,8 @@ def _result(content: dict, out: Path, written_bytes: int, seconds: float) -> Mer
         written_bytes=written_bytes,
         seconds=seconds,
         warnings=tuple(content["warnings"]),
+        verified=content["verified"],
+        checks=tuple(CheckResult(**check) for check in content["verification"] or ()),
     )
 
 

@@ -13,13 +13,12 @@ import expo
 from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
+from expo.checkpoint.sidecars import MANIFEST
 from expo.engine.journal import Fingerprint, sync_directory
 from expo.engine.summary import Alternative, Statistics
-from expo.planning.output import MANIFEST
 from expo.planning.plan import Plan
 from expo.spec.request import both_conventions, paper_alpha
 
-CARD = "README.md"
 _COPY_BYTES = 1 << 20
 
 
@@ -105,6 +104,7 @@ def manifest(
             "safetensors": safetensors.__version__,  # pyright: ignore[reportPrivateImportUsage]
         },
         "files": dict(sorted(hashes.items())),
+        "verified": None,
         "verification": None,
     }
 

@@ -11,9 +11,10 @@ import os
 import shutil
 from pathlib import Path
 
+from expo.checkpoint.sidecars import MANIFEST
 from expo.engine.journal import Fingerprint, FinishedShard, Journal, sync_directory
 from expo.errors import OutputError
-from expo.planning.output import MANIFEST, is_free, staging_path
+from expo.planning.output import is_free, staging_path
 
 _JOURNAL = "journal.jsonl"
 _RENAME_EXCHANGE = 2
@@ -40,6 +41,11 @@ class Staging:
                 f"{self.path} cannot be created or locked: {error.strerror}"
             ) from error
         self._journal = Journal(self.path / _JOURNAL)
+
+    @property
+    def own_files(self) -> frozenset[str]:
+        """What lies here beside the output."""
+        return frozenset({_JOURNAL})
 
     @property
     def is_taken(self) -> bool:

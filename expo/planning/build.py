@@ -8,16 +8,14 @@ from fnmatch import fnmatch
 from expo.checkpoint.checkpoint import Checkpoint, Weight, open_checkpoint
 from expo.checkpoint.dtypes import BY_TORCH_NAME, COPIED, FLOATS
 from expo.checkpoint.headers import printable
+from expo.checkpoint.names import DERIVED, HEADS, INPUTS, is_embedding
 from expo.checkpoint.sidecars import auto_map_files, is_model_sidecar, is_tokenizer_file
 from expo.checkpoint.vocabulary import read_vocabulary
 from expo.errors import SpecError
 from expo.planning.plan import Plan, ShardPlan, Sidecar, TensorJob
-from expo.planning.rows import RowMatch, is_embedding, match_rows
+from expo.planning.rows import RowMatch, match_rows
 from expo.spec.request import Request
 
-_DERIVED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
-_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-_INPUTS = ("embed_tokens.weight", "tok_embeddings.weight", "wte.weight", "embed_in.weight")
 _LISTED = 5  # names in a message before "and N more"
 
 
@@ -87,14 +85,14 @@ def _match(
             job = _pair(request, name, dtype, weight, partner, rows, found)
             if job:
                 jobs[name] = job
-        elif _DERIVED.search(name) or (allowed and allowed.search(name)):
+        elif DERIVED.search(name) or (allowed and allowed.search(name)):
             found.notes.append(f"{printable(name)} is only in the aligned model: copied")
             jobs[name] = TensorJob(name, "copy", dtype, weight, None)
         else:
             found.missing.append(name)
     for name in base.weights.keys() - aligned.weights.keys():
-        head_follows = name.endswith(_HEADS) and base.ties_embeddings
-        if _DERIVED.search(name) or head_follows or (allowed and allowed.search(name)):
+        head_follows = name.endswith(HEADS) and base.ties_embeddings
+        if DERIVED.search(name) or head_follows or (allowed and allowed.search(name)):
             found.notes.append(f"{printable(name)} is only in the SFT model: dropped")
         else:
             found.extra.append(name)
@@ -141,7 +139,7 @@ def _tied_partner(base: Checkpoint, name: str, found: _Findings) -> Weight | Non
     """A head that the SFT model ties to its embedding is that embedding, and the other way round."""
     if not base.ties_embeddings:
         return None
-    for mine, theirs in ((_HEADS, _INPUTS), (_INPUTS, _HEADS)):
+    for mine, theirs in ((HEADS, INPUTS), (INPUTS, HEADS)):
         if name.endswith(mine):
             partners = [w for n, w in base.weights.items() if n.endswith(theirs)]
             if len(partners) == 1:

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
+from expo.checkpoint.sidecars import MANIFEST
 from expo.errors import OutputError
 from expo.spec.request import Request
 
-MANIFEST = "expo.json"
 INSIDE = ".expo-staging"
 
 

@@ -1,15 +1,9 @@
 """Which row of the base's embedding belongs to which row of the aligned model's."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 
 Vocabulary = dict[int, str] | None
-
-_EMBEDDING = re.compile(
-    r"(^|\.)(embed_tokens|tok_embeddings|wte|word_embeddings|embed_in|shared"
-    r"|lm_head|embed_out|output)\.(weight|bias)$"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +25,6 @@ class RowMatch:
     runs: tuple[RowRun, ...] = ()
     copied: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
-
-
-def is_embedding(name: str) -> bool:
-    return _EMBEDDING.search(name) is not None
 
 
 def match_rows(

@@ -1,0 +1,19 @@
+"""What the name of a tensor says about it."""
+
+import re
+
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+INPUTS = ("embed_tokens.weight", "tok_embeddings.weight", "wte.weight", "embed_in.weight")
+
+DERIVED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+"""Buffers that a model computes for itself; some files hold them, some do not."""
+
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed_tokens|tok_embeddings|wte|word_embeddings|embed_in|shared"
+    r"|lm_head|embed_out|output)\.(weight|bias)$"
+)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether the rows of a tensor belong to tokens: input embeddings and heads."""
+    return bool(_EMBEDDING.search(name))

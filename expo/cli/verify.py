@@ -1,0 +1,83 @@
+"""`expo verify`: is a model directory whole, does it tokenize and speak as it should."""
+
+from pathlib import Path
+
+import click
+
+from expo.cli import options
+from expo.cli.output import Output
+from expo.cli.verify_text import verify_text
+from expo.errors import OutputError, SpecError
+
+FOUND_AN_ERROR = 3
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  expo verify out
+  expo verify out --against Nexusflow/Starling-LM-7B-beta
+  expo verify out --vectors merge_configs/vectors/openchat.yml --quick --json
+  expo verify trusted-model --record vectors.yml
+"""
+)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--against", metavar="ALIGNED", help="The aligned model, to compare with.")
+@click.option(
+    "--vectors",
+    type=click.Path(path_type=Path),
+    help="Golden vectors that tokenizer and template must give.",
+)
+@click.option("--quick", is_flag=True, help="Headers, configuration and tokenizer, no tensors.")
+@click.option("--generate", is_flag=True, help="Build the model and let it answer (on the CPU).")
+@click.option(
+    "--record",
+    type=click.Path(path_type=Path),
+    help="Write golden vectors from OUT, which you trust, to this file; no check is run.",
+)
+@options.talk
+def verify(
+    out: Path,
+    against: str | None,
+    vectors: Path | None,
+    quick: bool,
+    generate: bool,
+    record: Path | None,
+    output: Output,
+) -> None:
+    """Check that the model directory OUT is whole, tokenizes and speaks as it should.
+
+    Exits with 3 where a check finds an error. Writes nothing to OUT.
+    """
+    if record is not None:
+        if against or vectors or quick or generate:
+            raise SpecError("--record only writes vectors: leave the other options out")
+        _record(out, record, output)
+        return
+    from expo.api import verify as run
+
+    with output.progress("verify") as progress:
+        result = run(
+            out,
+            against=against,
+            vectors=vectors,
+            quick=quick,
+            generate=generate,
+            progress=progress,
+        )
+    output.result(result, lambda: verify_text(result, str(out)))
+    if not result.ok:
+        raise click.exceptions.Exit(FOUND_AN_ERROR)
+
+
+def _record(out: Path, file: Path, output: Output) -> None:
+    from expo.verification.run import record_vectors
+
+    if file.exists():
+        raise OutputError(f"{file} exists: name a new file for the vectors")
+    content = record_vectors(out)
+    try:
+        file.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror}") from error
+    output.say(f"{file}: golden vectors of {out}, marked as self-recorded")

@@ -1,0 +1,1 @@
+"""Checks of a model directory: structure, tensors, configuration, tokenizer, template, generation."""

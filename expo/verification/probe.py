@@ -1,0 +1,216 @@
+"""The child process: loads what lies in a folder the way its users will, and says what came out.
+
+Run as a script, by path. It imports nothing of expo, so that what it reports is what a fresh
+process sees. It reads one JSON request from stdin and writes one JSON object a line to stdout, in
+the order of the work, so that what was done before a crash or a timeout is known.
+
+Requests: {"task": "tokenizer", "folder", "texts", "conversations"} · {"task": "load", "folder"} ·
+{"task": "generate", "folder", "aligned", "conversations", "new_tokens"}; each with "memory_bytes"
+and "cpu_seconds".
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+_FILE_BYTES = 1 << 28  # of anything it writes, the report included
+_SPECIAL_PROBES = 32  # added tokens that get probes of their own
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    _limit(request["memory_bytes"], request["cpu_seconds"])
+    report = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints is talk
+
+    def tell(**line: Any) -> None:
+        report.write(json.dumps(line) + "\n")
+        report.flush()
+
+    {"tokenizer": tokenizer, "load": load, "generate": generate}[request["task"]](request, tell)
+    tell(done=True)
+
+
+def tokenizer(request: dict, tell: Any) -> None:
+    """Facts about the tokenizer, then every text and conversation."""
+    _hide_torch()
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
+    added = {token: index for index, token in _added(tokenizer).items()}
+    tell(loaded=_facts(tokenizer, added))
+    specials = list(added)[:_SPECIAL_PROBES]
+    around = [form.format(token) for token in specials for form in ("{}", "a{}b", " {} x", "{} ")]
+    for text in [*request["texts"], *around]:
+        tell(text=text, **_encoded(tokenizer, text))
+    for number, conversation in enumerate(request["conversations"]):
+        tell(conversation=number, **_rendered(tokenizer, conversation))
+
+
+def _hide_torch() -> None:
+    """A tokenizer needs no torch, and without it transformers is here in half the time."""
+    find = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, *more: None if name == "torch" else find(name, *more)
+
+
+def _added(tokenizer: Any) -> dict[int, str]:
+    decoder = getattr(tokenizer, "added_tokens_decoder", {})
+    return {index: str(token.content) for index, token in sorted(decoder.items())}
+
+
+def _facts(tokenizer: Any, added: dict[str, int]) -> dict:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = tokenizer.get_vocab()
+    serialized = backend.to_str() if backend is not None else json.dumps(vocabulary, sort_keys=True)
+    template = tokenizer.chat_template
+    return {
+        "class": type(tokenizer).__name__,
+        "serialized": hashlib.sha256(serialized.encode()).hexdigest(),
+        "tokens": len(tokenizer),
+        "max_id": max([*vocabulary.values(), *added.values()], default=-1),
+        "added": added,
+        "special_tokens": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
+        "template": template if isinstance(template, str) or template is None else dict(template),
+        "model_max_length": min(tokenizer.model_max_length, 1 << 62),
+        "padding_side": tokenizer.padding_side,
+        "truncation_side": tokenizer.truncation_side,
+        "input_names": list(tokenizer.model_input_names),
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "pad": tokenizer.pad_token_id,
+    }
+
+
+def _encoded(tokenizer: Any, text: str) -> dict:
+    try:
+        ids = tokenizer(text)["input_ids"]
+        alone = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return {"ids": ids, "alone": alone, "decoded": tokenizer.decode(ids)}
+    except Exception as error:  # whatever it is, it is the finding
+        return {"error": _said(error)}
+
+
+def _rendered(tokenizer: Any, conversation: dict) -> dict:
+    def apply(tokenize: bool) -> Any:
+        return tokenizer.apply_chat_template(
+            conversation["messages"],
+            tools=conversation.get("tools"),
+            add_generation_prompt=conversation["add_generation_prompt"],
+            tokenize=tokenize,
+            **({"return_dict": False} if tokenize else {}),
+        )
+
+    try:
+        return {"rendered": apply(False), "ids": apply(True)}
+    except Exception as error:  # templates raise on purpose; the parent compares what
+        return {"error": _said(error)}
+
+
+def load(request: dict, tell: Any) -> None:
+    """Build the model on the meta device: which keys found no home, and which homes no key."""
+    from transformers import GenerationConfig
+
+    folder = request["folder"]
+    if (Path(folder) / "generation_config.json").exists():
+        try:
+            GenerationConfig.from_pretrained(folder).validate(strict=True)
+            tell(generation_config=None)
+        except Exception as error:
+            tell(generation_config=_said(error))
+    model, info = _model_class(folder).from_pretrained(
+        folder, device_map="meta", output_loading_info=True, trust_remote_code=False
+    )
+    keys = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    tell(
+        load={key: sorted(map(str, info.get(key) or ())) for key in keys},
+        model=type(model).__name__,
+    )
+
+
+def _model_class(folder: str) -> Any:
+    import transformers
+
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    names = config.get("architectures") or []
+    named = getattr(transformers, names[0], None) if names else None
+    return named or transformers.AutoModelForCausalLM
+
+
+def generate(request: dict, tell: Any) -> None:
+    """Greedy answers; then how far the aligned model's distributions are, over the same tokens."""
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
+    model = _whole_model(request["folder"])
+    sequences = []
+    for number, conversation in enumerate(request["conversations"]):
+        prompt = tokenizer.apply_chat_template(
+            conversation["messages"], add_generation_prompt=True, return_dict=False
+        )
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            output = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=request["new_tokens"],
+            )[0].tolist()
+        sequences.append((prompt, output))
+        tell(
+            generated=number,
+            ids=output[len(prompt) :],
+            text=tokenizer.decode(output[len(prompt) :]),
+        )
+    if request.get("aligned"):
+        mine = [_log_probabilities(model, *sequence) for sequence in sequences]
+        del model
+        aligned = _whole_model(request["aligned"])
+        theirs = [_log_probabilities(aligned, *sequence) for sequence in sequences]
+        pairs = zip(mine, theirs, strict=True)
+        divergence = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs])
+        tell(drift=float(divergence.mean()))
+
+
+def _whole_model(folder: str) -> Any:
+    return (
+        _model_class(folder).from_pretrained(folder, dtype="auto", trust_remote_code=False).eval()
+    )
+
+
+def _log_probabilities(model: Any, prompt: list[int], output: list[int]) -> Any:
+    """Of every answer token's whole distribution: float32 [answer tokens, vocabulary]."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(torch.tensor([output])).logits[0, len(prompt) - 1 : -1].float()
+    return logits.log_softmax(-1)
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+
+
+def _limit(memory_bytes: int, cpu_seconds: int) -> None:
+    """Bound memory (not mapped files), time and files; die with the parent where Linux can."""
+    limits = {"RLIMIT_DATA": memory_bytes, "RLIMIT_CPU": cpu_seconds, "RLIMIT_FSIZE": _FILE_BYTES}
+    for name, value in (limits | {"RLIMIT_CORE": 0}).items():
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (soft, soft))
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+
+
+if __name__ == "__main__":
+    main()

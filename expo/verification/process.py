@@ -1,0 +1,128 @@
+"""Starting the child process: no secrets, offline, bounded; and reading what it said."""
+
+import json
+import os
+import site
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from expo.checkpoint.headers import printable
+
+MEMORY_BYTES = 4 << 30
+SECONDS = 120
+
+_PROGRAM = Path(__file__).with_name("probe.py")
+_KEPT = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "TMPDIR",
+    "VIRTUAL_ENV",
+)
+_SET = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONIOENCODING": "utf-8",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the child said, line by line, and why it did not get to the end, if so."""
+
+    lines: tuple[dict, ...]
+    failure: str | None
+
+    def first(self, key: str) -> dict | None:
+        """The first line that has `key`."""
+        return next((line for line in self.lines if key in line), None)
+
+
+class Process:
+    """One child at work. Leaving the context kills it if it still runs."""
+
+    def __init__(
+        self, request: dict, *, memory_bytes: int = MEMORY_BYTES, seconds: int = SECONDS
+    ) -> None:
+        self._seconds = seconds
+        self._stack = ExitStack()
+        home = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="expo-verify-"))
+        self._said = self._stack.enter_context(tempfile.TemporaryFile())
+        self._talk = self._stack.enter_context(tempfile.TemporaryFile())
+        limits = {"memory_bytes": memory_bytes, "cpu_seconds": seconds}
+        with tempfile.TemporaryFile() as stdin:
+            stdin.write(json.dumps(request | limits).encode())
+            stdin.seek(0)
+            # -P: the folder of the script is not on its path, so no module there shadows another
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_PROGRAM)],
+                stdin=stdin,
+                stdout=self._said,
+                stderr=self._talk,
+                cwd=home,
+                env=_environment(home),
+            )
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._stack.close()
+
+    def report(self) -> Report:
+        """Wait for the child to end, or end it when its time is up."""
+        failure = None
+        try:
+            code = self._process.wait(self._seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+            failure = f"did not end within {self._seconds} s"
+        lines = tuple(_lines(self._said))
+        if failure is None and not (code == 0 and lines and "done" in lines[-1]):
+            failure = self._last_words(code)
+        return Report(lines, failure)
+
+    def _last_words(self, code: int) -> str:
+        self._talk.seek(0)
+        words = self._talk.read()[-4000:].decode(errors="replace").strip().splitlines()
+        if code < 0:
+            return f"was killed by signal {-code} (its limits are {self._seconds} s and some GB of memory)"
+        return printable(words[-1], 300) if words else f"ended with code {code}"
+
+
+def _lines(file: IO[bytes]) -> list[dict]:
+    file.seek(0)
+    whole = [line for line in file.read().split(b"\n")[:-1] if line]  # a torn last line is dropped
+    return [json.loads(line) for line in whole]
+
+
+def _environment(home: str) -> dict[str, str]:
+    """Enough to find Python and its packages, nothing that could hold a token."""
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    homes = {"HOME": home, "HF_HOME": home, "PYTHONUSERBASE": site.getuserbase()}
+    return kept | homes | _SET

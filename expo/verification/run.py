@@ -1,0 +1,219 @@
+"""Verify a folder: start the child processes, gather the facts, run the table of checks."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from expo.checkpoint.checkpoint import Checkpoint
+from expo.checkpoint.files import Files, open_directory
+from expo.checkpoint.sidecars import is_model_sidecar, is_tokenizer_file
+from expo.errors import SpecError, TokenizerError
+from expo.verification import (
+    configuration,
+    generation,
+    structure,
+    template,
+    tensors,
+    tokenizer,
+    vectors,
+)
+from expo.verification.check import Check, Skipped, VerifyResult, run
+from expo.verification.conversations import CONVERSATIONS, TEXTS
+from expo.verification.golden import Golden, record
+from expo.verification.process import MEMORY_BYTES, Process, Report
+from expo.verification.subject import Reports, Subject, TensorFacts
+
+Progress = Callable[[int, int], None]
+
+CHECKS: tuple[Check, ...] = (
+    *structure.CHECKS,
+    *tensors.CHECKS,
+    *configuration.CHECKS,
+    *tokenizer.CHECKS,
+    *template.CHECKS,
+    *vectors.CHECKS,
+    *generation.CHECKS,
+)
+"""The table, in the order in which a person reads it."""
+
+_GENERATION_SECONDS = 3600
+
+
+class Tokenizers:
+    """The child processes that load the tokenizers: OUT's and the donor's, side by side.
+
+    They need no weights, so a merge starts them before it streams. Use as a context manager.
+    """
+
+    def __init__(self, out: Path, aligned: Checkpoint | None, golden: Golden | None = None) -> None:
+        self._stack = ExitStack()
+        conversations = [*CONVERSATIONS, *(golden.conversations if golden else [])]
+        request = {
+            "task": "tokenizer",
+            "texts": [*TEXTS, *(golden.texts if golden else [])],
+            "conversations": [conversation.request() for conversation in conversations],
+        }
+        try:
+            self._out = self._start(request, out) if _has_tokenizer(open_directory(out)) else None
+            self._aligned = None
+            if aligned is not None and _has_tokenizer(aligned.tokenizer_files):
+                folder = self._stack.enter_context(_donor_folder(aligned))
+                self._aligned = self._start(request, folder)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> "Tokenizers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def reports(self) -> tuple[Report | None, Report | None]:
+        """What came of OUT's and of the donor's."""
+        return (
+            self._out.report() if self._out else None,
+            self._aligned.report() if self._aligned else None,
+        )
+
+    def _start(self, request: dict, folder: Path) -> Process:
+        return self._stack.enter_context(Process(request | {"folder": str(folder.resolve())}))
+
+
+def verify_folder(
+    out: Path,
+    *,
+    aligned: Checkpoint | None = None,
+    golden: Golden | None = None,
+    quick: bool = False,
+    generate: bool = False,
+    progress: Progress | None = None,
+) -> VerifyResult:
+    """Run every check on the directory `out`. Writes nothing there.
+
+    Args:
+        aligned: the donor, to compare with.
+        golden: vectors that the tokenizer and the template must give.
+        quick: read headers, configuration and tokenizer only.
+        generate: build the model for real and let it answer a few prompts.
+        progress: called with (bytes read, bytes in all).
+
+    Raises:
+        SpecError: there is no such directory.
+    """
+    check_directory(out)
+    subject = Subject(open_directory(out), aligned, golden=golden)
+    with Tokenizers(out, aligned, golden) as tokenizers, ExitStack() as stack:
+        loading = _start_load(subject, stack)
+        if not quick:
+            subject.tensor_facts = tensors.read_tensors(subject, progress)
+        mine, theirs = tokenizers.reports()
+        subject.reports = Reports(mine, theirs, loading.report() if loading else None)
+        if generate:
+            subject.reports = _generated(subject, aligned)
+        return judge(subject)
+
+
+def verify_stream(
+    out: Path,
+    tokenizers: Tokenizers,
+    facts: TensorFacts,
+    *,
+    aligned: Checkpoint,
+    sft: Files,
+    asked_dtype: str | None,
+    ignored: frozenset[str],
+) -> VerifyResult:
+    """Run the checks on what a merge has just written, with what its stream knows of the tensors."""
+    subject = Subject(
+        open_directory(out), aligned, sft, tensor_facts=facts, ignored=ignored, is_fresh=True
+    )
+    subject.asked_dtype = asked_dtype
+    with ExitStack() as stack:
+        loading = _start_load(subject, stack)
+        subject.reports = Reports(*tokenizers.reports(), loading.report() if loading else None)
+        return judge(subject)
+
+
+def judge(subject: Subject) -> VerifyResult:
+    results = tuple(run(check, subject) for check in CHECKS)
+    return VerifyResult(all(result.status != "error" for result in results), results)
+
+
+def record_vectors(out: Path) -> str:
+    """Golden vectors, as YAML, of what the folder's tokenizer and template give.
+
+    Raises:
+        SpecError: there is no such directory.
+        TokenizerError: there is no tokenizer, or it does not load.
+    """
+    check_directory(out)
+    with Tokenizers(out, None) as tokenizers:
+        subject = Subject(open_directory(out), reports=Reports(tokenizers.reports()[0]))
+    try:
+        found = subject.tokenizer
+    except Skipped as reason:
+        report = subject.reports.out
+        why = report.failure if report and report.failure else reason
+        raise TokenizerError(f"{out} has no tokenizer to record: {why}") from None
+    return record(found.facts, found.texts, found.conversations, subject.out.label)
+
+
+def check_directory(out: Path) -> None:
+    if not out.is_dir():
+        what = "is a file, not a model directory" if out.exists() else "does not exist"
+        raise SpecError(f"{out} {what}")
+
+
+def _start_load(subject: Subject, stack: ExitStack) -> Process | None:
+    """Build the model in a child, unless the files are known not to be whole."""
+    try:
+        weight_bytes = sum(tensor.nbytes for tensor in subject.tensors.values())
+        _ = subject.config
+    except Skipped:
+        return None
+    request = {"task": "load", "folder": str(subject.out.root.resolve())}
+    # torch maps files privately, which counts as data although nothing is read
+    return stack.enter_context(Process(request, memory_bytes=MEMORY_BYTES + weight_bytes))
+
+
+def _generated(subject: Subject, aligned: Checkpoint | None) -> Reports:
+    reports = subject.reports
+    try:
+        weight_bytes = sum(tensor.nbytes for tensor in subject.tensors.values())
+        _ = subject.template
+    except Skipped:
+        return reports
+    whole = aligned is not None and aligned.adapter is None and aligned.reference.model.path
+    request = {
+        "task": "generate",
+        "folder": str(subject.out.root.resolve()),
+        "aligned": str(whole.resolve()) if whole else None,
+        "conversations": [prompt.request() for prompt in generation.PROMPTS],
+        "new_tokens": generation.NEW_TOKENS,
+    }
+    memory_bytes = MEMORY_BYTES + 4 * weight_bytes
+    with Process(request, memory_bytes=memory_bytes, seconds=_GENERATION_SECONDS) as process:
+        return Reports(reports.out, reports.aligned, reports.load, process.report())
+
+
+def _has_tokenizer(files: Files) -> bool:
+    return any(map(is_tokenizer_file, files.sizes))
+
+
+@contextmanager
+def _donor_folder(aligned: Checkpoint) -> Iterator[Path]:
+    """The donor's configuration and tokenizer in one folder, as OUT has them: links, no copies."""
+    with tempfile.TemporaryDirectory(prefix="expo-donor-") as name:
+        folder = Path(name)
+        for files, wanted in (
+            (aligned.tokenizer_files, is_tokenizer_file),
+            (aligned.files, is_model_sidecar),
+        ):
+            for file in filter(wanted, files.sizes):
+                link = folder / file
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.exists():
+                    link.symlink_to(files.local_path(file).resolve())
+        yield folder

@@ -1,0 +1,206 @@
+"""Checks of what lies in the folder: files, headers, index, and how they compare with the donor's."""
+
+from collections.abc import Iterator
+
+from expo.checkpoint.checkpoint import INDEX, SINGLE, hash_file
+from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
+from expo.checkpoint.headers import printable
+from expo.checkpoint.names import DERIVED, HEADS, INPUTS
+from expo.checkpoint.sidecars import CARD, MANIFEST, is_model_sidecar, is_tokenizer_file
+from expo.verification.check import Check, Skipped
+from expo.verification.subject import BIN, Subject
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".index.json")
+_BESIDE = (CARD, MANIFEST, ".gitattributes", ".gitignore")
+
+
+def weights(s: Subject) -> Iterator[str]:
+    if s.index_name is None and not s.weight_files:
+        yield f"there is no {SINGLE}, no {INDEX} and no {BIN}"
+
+
+def shards(s: Subject) -> Iterator[str]:
+    if not s.weight_files:
+        raise Skipped("there are no weight files")
+    yield from s.shard_faults.values()
+
+
+def index(s: Subject) -> Iterator[str]:
+    if s.index_name is None:
+        return
+    raw = s.json(s.index_name).get("weight_map")
+    if not isinstance(raw, dict) or not raw:
+        yield f"{s.index_name} has no weight_map"
+        return
+    for name in raw.keys() - s.weight_map.keys():
+        yield f"{s.index_name} maps {printable(name)} to something that is no file name"
+    for file in sorted(set(s.weight_map.values()) - set(s.weight_files)):
+        inside = "" if not (file.startswith("/") or ".." in file) else ", outside of the folder"
+        yield f"{s.index_name} names {printable(file)}{inside}, which is missing"
+    yield from _unmatched(s)
+
+
+def _unmatched(s: Subject) -> Iterator[str]:
+    """Both directions of the bijection, for the files that can be read."""
+    holders: dict[str, list[str]] = {}
+    for file, shard in s.shards.items():
+        for tensor in shard.tensors:
+            holders.setdefault(tensor.name, []).append(file)
+    for name, file in s.weight_map.items():
+        if file in s.shards and file not in holders.get(name, []):
+            yield f"{printable(name)} is not in {file}, where {s.index_name} says it is"
+    for name, files in holders.items():
+        if name not in s.weight_map:
+            yield f"{printable(name)} of {files[0]} is not in {s.index_name}"
+        elif len(files) > 1:
+            yield f"{printable(name)} is in {' and in '.join(files)}"
+
+
+def stale_weights(s: Subject) -> Iterator[str]:
+    if s.has(SINGLE) and s.has(INDEX):
+        named = s.json(INDEX).get("weight_map")
+        if not isinstance(named, dict) or set(named.values()) != {SINGLE}:
+            yield f"{SINGLE} lies beside {INDEX}: loaders take it and ignore the shards"
+
+
+def orphans(s: Subject) -> Iterator[str]:
+    known = set(s.weight_files) | set(s.weight_map.values()) | s.ignored | {INDEX}
+    listed = (s.manifest or {}).get("files") or {}
+    for name in s.out.sizes:
+        if name in known or name in listed or name in _BESIDE:
+            continue
+        if name.endswith(_WEIGHTS):
+            yield f"{printable(name)} is a weight file that nothing names"
+        elif name.endswith((".partial", ".tmp", ".incomplete", ".lock")):
+            yield f"{printable(name)} was left by something unfinished"
+        elif listed and not (is_tokenizer_file(name) or is_model_sidecar(name)):
+            yield f"{printable(name)} is not in the manifest"
+
+
+def total_size(s: Subject) -> Iterator[str]:
+    if s.index_name is None:
+        raise Skipped("there is no index")
+    metadata = s.json(s.index_name).get("metadata")
+    claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
+    actual = sum(tensor.nbytes for tensor in s.tensors.values())
+    if claimed != actual:
+        yield f"{s.index_name} says total_size {claimed}, the tensors have {actual} bytes"
+
+
+def modes(s: Subject) -> Iterator[str]:
+    """Whoever may list the folder should be able to read its files, and nobody else write them."""
+    folder = s.out.root.stat().st_mode
+    for name in s.out.sizes:
+        mode = (s.out.root / name).stat().st_mode
+        if not mode & 0o400 or folder & 0o044 & ~mode:
+            yield f"{printable(name)} has mode {mode & 0o777:04o} in a folder of {folder & 0o777:04o}"
+
+
+def manifest(s: Subject) -> Iterator[str]:
+    """Hashes of what loaders read. Weight files count where they were read anyway."""
+    if s.is_fresh:
+        raise Skipped(f"{MANIFEST} is written next, with the hashes of the stream")
+    if s.manifest is None:
+        raise Skipped(f"there is no {MANIFEST}: the folder was not made by expo")
+    expected = s.manifest.get("files")
+    if s.manifest.get("schema") != "expo.manifest/1" or not isinstance(expected, dict):
+        yield f"{MANIFEST} is not an expo.manifest/1 with a list of files"
+        return
+    measured = s.tensor_facts.sha256 if s.tensor_facts else {}
+    for name, sha256 in expected.items():
+        if not s.has(name):
+            yield f"{printable(name)} is missing"
+        elif name in s.weight_files and name not in measured:
+            continue
+        elif (
+            name not in (CARD, MANIFEST)
+            and (measured.get(name) or hash_file(s.out, name)) != sha256
+        ):
+            yield f"{printable(name)} is not the file that was written: its SHA-256 differs"
+    extra = {n for n in s.out.sizes if is_tokenizer_file(n) or n.endswith("config.json")}
+    yield from (f"{printable(name)} was added later" for name in sorted(extra - expected.keys()))
+
+
+def card(s: Subject) -> Iterator[str]:
+    listed = (s.manifest or {}).get("files") or {}
+    if CARD not in listed:
+        raise Skipped("no manifest that knows a model card")
+    if s.has(CARD) and hash_file(s.out, CARD) != listed[CARD]:
+        yield f"{CARD} was edited since the merge"
+
+
+def keys(s: Subject) -> Iterator[str]:
+    theirs = s.donor.weights.keys()
+    for name in sorted(theirs - s.tensors.keys()):
+        if not (_is_derived(s, name)):
+            yield f"{printable(name)} is missing"
+    for name in sorted(s.tensors.keys() - theirs):
+        if not (_is_derived(s, name)):
+            yield f"{printable(name)} is not in the aligned model"
+
+
+def _is_derived(s: Subject, name: str) -> bool:
+    return bool(DERIVED.search(name)) or (name.endswith(HEADS) and s.donor.ties_embeddings)
+
+
+def shapes(s: Subject) -> Iterator[str]:
+    for name, weight in s.donor.weights.items():
+        mine = s.tensors.get(name)
+        if mine is not None and mine.shape != weight.shape:
+            shapes = f"{list(mine.shape)}, {list(weight.shape)} in the aligned model"
+            yield f"{printable(name)} is {shapes}"
+
+
+def dtypes(s: Subject) -> Iterator[str]:
+    for name, weight in s.donor.weights.items():
+        mine = s.tensors.get(name)
+        if mine is None:
+            continue
+        asked = s.asked_dtype if weight.dtype in FLOATS else None
+        expected = asked or TORCH_NAMES.get(weight.dtype, weight.dtype)
+        if (found := TORCH_NAMES.get(mine.dtype, mine.dtype)) != expected:
+            said = "was asked for" if asked else "in the aligned model"
+            yield f"{printable(name)} is {found}, {expected} {said}"
+
+
+def tied(s: Subject) -> Iterator[str]:
+    """A head beside tied embeddings is ignored by some loaders and read by others."""
+    tie = s.config.get("tie_word_embeddings")
+    heads = [t for name, t in s.tensors.items() if name.endswith(HEADS)]
+    inputs = [t for name, t in s.tensors.items() if name.endswith(INPUTS)]
+    generates = any(str(a).endswith("ForCausalLM") for a in s.config.get("architectures") or [])
+    if tie is False and inputs and not heads and generates:
+        yield "tie_word_embeddings is false, but there is no head: loaders make up a random one"
+    if tie and len(heads) == 1 and len(inputs) == 1:
+        head, embedding = heads[0], inputs[0]
+        if (head.shape, head.dtype) != (embedding.shape, embedding.dtype):
+            yield f"{head.name} is tied to {embedding.name} but has another shape or dtype"
+        elif s.tensor_facts is not None and not _same_bytes(s, head.name, embedding.name):
+            yield f"{head.name} is tied to {embedding.name} but holds other values"
+
+
+def _same_bytes(s: Subject, a: str, b: str, step: int = 1 << 24) -> bool:
+    first, second = s.tensors[a], s.tensors[b]
+
+    def part(tensor, at: int) -> bytes:
+        stop = min(at + step, tensor.nbytes)
+        return s.out.read(tensor.file, tensor.begin + at, tensor.begin + stop)
+
+    return all(part(first, at) == part(second, at) for at in range(0, first.nbytes, step))
+
+
+CHECKS = (
+    Check("weights", "error", "there are weights", "run the merge again", weights),
+    Check("shards", "error", "every weight file is whole", "run the merge again", shards),
+    Check("index", "error", "index and shards name the same tensors", "run the merge again", index),
+    Check("stale-weights", "error", "no other weights get in the way", f"remove {SINGLE}, or the index and its shards", stale_weights),
+    Check("orphans", "warning", "nothing lies about", "remove what does not belong to the model", orphans),
+    Check("total-size", "warning", "the index knows its size", "correct metadata.total_size", total_size),
+    Check("modes", "warning", "who sees the folder can read its files", "chmod a+r the files", modes),
+    Check("manifest", "error", "files are those that were written", "restore the files, or run the merge again", manifest),
+    Check("card", "info", "the model card is the one that was written", "", card),
+    Check("keys", "error", "the tensors are those of the aligned model", "run the merge again with this aligned model", keys),
+    Check("shapes", "error", "shapes are those of the aligned model", "run the merge again with this aligned model", shapes),
+    Check("dtypes", "error", "dtypes are those of the aligned model, or as asked", "run the merge again, with --dtype if you want another one", dtypes),
+    Check("tied-weights", "error", "head and embeddings agree with tie_word_embeddings", "set tie_word_embeddings as in the aligned model", tied),
+)  # fmt: skip

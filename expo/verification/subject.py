@@ -1,0 +1,217 @@
+"""What the checks look at: the folder, the aligned model, and what child processes and hashing said.
+
+Nothing here judges. A fact that cannot be had raises `Skipped`, and the one check whose matter it is
+reports why.
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_json, read_shard
+from expo.checkpoint.files import Directory, Files
+from expo.checkpoint.headers import Shard, TensorInfo
+from expo.checkpoint.sidecars import MANIFEST, is_tokenizer_file
+from expo.errors import CheckpointError
+from expo.verification.check import Skipped
+from expo.verification.conversations import CONVERSATIONS, Conversation
+from expo.verification.golden import Golden
+from expo.verification.process import Report
+
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """What the one read of every shard found: SHA-256 by file; by tensor name what is wrong."""
+
+    sha256: dict[str, str]
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    zero: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A tokenizer as its child process reported it."""
+
+    facts: dict
+    texts: dict[str, dict]
+    conversations: list[dict]
+    failure: str | None
+
+    def conversation(self, wanted: Conversation) -> dict:
+        """What became of a canonical conversation: `rendered` and `ids`, or `error`."""
+        number = CONVERSATIONS.index(wanted)
+        if number >= len(self.conversations):
+            raise Skipped(f"the child process {self.failure} before it came to {wanted.name}")
+        return self.conversations[number]
+
+
+@dataclass(frozen=True)
+class Reports:
+    """What the child processes said; None where they were not asked."""
+
+    out: Report | None = None
+    aligned: Report | None = None
+    load: Report | None = None
+    generation: Report | None = None
+
+
+@dataclass
+class Subject:
+    """The folder under verification and all that is known about it.
+
+    `aligned` is the donor, `sft` the files of the model before the alignment (for its template).
+    A fresh folder is a merge's own, just written: its manifest comes last.
+    """
+
+    out: Directory
+    aligned: Checkpoint | None = None
+    sft: Files | None = None
+    golden: Golden | None = None
+    tensor_facts: TensorFacts | None = None
+    reports: Reports = Reports()
+    ignored: frozenset[str] = frozenset()
+    is_fresh: bool = False
+
+    @property
+    def donor(self) -> Checkpoint:
+        if self.aligned is None:
+            raise Skipped("no aligned model to compare with: add --against ALIGNED")
+        return self.aligned
+
+    def has(self, name: str) -> bool:
+        return name in self.out.sizes
+
+    def json(self, name: str) -> dict:
+        """A JSON file of OUT, empty where there is none."""
+        if not self.has(name):
+            return {}
+        try:
+            return read_json(self.out, name)
+        except CheckpointError as error:
+            raise Skipped(f"{name} cannot be read") from error
+
+    @property
+    def config(self) -> dict:
+        if not self.has("config.json"):
+            raise Skipped("there is no config.json")
+        return self.json("config.json")
+
+    @cached_property
+    def manifest(self) -> dict | None:
+        """The manifest, None where the folder was not made by expo."""
+        return self.json(MANIFEST) if self.has(MANIFEST) else None
+
+    @cached_property
+    def asked_dtype(self) -> str | None:
+        """The dtype that the merge was asked for, by its torch name."""
+        spec = (self.manifest or {}).get("spec")
+        return spec.get("out_dtype") if isinstance(spec, dict) else None
+
+    @cached_property
+    def index_name(self) -> str | None:
+        """The index that a loader reads, if it reads one."""
+        for single, index in ((SINGLE, INDEX), (BIN, BIN_INDEX)):
+            if self.has(index) and not self.has(single):
+                return index
+            if self.has(single):
+                return None
+        return None
+
+    @cached_property
+    def weight_map(self) -> dict[str, str]:
+        """Tensor → file by the index; empty without one."""
+        found = self.json(self.index_name).get("weight_map") if self.index_name else None
+        entries = found.items() if isinstance(found, dict) else ()
+        return {name: file for name, file in entries if isinstance(file, str)}
+
+    @cached_property
+    def weight_files(self) -> list[str]:
+        """The weight files that a loader reads and that are there."""
+        if self.index_name is not None:
+            return [name for name in sorted(set(self.weight_map.values())) if self.has(name)]
+        return next(([name] for name in (SINGLE, BIN) if self.has(name)), [])
+
+    @cached_property
+    def _headers(self) -> tuple[dict[str, Shard], dict[str, str]]:
+        shards: dict[str, Shard] = {}
+        faults: dict[str, str] = {}
+        for name in self.weight_files:
+            try:
+                shards[name] = read_shard(self.out, name)
+            except CheckpointError as error:
+                faults[name] = str(error).removeprefix(f"{self.out.label}/")
+        return shards, faults
+
+    @property
+    def shards(self) -> dict[str, Shard]:
+        return self._headers[0]
+
+    @property
+    def shard_faults(self) -> dict[str, str]:
+        return self._headers[1]
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor that a loader would find. Needs all shards: half a list misleads."""
+        if self.shard_faults or not self.shards:
+            raise Skipped("the weight files cannot all be read")
+        missing = set(self.weight_map.values()) - self.shards.keys()
+        if missing:
+            raise Skipped("weight files are missing")
+        return {t.name: t for shard in self.shards.values() for t in shard.tensors}
+
+    @property
+    def scanned(self) -> TensorFacts:
+        if self.tensor_facts is None:
+            raise Skipped("--quick reads no tensors")
+        return self.tensor_facts
+
+    @cached_property
+    def tokenizer(self) -> Tokenized:
+        """OUT's tokenizer as a fresh process sees it."""
+        self.require_tokenizer()
+        return _tokenized(self.reports.out, "the tokenizer did not load")
+
+    @cached_property
+    def donor_tokenizer(self) -> Tokenized:
+        """The aligned model's tokenizer, loaded in the same way."""
+        if not any(map(is_tokenizer_file, self.donor.tokenizer_files.sizes)):
+            raise Skipped("the aligned model has no tokenizer")
+        return _tokenized(
+            self.reports.aligned, "the aligned model's tokenizer does not load either"
+        )
+
+    def require_tokenizer(self) -> None:
+        if self.aligned is not None and not any(
+            map(is_tokenizer_file, self.aligned.tokenizer_files.sizes)
+        ):
+            raise Skipped("the aligned model has no tokenizer")
+        if self.aligned is None and not any(map(is_tokenizer_file, self.out.sizes)):
+            raise Skipped("there is no tokenizer, and no aligned model that says there should be")
+
+    @cached_property
+    def template(self) -> str:
+        """The chat template that OUT's tokenizer applies by default."""
+        value = self.tokenizer.facts["template"]
+        text = value.get("default") if isinstance(value, dict) else value
+        if text is None:
+            raise Skipped("there is no chat template")
+        return text
+
+
+def _tokenized(report: Report | None, otherwise: str) -> Tokenized:
+    if report is None or (loaded := report.first("loaded")) is None:
+        raise Skipped(otherwise)
+    return Tokenized(
+        loaded["loaded"],
+        {line["text"]: line for line in report.lines if "text" in line},
+        [line for line in report.lines if "conversation" in line],
+        report.failure,
+    )
+
+
+def same_json(a: object, b: object) -> bool:
+    """Equality that tells 1 from 1.0 and from true, as a strict reader does."""
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)

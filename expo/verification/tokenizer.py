@@ -1,0 +1,149 @@
+"""Checks of the tokenizer: its files, and what a fresh process made of the complete folder."""
+
+from collections.abc import Iterator, Mapping
+
+from expo.checkpoint.headers import printable
+from expo.checkpoint.sidecars import is_tokenizer_file
+from expo.checkpoint.vocabulary import read_vocabulary
+from expo.verification.check import Check, Inherited, Skipped
+from expo.verification.configuration import embedding_rows
+from expo.verification.conversations import CONVERSATIONS
+from expo.verification.subject import Subject
+
+_CONTEXT = 3  # tokens shown before the first that differs
+_FACTS = {
+    "class": "the class",
+    "serialized": "the vocabulary, merges or normalization (the serialized tokenizer)",
+    "tokens": "the number of tokens",
+    "special_tokens": "the special tokens",
+    "model_max_length": "model_max_length",
+    "padding_side": "the padding side",
+    "truncation_side": "the truncation side",
+    "input_names": "the model's inputs",
+}
+
+
+def loads(s: Subject) -> Iterator[str]:
+    s.require_tokenizer()
+    report = s.reports.out
+    if report is None:
+        raise Skipped("it was not loaded")
+    if report.failure is None:
+        return
+    if "trust_remote_code" in report.failure:
+        raise Skipped("the tokenizer needs its own code, which is never run here")
+    loaded = report.first("loaded")
+    when = "" if loaded is None else f" {_progress(report.lines)}"
+    fault = f"the process that loads the folder{when}: {report.failure}"
+    other = s.reports.aligned
+    same = other is not None and other.failure == report.failure
+    yield Inherited(fault) if same else fault
+
+
+def _progress(lines: tuple[dict, ...]) -> str:
+    done = sum("conversation" in line for line in lines)
+    if done == 0:
+        return "stopped at the texts"
+    return f"stopped at the conversation {CONVERSATIONS[min(done, len(CONVERSATIONS) - 1)].name!r}"
+
+
+def files(s: Subject) -> Iterator[str]:
+    donor = s.donor.tokenizer_files
+    theirs = {name for name in donor.sizes if is_tokenizer_file(name)}
+    mine = {name for name in s.out.sizes if is_tokenizer_file(name)}
+    for name in sorted(theirs - mine):
+        yield f"{printable(name)} is missing"
+    for name in sorted(mine - theirs):
+        yield f"{printable(name)} is not among the aligned model's files"
+    for name in sorted(mine & theirs):
+        if donor.sizes[name] != s.out.sizes[name] or donor.read(name) != s.out.read(name):
+            yield f"{printable(name)} is not the aligned model's, byte for byte"
+
+
+def fingerprint(s: Subject) -> Iterator[str]:
+    mine, theirs = s.tokenizer.facts, s.donor_tokenizer.facts
+    for key, what in _FACTS.items():
+        if mine[key] != theirs[key]:
+            short = not isinstance(mine[key], dict) and key != "serialized"
+            values = f": {mine[key]}, {theirs[key]} in the aligned model" if short else ""
+            yield f"{what} differs{values}{_special_difference(mine, theirs, key)}"
+
+
+def _special_difference(mine: dict, theirs: dict, key: str) -> str:
+    if key != "special_tokens":
+        return ""
+    a, b = mine[key], theirs[key]
+    names = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
+    shown = [f"{n} {printable(str(a.get(n)))}, {printable(str(b.get(n)))}" for n in names]
+    return f": {'; '.join(shown)} in the aligned model"
+
+
+def probes(s: Subject) -> Iterator[str]:
+    mine, theirs = s.tokenizer.texts, s.donor_tokenizer.texts
+    for text, came in mine.items():
+        if text in theirs:
+            for key in ("error", "ids", "alone", "decoded"):
+                if came.get(key) != theirs[text].get(key):
+                    yield f"{_quoted(text)}: {_difference(s, came, theirs[text], key)}"
+                    break
+
+
+def _difference(s: Subject, mine: dict, theirs: dict, key: str) -> str:
+    if key in ("ids", "alone") and key in mine and key in theirs:
+        return differing_ids(mine[key], theirs[key], names(s), "in the aligned model")
+    return f"{_quoted(mine.get(key))}, {_quoted(theirs.get(key))} in the aligned model"
+
+
+def differing_ids(mine: list[int], theirs: list[int], names: Mapping[int, str], where: str) -> str:
+    """The first position at which two lists of ids differ, with the tokens of both sides."""
+    pairs = enumerate(zip(mine, theirs, strict=False))
+    at = next((i for i, (a, b) in pairs if a != b), min(len(mine), len(theirs)))
+
+    def token(ids: list[int]) -> str:
+        return f"{ids[at]} {_quoted(names.get(ids[at], '?'))}" if at < len(ids) else "the end"
+
+    before = " ".join(printable(names.get(i, "?")) for i in mine[max(0, at - _CONTEXT) : at])
+    after = f" after {_quoted(before)}" if before else ""
+    return f"position {at}{after} is {token(mine)}, {token(theirs)} {where}"
+
+
+def names(s: Subject) -> dict[int, str]:
+    """Token strings by id, for messages."""
+    own = {index: token for token, index in s.tokenizer.facts["added"].items()}
+    return (read_vocabulary(s.out) or {}) | own
+
+
+def _quoted(text: object) -> str:
+    return "nothing" if text is None else printable(repr(text), 80)
+
+
+def ids_below_rows(s: Subject) -> Iterator[str]:
+    rows, facts = embedding_rows(s), s.tokenizer.facts
+    if rows is None or facts["max_id"] < rows:
+        return
+    beyond = [f"{printable(t)} = {i}" for t, i in facts["added"].items() if i >= rows]
+    shown = ", ".join(beyond[:3]) or f"id {facts['max_id']}"
+    fault = f"{shown} has no row: the embedding has {rows}"
+    inherited = s.aligned is not None and s.donor_tokenizer.facts["max_id"] == facts["max_id"]
+    yield Inherited(fault) if inherited else fault
+
+
+def control_tokens(s: Subject) -> Iterator[str]:
+    """Every special token that the template writes has to come out as that one token."""
+    for token, index in s.tokenizer.facts["added"].items():
+        came = s.tokenizer.texts.get(token)
+        if token and token in s.template and came is not None and came.get("alone") != [index]:
+            shown = came.get("alone", came.get("error"))
+            fault = f"{printable(token)} is token {index}, but the text comes out as {shown}"
+            theirs = s.donor_tokenizer.texts.get(token) if s.aligned is not None else None
+            yield Inherited(fault) if theirs == came else fault
+
+
+CHECKS = (
+    Check("tokenizer-loads", "error", "the tokenizer loads in a fresh process", "copy the tokenizer files from the aligned model", loads),
+    Check("tokenizer-files", "error", "tokenizer files are the aligned model's, byte for byte", "copy the tokenizer files from the aligned model; never load and save them", files),
+    Check("fingerprint", "error", "the loaded tokenizer is the aligned model's", "copy config.json and the tokenizer files from the aligned model", fingerprint),
+    Check("probes", "error", "texts get the ids that the aligned model gives them", "copy config.json and the tokenizer files from the aligned model", probes),
+    Check("ids-below-rows", "error", "every token has an embedding row", "copy the tokenizer files from the aligned model; never load and save them", ids_below_rows),
+    Check("control-tokens", "error", "the template's special tokens are single tokens", "copy the tokenizer files from the aligned model", control_tokens),
+)  # fmt: skip
