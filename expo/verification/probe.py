@@ -90,7 +90,7 @@ def _encoded(tokenizer: Any, text: str) -> dict:
     try:
         ids = tokenizer(text)["input_ids"]
         alone = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return {"ids": ids, "alone": alone, "decoded": tokenizer.decode(ids)}
+        return {"ids": ids, "alone": alone, "decoded": tokenizer.decode(alone)}
     except Exception as error:  # whatever it is, it is the finding
         return {"error": _said(error)}
 

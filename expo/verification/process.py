@@ -62,12 +62,12 @@ class Process:
         self, request: dict, *, memory_bytes: int = MEMORY_BYTES, seconds: int = SECONDS
     ) -> None:
         self._seconds = seconds
-        self._stack = ExitStack()
-        home = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="expo-verify-"))
-        self._said = self._stack.enter_context(tempfile.TemporaryFile())
-        self._talk = self._stack.enter_context(tempfile.TemporaryFile())
+        self._stack = stack = ExitStack()
+        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="expo-verify-"))
+        self._said = stack.enter_context(_unnamed_file())
+        self._talk = stack.enter_context(_unnamed_file())
         limits = {"memory_bytes": memory_bytes, "cpu_seconds": seconds}
-        with tempfile.TemporaryFile() as stdin:
+        with _unnamed_file() as stdin:
             stdin.write(json.dumps(request | limits).encode())
             stdin.seek(0)
             # -P: the folder of the script is not on its path, so no module there shadows another
@@ -113,6 +113,11 @@ class Process:
         if code < 0:
             return f"was killed by signal {-code} (its limits are {self._seconds} s and some GB of memory)"
         return printable(words[-1], 300) if words else f"ended with code {code}"
+
+
+def _unnamed_file() -> IO[bytes]:
+    """A file instead of a pipe: the child never waits for somebody to read."""
+    return tempfile.TemporaryFile()
 
 
 def _lines(file: IO[bytes]) -> list[dict]:

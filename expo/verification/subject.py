@@ -12,6 +12,7 @@ from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_json, rea
 from expo.checkpoint.files import Directory, Files
 from expo.checkpoint.headers import Shard, TensorInfo
 from expo.checkpoint.sidecars import MANIFEST, is_tokenizer_file
+from expo.checkpoint.vocabulary import read_vocabulary
 from expo.errors import CheckpointError
 from expo.verification.check import Skipped
 from expo.verification.conversations import CONVERSATIONS, Conversation
@@ -182,6 +183,12 @@ class Subject:
         return _tokenized(
             self.reports.aligned, "the aligned model's tokenizer does not load either"
         )
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """OUT's token strings by id, for messages."""
+        own = {index: token for token, index in self.tokenizer.facts["added"].items()}
+        return (read_vocabulary(self.out) or {}) | own
 
     def require_tokenizer(self) -> None:
         if self.aligned is not None and not any(

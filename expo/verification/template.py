@@ -17,7 +17,7 @@ from expo.verification.conversations import (
 )
 from expo.verification.poison import suspicions
 from expo.verification.subject import Subject
-from expo.verification.tokenizer import differing_ids, names
+from expo.verification.tokenizer import differing_ids
 
 _DIFF_LINES = 12
 
@@ -91,7 +91,7 @@ def conversations(s: Subject) -> Iterator[str]:
             text = differing_text(mine["rendered"], theirs["rendered"])
             yield f"{wanted.name}: {text} in the aligned model"
         elif mine.get("ids") != theirs.get("ids"):
-            found = differing_ids(mine["ids"], theirs["ids"], names(s), "in the aligned model")
+            found = differing_ids(mine["ids"], theirs["ids"], s.names, "in the aligned model")
             yield f"{wanted.name}: {found}"
 
 
@@ -131,7 +131,7 @@ def prefix(s: Subject) -> Iterator[str]:
         raise Skipped("the template does not render both")
     if whole["ids"][: len(prompt["ids"])] == prompt["ids"]:
         return
-    where = differing_ids(prompt["ids"], whole["ids"], names(s), "in the whole conversation")
+    where = differing_ids(prompt["ids"], whole["ids"], s.names, "in the whole conversation")
     fault = f"with the generation prompt, {where}"
     yield Inherited(fault) if _is_donors(s) else fault
 

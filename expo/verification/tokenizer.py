@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 
 from expo.checkpoint.headers import printable
 from expo.checkpoint.sidecars import is_tokenizer_file
-from expo.checkpoint.vocabulary import read_vocabulary
 from expo.verification.check import Check, Inherited, Skipped
 from expo.verification.configuration import embedding_rows
 from expo.verification.conversations import CONVERSATIONS
@@ -90,7 +89,7 @@ def probes(s: Subject) -> Iterator[str]:
 
 def _difference(s: Subject, mine: dict, theirs: dict, key: str) -> str:
     if key in ("ids", "alone") and key in mine and key in theirs:
-        return differing_ids(mine[key], theirs[key], names(s), "in the aligned model")
+        return differing_ids(mine[key], theirs[key], s.names, "in the aligned model")
     return f"{_quoted(mine.get(key))}, {_quoted(theirs.get(key))} in the aligned model"
 
 
@@ -105,12 +104,6 @@ def differing_ids(mine: list[int], theirs: list[int], names: Mapping[int, str], 
     before = " ".join(printable(names.get(i, "?")) for i in mine[max(0, at - _CONTEXT) : at])
     after = f" after {_quoted(before)}" if before else ""
     return f"position {at}{after} is {token(mine)}, {token(theirs)} {where}"
-
-
-def names(s: Subject) -> dict[int, str]:
-    """Token strings by id, for messages."""
-    own = {index: token for token, index in s.tokenizer.facts["added"].items()}
-    return (read_vocabulary(s.out) or {}) | own
 
 
 def _quoted(text: object) -> str:

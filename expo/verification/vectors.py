@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from expo.checkpoint.headers import printable
 from expo.verification.check import Check, Skipped
 from expo.verification.conversations import CONVERSATIONS
-from expo.verification.golden import Case, Golden, TokenizerFacts
+from expo.verification.golden import Case, TokenizerFacts
 from expo.verification.subject import Subject
 from expo.verification.template import differing_text
-from expo.verification.tokenizer import differing_ids, names
+from expo.verification.tokenizer import differing_ids
 
 
 def vectors(s: Subject) -> Iterator[str]:
@@ -37,7 +37,7 @@ def _facts(s: Subject, expected: TokenizerFacts) -> Iterator[str]:
         if wanted is not None and token.get(facts[name]) != wanted:
             yield f"{name.upper()} is {token.get(facts[name])}, {printable(wanted)} expected"
     for wanted, index in expected.ids.items():
-        if facts["added"].get(wanted) != index and names(s).get(index) != wanted:
+        if facts["added"].get(wanted) != index and s.names.get(index) != wanted:
             yield f"{printable(wanted)} is not token {index}"
 
 
@@ -61,15 +61,18 @@ def _fault(s: Subject, case: Case, came: dict) -> str | None:
     if case.rendered is not None and came["rendered"] != case.rendered:
         return f"{differing_text(came['rendered'], case.rendered)} expected"
     if case.ids is not None and came["ids"] != case.ids:
-        return differing_ids(came["ids"], case.ids, names(s), "expected")
+        return differing_ids(came["ids"], case.ids, s.names, "expected")
     return None
 
 
-def unproven(golden: Golden) -> str:
-    """A remark for vectors that prove less than published ones."""
-    return " (self-recorded)" if golden.self_recorded else ""
+def vectors_source(s: Subject) -> Iterator[str]:
+    if s.golden is None:
+        raise Skipped("no golden vectors given: add --vectors FILE")
+    if s.golden.self_recorded:
+        yield f"{s.golden.name} is self-recorded: it proves that nothing changed since"
 
 
 CHECKS = (
     Check("vectors", "error", "golden vectors come out exactly", "use the tokenizer files and the template that the model was trained with", vectors),
+    Check("vectors-source", "info", "the golden vectors were published", "", vectors_source),
 )  # fmt: skip
