@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from expo.cli.main import cli
 from expo.demo.toy import MODELS
+from expo.verification.run import CHECKS
 
 from .hub_server import Hub
 
@@ -105,6 +106,15 @@ def test_every_spec_plans(path: Path, workplace: Path, hub: Hub) -> None:
     assert "21 extrapolated, 0 copied, 0 missing, 0 extra, 0 mismatched" in out
 
 
+def test_the_table_of_checks_in_the_docs() -> None:
+    assert (ROOT / "docs" / "verification.md").read_text().endswith(check_table())
+
+
+def check_table() -> str:
+    lines = [f"| `{c.name}` | {c.severity} | {c.claim or 'information only'} |" for c in CHECKS]
+    return "\n".join(["| check | fails as | holds where it passes |", "|---|---|---|", *lines, ""])
+
+
 def test_links_in_the_docs_lead_somewhere() -> None:
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
@@ -122,6 +132,8 @@ def write_help_texts() -> None:
         shown = CliRunner().invoke(cli, arguments, prog_name="expo", terminal_width=80).output
         parts.append(f"## `expo{' ' if name else ''}{name}`\n\n```text\n{shown}```\n")
     path.write_text(head + "\n".join(parts))
+    path = ROOT / "docs" / "verification.md"
+    path.write_text(path.read_text().partition("| check |")[0] + check_table())
 
 
 if __name__ == "__main__":

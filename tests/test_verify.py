@@ -20,7 +20,7 @@ from expo.verification.run import CHECKS, Tokenizers, _start_load, judge
 from expo.verification.subject import Reports, Subject
 from expo.verification.tensors import read_tensors
 
-from .faults import CARD_BLIND, FAULTS
+from .faults import CARD_BLIND, FAULTS, FIRST
 from .openchat import TEMPLATE, write_model, write_tokenizer
 from .templates import TEMPLATES
 
@@ -98,7 +98,7 @@ def test_the_table_has_every_check_once() -> None:
         check.name
         for check in CHECKS
         if check.severity != "info"
-        and check.name not in ("control-tokens", "vectors", "generation")
+        and check.name not in ("control-tokens", "vectors", "generation", "readable")
     }
 
 
@@ -265,6 +265,19 @@ def test_remote_code_is_not_run(clean: Clean, folder: Path, tmp_path: Path) -> N
     assert {check.name: check for check in result.checks}["tokenizer-loads"].status != "pass"
 
 
+def test_a_disk_that_fails_under_way_is_a_finding(clean: Clean, folder: Path) -> None:
+    subject = clean.subject(folder, "")
+    assert subject.shards
+    shutil.copy(folder / FIRST, folder / "whole")
+    (folder / FIRST).write_bytes(
+        (folder / "whole").read_bytes()[:-5000]
+    )  # after its header was read
+    subject.tensor_facts = read_tensors(subject)
+    found = {check.name: check for check in judge(subject).checks}
+    assert found["readable"].status == "error"
+    assert FIRST in found["readable"].message
+
+
 def test_verify_writes_nothing(clean: Clean, folder: Path) -> None:
     def state() -> dict[str, tuple[int, int]]:
         return {
@@ -379,3 +392,44 @@ def test_a_merge_verifies_and_shows_the_template_diff(tmp_path: Path) -> None:
     unverified = door.extrapolate(sft, aligned, tmp_path / "no", alpha=1.5, verify=False)
     assert unverified.verified is None
     assert json.loads((tmp_path / "no" / "expo.json").read_text())["verified"] is None
+
+
+GARBAGE = (
+    b"",
+    b"\xff\xfe\x00",
+    b"null",
+    b"[]",
+    b'"x"',
+    b"{",
+    b"[" * 100_000,
+    b'{"a": 1}',
+    b"\0" * 5000,
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "model.safetensors.index.json", "expo.json",
+             "tokenizer_config.json", "tokenizer.json", "chat_template.jinja", FIRST],
+)  # fmt: skip
+def test_whatever_is_in_a_file_is_a_finding(clean: Clean, folder: Path, name: str) -> None:
+    for content in GARBAGE:
+        (folder / name).write_bytes(content)
+        result = judge(clean.subject(folder, "tensors"))
+        assert not result.ok, content
+
+
+WEIRD = (None, [], {}, "x", -1, 0, 1.5, 10**400, True, [None], [[1]], {"a": {"b": []}})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "model.safetensors.index.json", "expo.json",
+             "tokenizer_config.json"],
+)  # fmt: skip
+def test_whatever_type_a_value_has_is_a_finding(clean: Clean, folder: Path, name: str) -> None:
+    original = json.loads((folder / name).read_text())
+    for key in [*original, "chat_template", "text_config"]:
+        for value in WEIRD:
+            (folder / name).write_text(json.dumps(original | {key: value}))
+            names = [check.name for check in judge(clean.subject(folder, "")).checks]
+            assert names == [check.name for check in CHECKS]

@@ -168,7 +168,8 @@ def _verify(work: _Work, tokenizers: Tokenizers, finished: list[FinishedShard]) 
     zero = {
         name for name, s in sums.items() if s.elements and not (s.base_square or s.delta_square)
     }
-    facts = TensorFacts({shard.file: shard.sha256 for shard in finished}, {}, frozenset(zero))
+    hashes = {shard.file: shard.sha256 for shard in finished}
+    facts = TensorFacts(hashes, zero=frozenset(zero))
     return verify_stream(
         work.staging.path,
         tokenizers,

@@ -24,9 +24,11 @@ BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """What the one read of every shard found: SHA-256 by file; by tensor name what is wrong."""
+    """What the one read of every shard found: SHA-256 by file, what could not be read, and by
+    tensor name what is wrong."""
 
     sha256: dict[str, str]
+    failures: tuple[str, ...] = ()
     nonfinite: dict[str, int] = field(default_factory=dict)
     zero: frozenset[str] = frozenset()
 
@@ -122,8 +124,11 @@ class Subject:
 
     @cached_property
     def weight_map(self) -> dict[str, str]:
-        """Tensor → file by the index; empty without one."""
-        found = self.json(self.index_name).get("weight_map") if self.index_name else None
+        """Tensor → file by the index; empty without one that can be read."""
+        try:
+            found = self.json(self.index_name).get("weight_map") if self.index_name else None
+        except Skipped:
+            return {}
         entries = found.items() if isinstance(found, dict) else ()
         return {name: file for name, file in entries if isinstance(file, str)}
 

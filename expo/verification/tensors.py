@@ -11,19 +11,23 @@ from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import Shard, TensorInfo, printable
 from expo.checkpoint.reader import Bytes, FileReader, read_buffer
+from expo.errors import CheckpointError
 from expo.verification.check import Check, Inherited
 from expo.verification.subject import Subject, TensorFacts
 
 _CHUNK_BYTES = 16 << 20
-_THREADS = 4  # two for each of two shards: one reads and looks, one hashes
+_SHARDS = 2  # at a time, each with two threads: one reads and looks, one hashes
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass
 class _Scan:
-    """What is known of the tensors of one shard so far."""
+    """What is known of one shard so far. Zeros count until something else turns up."""
 
+    file: str
+    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    failure: str | None = None
     nonfinite: dict[str, int] = field(default_factory=dict)
     nonzero: set[str] = field(default_factory=set)
 
@@ -36,7 +40,8 @@ class _Scan:
 
 def read_tensors(subject: Subject, progress: Progress | None = None) -> TensorFacts:
     """Read every weight file once, whole."""
-    total = sum(shard.file_bytes for shard in subject.shards.values())
+    shards = list(subject.shards.values())
+    total = sum(shard.file_bytes for shard in shards)
     done, lock = 0, threading.Lock()
 
     def tick(nbytes: int) -> None:
@@ -46,39 +51,45 @@ def read_tensors(subject: Subject, progress: Progress | None = None) -> TensorFa
             if progress:
                 progress(done, total)
 
-    hashes: dict[str, str] = {}
-    scan = _Scan()
-    with ThreadPoolExecutor(_THREADS // 2) as pool:
-        for name, sha256, found in pool.map(
-            lambda shard: _read_shard(subject, shard, tick), subject.shards.values()
-        ):
-            hashes[name] = sha256
-            scan.nonfinite |= found.nonfinite
-            scan.nonzero |= found.nonzero
-    names = {t.name for shard in subject.shards.values() for t in shard.tensors if t.count}
-    return TensorFacts(hashes, scan.nonfinite, frozenset(names - scan.nonzero))
+    with ThreadPoolExecutor(_SHARDS) as pool:
+        scans = list(pool.map(lambda shard: _scan(subject, shard, tick), shards))
+    read = {scan.file for scan in scans if scan.failure is None}
+    names = {t.name for shard in shards if shard.file in read for t in shard.tensors if t.count}
+    return TensorFacts(
+        {scan.file: scan.digest.hexdigest() for scan in scans if scan.file in read},
+        tuple(scan.failure for scan in scans if scan.failure is not None),
+        {name: count for scan in scans for name, count in scan.nonfinite.items()},
+        frozenset(names.difference(*(scan.nonzero for scan in scans))),
+    )
 
 
-def _read_shard(
-    subject: Subject, shard: Shard, tick: Callable[[int], None]
-) -> tuple[str, str, _Scan]:
-    reader = FileReader(subject.out.local_path(shard.file), shard.file)
-    buffers = [read_buffer(_CHUNK_BYTES) for _ in range(2)]
-    digest = hashlib.sha256()
-    scan = _Scan()
+def _scan(subject: Subject, shard: Shard, tick: Callable[[int], None]) -> _Scan:
+    scan = _Scan(shard.file)
     try:
-        with ThreadPoolExecutor(1) as hasher:
-            pending = hasher.submit(lambda: None)
-            for number, (begin, nbytes) in enumerate(_cuts(shard)):
-                chunk = _read(reader, begin, nbytes, buffers[number % 2])
-                pending.result()  # the hasher is done with the other buffer
-                pending = hasher.submit(digest.update, chunk.data)
-                _look(shard.tensors, begin, chunk, scan)
-                tick(nbytes)
-            pending.result()
-    finally:
-        reader.close()
-    return shard.file, digest.hexdigest(), scan
+        reader = FileReader(subject.out.local_path(shard.file), shard.file)
+        try:
+            _scan_chunks(reader, shard, scan, tick)
+        finally:
+            reader.close()
+    except CheckpointError as error:
+        scan.failure = str(error)
+    return scan
+
+
+def _scan_chunks(
+    reader: FileReader, shard: Shard, scan: _Scan, tick: Callable[[int], None]
+) -> None:
+    """This thread reads and looks, another one hashes the chunk before."""
+    buffers = [read_buffer(_CHUNK_BYTES) for _ in range(2)]
+    with ThreadPoolExecutor(1) as hasher:
+        pending = hasher.submit(lambda: None)
+        for number, (begin, nbytes) in enumerate(_cuts(shard)):
+            chunk = _read(reader, begin, nbytes, buffers[number % 2])
+            pending.result()  # the hasher is done with the other buffer
+            pending = hasher.submit(scan.digest.update, chunk.data)
+            _look(shard.tensors, begin, chunk, scan)
+            tick(nbytes)
+        pending.result()
 
 
 def _read(reader: FileReader, begin: int, nbytes: int, buffer: Bytes) -> Bytes:
@@ -129,6 +140,10 @@ def _range(part: Bytes, tensor: TensorInfo) -> tuple[bool, int]:
     return False, int((~torch.isfinite(values)).sum())
 
 
+def readable(s: Subject) -> Iterator[str]:
+    yield from s.scanned.failures
+
+
 def finite(s: Subject) -> Iterator[str]:
     for name, count in s.scanned.nonfinite.items():
         yield f"{printable(name)} holds {count} values that are NaN or infinite"
@@ -156,6 +171,7 @@ def _is_zero(weight: Weight) -> bool:
 
 
 CHECKS = (
+    Check("readable", "error", "every weight file can be read to its end", "copy the file again, from a disk that works", readable),
     Check("finite", "error", "every value is a finite number", "run the merge again; if it stays, the aligned model is damaged", finite),
     Check("all-zero", "error", "no weight is all zero", "run the merge again; compare with expo diff", all_zero),
 )  # fmt: skip
