@@ -36,6 +36,9 @@ class Client:
         )
 
 
+FLAGS = ("--alpha", 1.5, "--no-verify")  # made-up tensors, no model has these shapes
+
+
 @pytest.fixture
 def client(pair: Pair, tmp_path: Path) -> Iterator[Client]:
     (pair.aligned / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
@@ -84,7 +87,7 @@ def test_extrapolate_downloads_through_the_cache_and_then_works_offline(
     client: Client, pair: Pair, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    ran = client.expo("extrapolate", "org/sft", "org/aligned", out, "--alpha", 1.5, HF_TOKEN=TOKEN)
+    ran = client.expo("extrapolate", "org/sft", "org/aligned", out, *FLAGS, HF_TOKEN=TOKEN)
     assert ran.returncode == 0, ran.stderr
     assert_same(load(out), naive(pair.sft_tensors, pair.aligned_tensors, 1.5))
     assert (out / "chat_template.jinja").read_bytes() == (
@@ -107,8 +110,7 @@ def test_extrapolate_downloads_through_the_cache_and_then_works_offline(
         "org/sft",
         "org/aligned",
         tmp_path / "again",
-        "--alpha",
-        1.5,
+        *FLAGS,
         HF_HUB_OFFLINE="1",
     )
     assert again.returncode == 0, again.stderr

@@ -38,7 +38,8 @@ def main() -> None:
 
 def tokenizer(request: dict, tell: Any) -> None:
     """Facts about the tokenizer, then every text and conversation."""
-    _hide_torch()
+    os.nice(5)  # the process that builds the model takes longer: it goes first
+    _hide("torch")
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
@@ -52,10 +53,10 @@ def tokenizer(request: dict, tell: Any) -> None:
         tell(conversation=number, **_rendered(tokenizer, conversation))
 
 
-def _hide_torch() -> None:
-    """A tokenizer needs no torch, and without it transformers is here in half the time."""
+def _hide(*packages: str) -> None:
+    """Keep transformers from importing what is not needed here: it is slow to start with."""
     find = importlib.util.find_spec
-    importlib.util.find_spec = lambda name, *more: None if name == "torch" else find(name, *more)
+    importlib.util.find_spec = lambda name, *more: None if name in packages else find(name, *more)
 
 
 def _added(tokenizer: Any) -> dict[int, str]:
@@ -113,6 +114,7 @@ def _rendered(tokenizer: Any, conversation: dict) -> dict:
 
 def load(request: dict, tell: Any) -> None:
     """Build the model on the meta device: which keys found no home, and which homes no key."""
+    _hide("scipy")
     from transformers import GenerationConfig
 
     folder = request["folder"]

@@ -104,8 +104,9 @@ def verify_folder(
     """
     check_directory(out)
     subject = Subject(open_directory(out), aligned, golden=golden)
-    with Tokenizers(out, aligned, golden) as tokenizers, ExitStack() as stack:
+    with ExitStack() as stack:
         loading = _start_load(subject, stack)
+        tokenizers = stack.enter_context(Tokenizers(out, aligned, golden))
         if not quick:
             subject.tensor_facts = tensors.read_tensors(subject, progress)
         mine, theirs = tokenizers.reports()
