@@ -1,13 +1,21 @@
 """The functions of the public door: thin, typed, silent. The command line calls the same ones."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expo.checkpoint.reference import parse_reference
 from expo.errors import CheckpointError, SpecError
-from expo.spec.request import DTYPES, ROUNDINGS, Request, Rounding, resolve_alpha
+from expo.spec.request import (
+    DTYPES,
+    ROUNDINGS,
+    Request,
+    Rounding,
+    expo_request,
+    resolve_alpha,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +108,9 @@ def diff(
     from expo.engine.diff import run_diff
     from expo.planning.build import build_plan
 
-    request = Request(parse_reference(str(a), role="A"), parse_reference(str(b), role="B"), None)
+    request = expo_request(
+        parse_reference(str(a), role="A"), parse_reference(str(b), role="B"), None
+    )
     return run_diff(build_plan(request), progress=progress)
 
 
@@ -189,19 +199,18 @@ def make_request(
         raise SpecError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
     if rounding not in ROUNDINGS:
         raise SpecError(f"rounding {rounding} is not one of {', '.join(ROUNDINGS)}")
-    return Request(
+    request = expo_request(
         parse_reference(sft, role="SFT"),
         parse_reference(aligned, role="ALIGNED"),
         resolve_alpha(alpha, paper_alpha, interpolate=True),
-        dtype,
-        "stochastic" if rounding == "stochastic" else "nearest",
-        seed,
     )
+    chosen: Rounding = "stochastic" if rounding == "stochastic" else "nearest"
+    return replace(request, dtype=dtype, rounding=chosen, seed=seed)
 
 
 def _request(spec: Spec) -> Request:
     if isinstance(spec, Request):
         return spec
-    from expo.spec.schema import read_spec
+    from expo.spec.read import read_spec
 
     return read_spec(spec if isinstance(spec, Mapping) else Path(spec))

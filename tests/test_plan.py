@@ -308,7 +308,7 @@ def test_a_stale_single_file_beside_an_index_is_what_loaders_read(pair: Pair) ->
 def test_different_families_are_warned_about(pair: Pair) -> None:
     (pair.aligned / "config.json").write_text(json.dumps(CONFIG | {"model_type": "llama"}))
     assert (
-        "model_type differs: mistral in SFT, llama in aligned"
+        "model_type differs: mistral in sft, llama in aligned"
         in plan(pair.sft, pair.aligned).warnings
     )
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from expo.errors import SpecError
+from expo.spec.read import read_spec
 from expo.spec.request import both_conventions, resolve_alpha
-from expo.spec.schema import read_spec
 
 GOOD = """\
 merge_method: expo
@@ -28,7 +28,7 @@ def test_the_smallest_spec(tmp_path: Path) -> None:
     request = read_spec(write(tmp_path, GOOD))
     assert request.alpha == 1.5
     assert str(request.base) == "org/sft"
-    assert str(request.aligned) == "org/aligned@v1"
+    assert [str(o.reference) for o in request.operands] == ["org/aligned@v1"]
     assert (request.dtype, request.rounding, request.seed) == (None, "nearest", 0)
 
 
@@ -57,15 +57,15 @@ def test_a_mapping_is_a_spec() -> None:
 
 BAD = {
     "unknown key": (GOOD + "roundin: nearest\n", "6:1: roundin: is not a known key (did you mean rounding?)"),
-    "unknown key inside": (GOOD.replace("{alpha", "{alhpa"), "5:18: models.0.parameters.alhpa: is not a known key (did you mean alpha?)"),
-    "unknown method": (GOOD.replace("expo", "exppo"), "1:1: merge_method: 'exppo' is not one of expo (did you mean expo?)"),
-    "missing key": (GOOD.replace("base_model: org/sft\n", ""), "1:1: base_model: is required"),
+    "unknown key inside": (GOOD.replace("{alpha", "{alhpa"), "5:18: models.0.parameters.alhpa: is not a parameter of expo (did you mean alpha?)"),
+    "unknown method": (GOOD.replace("expo", "exppo"), "1:1: merge_method: 'exppo' is not a method of expo or mergekit (did you mean expo?)"),
+    "missing key": (GOOD.replace("base_model: org/sft\n", ""), "1:1: base_model: is required by expo"),
     "duplicate key": (GOOD + "base_model: org/other\n", "6:1: base_model: the key is given twice"),
-    "two models": (GOOD + "  - model: org/b\n    parameters: {alpha: 1.5}\n", "3:1: models: takes one aligned model"),
+    "no models": ("merge_method: expo\nbase_model: org/sft\nmodels: []\n", "3:1: models: expo takes at least 1 model beside the base, not 0"),
     "neither alpha": (GOOD.replace("alpha: 1.5", ""), "5:5: models.0.parameters: needs alpha or paper_alpha"),
     "both alphas": (GOOD.replace("alpha: 1.5", "alpha: 1.5, paper_alpha: 0.5"), "give alpha or paper alpha, not both"),
     "nan": (GOOD.replace("1.5", ".nan"), "5:18: models.0.parameters.alpha: input should be a finite number"),
-    "text": (GOOD.replace("1.5", "lots"), "input should be a valid number, not 'lots'"),
+    "text": (GOOD.replace("1.5", "lots"), "a number, a list of numbers over the layers, or filters with values, not 'lots'"),
     "alpha between": (GOOD.replace("1.5", "0.3"), "5:18: models.0.parameters.alpha: alpha 0.3 lies between"),
     "a path that is none": (GOOD.replace("org/sft", "./nowhere"), "2:1: base_model: base_model: ./nowhere is neither"),
     "no yaml": ("a: [", "not valid YAML"),

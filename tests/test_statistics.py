@@ -43,7 +43,7 @@ def test_effective_alpha_is_the_projection_of_the_increment() -> None:
     error = out - (base + 1.5 * delta)
     measured = effective_alpha(1.5, float(error @ delta), float(delta @ delta))
     assert measured == pytest.approx(float((out - base) @ delta / (delta @ delta)), rel=1e-9)
-    noise = rounding_noise(1.5, float(error @ error), float(delta @ delta))
+    noise = rounding_noise(2.25 * float(delta @ delta), float(error @ error))
     assert noise == pytest.approx(
         np.sqrt((error**2).mean() / ((1.5 * delta) ** 2).mean()), rel=1e-9
     )
@@ -57,8 +57,8 @@ def test_cosine_from_the_norms() -> None:
 
 
 def test_nothing_changed_has_no_effective_alpha() -> None:
-    empty = statistics(total([Sums(10, 4.0, 0.0, 10, 0.0, 0.0, 10)]), 1.5)
+    empty = statistics(total([Sums(10, 4.0, 0.0, 10, 0.0, 0.0, 10)]))
     assert empty.effective_alpha is None
     assert empty.rounding_noise is None
     assert empty.zero_share == 1.0
-    assert statistics(Sums(), 1.5).zero_share is None
+    assert statistics(Sums()).zero_share is None

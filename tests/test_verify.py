@@ -144,6 +144,30 @@ def test_the_vectors_hold_for_their_template_and_for_no_other(tmp_path: Path, na
     assert {path.stem for path in VECTORS.glob("*.yml")} == set(TEMPLATES)
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "status"),
+    [
+        ("chatml", "chatml", "pass"),
+        ("llama-3-instruct", "llama3", "error"),  # it writes a newline after <|eot_id|>
+    ],
+)
+def test_the_vectors_judge_templates_that_others_wrote(
+    tmp_path: Path, name: str, file: str, status: str
+) -> None:
+    from importlib.resources import files
+
+    template = (files("mergekit") / "_data" / "chat_templates" / f"{file}.jinja").read_text()
+    _, bos, eos = TEMPLATES[name]
+    write_tokenizer(tmp_path, template=template, bos=bos, eos=eos)
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    golden = read_golden(VECTORS / f"{name}.yml")
+    with Tokenizers(tmp_path, None, golden) as tokenizers:
+        reports = Reports(tokenizers.reports()[0])
+    subject = Subject(open_directory(tmp_path), golden=golden, reports=reports)
+    (found,) = [check for check in judge(subject).checks if check.name == "vectors"]
+    assert found.status == status, found.message
+
+
 def test_the_ids_of_mistral_are_mistrals_own() -> None:
     from mistral_common.protocol.instruct.messages import UserMessage
     from mistral_common.protocol.instruct.request import ChatCompletionRequest

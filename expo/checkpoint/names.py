@@ -17,3 +17,17 @@ _EMBEDDING = re.compile(
 def is_embedding(name: str) -> bool:
     """Whether the rows of a tensor belong to tokens: input embeddings and heads."""
     return bool(_EMBEDDING.search(name))
+
+
+_KINDS = {
+    "embeddings": re.compile(r"(^|\.)(embed_tokens|tok_embeddings|wte|word_embeddings|embed_in|shared)\."),
+    "head": re.compile(r"(^|\.)(lm_head|embed_out|output)\.(weight|bias)$"),
+    "norms": re.compile(r"norm|(^|\.)ln_"),
+    "biases": re.compile(r"\.bias$"),
+}  # fmt: skip
+KINDS = tuple(_KINDS)
+"""Kinds of tensors that a merge can leave out."""
+
+
+def is_of_kind(name: str, kinds: tuple[str, ...]) -> bool:
+    return any(_KINDS[kind].search(name) for kind in kinds)

@@ -29,6 +29,6 @@ def merge(
     output: Output,
 ) -> None:
     """Run the merge spec SPEC and write the directory OUT. Flags win over the spec."""
-    from expo.spec.schema import read_spec
+    from expo.spec.read import read_spec
 
     run_merge(overrides.apply(read_spec(spec)), out, options, output)

@@ -36,7 +36,7 @@ def plan(
     from expo.api import make_request
     from expo.errors import SpecError
     from expo.planning.build import build_plan
-    from expo.spec.schema import read_spec
+    from expo.spec.read import read_spec
 
     match sources:
         case (spec,):

@@ -11,7 +11,11 @@ _LISTED = 8
 
 def plan_text(plan: PlanReport) -> str:
     tensors = plan.tensors
-    alpha = "alpha not given" if plan.alpha is None else both_conventions(plan.alpha)
+    alpha = "alpha not given"
+    if plan.alpha_range is not None:
+        low, high = plan.alpha_range
+        uneven = f"{both_conventions(low)} to {both_conventions(high)}"
+        alpha = both_conventions(low) if low == high else uneven
     unmatched = ", ".join(
         f"{len(names)} {what}"
         for what, names in (
@@ -21,11 +25,11 @@ def plan_text(plan: PlanReport) -> str:
         )
     )
     donor = plan.tokenizer_donor or "nobody: the aligned model has none"
+    asked = f"ExPO, {alpha}" if plan.method == "expo" else plan.method
     lines = [
-        ("SFT", _source(plan.sft)),
-        ("aligned", _source(plan.aligned)),
-        ("request", f"{alpha}, {plan.rounding} rounding, seed {plan.seed}"),
-        ("tensors", f"{tensors.matched} extrapolated, {tensors.copied} copied, {unmatched}"),
+        *((role.replace("sft", "SFT"), _source(source)) for role, source in plan.sources.items()),
+        ("request", f"{asked}, {plan.rounding} rounding, seed {plan.seed}"),
+        ("tensors", f"{tensors.matched} {'extrapolated' if plan.method == 'expo' else 'merged'}, {tensors.copied} copied, {unmatched}"),
         ("reads", f"{gigabytes(plan.read_bytes)}, {gigabytes(plan.download_bytes)} to download"),
         ("writes", f"{gigabytes(plan.write_bytes)} in {len(plan.shards)} files, {'/'.join(plan.dtypes)}"),
         ("disk", f"{gigabytes(plan.free_disk_bytes)} free"),

@@ -86,8 +86,10 @@ def show_plan(plan: "Plan", out: Path | None, options: RunOptions, output: Outpu
 def outcome(result: "MergeResult") -> str:
     """The one line that a run ends with."""
     total, other = result.statistics, result.alternative
+    asked = both_conventions(total.alpha if result.alpha is None else result.alpha)
+    average = " on average" if result.alpha is None else ""
     parts = [
-        f"asked {both_conventions(result.alpha)}",
+        f"asked {asked}{average}",
         f"effective alpha {number(total.effective_alpha)}",
         f"rounding noise {number(total.rounding_noise, '.2g')} of the increment",
         f"{percent(total.zero_share)} of the deltas are 0",
@@ -96,6 +98,6 @@ def outcome(result: "MergeResult") -> str:
     if other is not None and total.effective_alpha is not None:
         parts.append(
             f"{other.rounding} rounding would give about {number(other.effective_alpha)} "
-            f"(noise {number(other.rounding_noise, '.2g')}), float32 exactly {result.alpha:g}"
+            f"(noise {number(other.rounding_noise, '.2g')}), float32 exactly {number(total.alpha)}"
         )
     return "; ".join(parts)

@@ -85,8 +85,8 @@ def run_diff(
         key = module_of(name)
         modules[key] = modules.get(key, Sums()).plus(more)
     return DiffResult(
-        a=plan.base.label,
-        b=plan.aligned.label,
+        a=plan.sources["sft"].label,
+        b=plan.donor.label,
         total=_delta_statistics(total(sums.values())),
         tensors={name: _delta_statistics(value) for name, value in sums.items()},
         modules=tuple(ModuleDelta(*key, _delta_statistics(s)) for key, s in modules.items()),

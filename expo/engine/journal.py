@@ -15,7 +15,7 @@ from expo.engine.kernel import Sample
 from expo.operators.statistics import Sums
 from expo.planning.plan import Plan
 
-FORMAT = 1  # of the journal and of the bytes of the output: a change starts every run afresh
+FORMAT = 2  # of the journal and of the bytes of the output: a change starts every run afresh
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def fingerprint(plan: Plan, identities: dict[str, dict[str, str | int]]) -> Fing
     request = plan.request
     parts = {
         "format": str(FORMAT),
-        "alpha": repr(request.alpha),
+        "method": request.method,
+        "values": hashlib.sha256(_values(plan).encode()).hexdigest(),
         "rounding": request.rounding,
         "seed": str(request.seed),
         "layout": hashlib.sha256(b"".join(shard.header for shard in plan.shards)).hexdigest(),
@@ -67,6 +68,19 @@ def fingerprint(plan: Plan, identities: dict[str, dict[str, str | int]]) -> Fing
         "rows": hashlib.sha256(repr([job.rows for job in plan.jobs]).encode()).hexdigest(),
     }
     return Fingerprint(parts | {name: json.dumps(value) for name, value in identities.items()})
+
+
+def _values(plan: Plan) -> str:
+    """Every number that decides what becomes of every tensor."""
+    entries: list[object] = []
+    for job in plan.jobs:
+        entry: list[object] = [job.name, job.action, job.alpha]
+        if (combination := job.combination) is not None:
+            terms = [(term.weight.files.label, term.parameters) for term in combination.terms]
+            method = (combination.method, combination.sparsifier, combination.elects_sign)
+            entry += [method, terms, combination.shared]
+        entries.append(entry)
+    return repr(entries)
 
 
 def identities(plan: Plan) -> dict[str, dict[str, str | int]]:
@@ -81,7 +95,10 @@ def identities(plan: Plan) -> dict[str, dict[str, str | int]]:
     sidecars = {
         f"file {sidecar.name}": sidecar.files.identity(sidecar.name) for sidecar in plan.sidecars
     }
-    return of("sft", plan.base) | of("aligned", plan.aligned) | sidecars
+    known: dict[str, dict[str, str | int]] = {}
+    for side, checkpoint in plan.sources.items():
+        known |= of(side, checkpoint)
+    return known | sidecars
 
 
 class Journal:

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
-from expo.engine.sources import Sources, torch_dtype
+from expo.engine.combining import Combining, Preparations
+from expo.engine.sources import Side, Sources, torch_dtype, typed_output, working_dtype
 from expo.errors import CheckpointError
-from expo.operators.extrapolate import extrapolate, low_rank_product
-from expo.operators.rounding import round_nearest, round_stochastic, uniform_draws
+from expo.operators.extrapolate import extrapolate
+from expo.operators.rounding import round_into, round_nearest
 from expo.operators.statistics import Summing, Sums
 from expo.planning.chunks import BLOCK_ELEMENTS, Piece
 from expo.planning.plan import TensorJob
@@ -50,8 +50,12 @@ class Kernel:
         seed: int,
         statistics: bool = True,
         block_elements: int = BLOCK_ELEMENTS,
+        preparations: Preparations | None = None,
     ) -> None:
         self._sources = sources
+        self._combining = Combining(
+            sources, rounding, seed, block_elements, preparations or Preparations()
+        )
         self._rounding: Rounding = rounding
         self._seed = seed
         self._statistics = statistics
@@ -70,6 +74,8 @@ class Kernel:
             self._copy_if_equal(piece, out)
             return PieceResult(job, [], None)
         with np.errstate(over="ignore", invalid="ignore"):  # sums that are not finite are looked at
+            if job.action == "combine":
+                return PieceResult(job, self._combining.run(piece, out), None)
             return self._compute(piece, out)
 
     def compare(self, piece: Piece) -> list[Sums]:
@@ -81,15 +87,13 @@ class Kernel:
         job = piece.job
         if job.base is None or piece.base is None:
             return []
-        aligned = _Side(self._sources, job.aligned, piece.aligned, piece.count, side=0)
-        base = _Side(self._sources, job.base, piece.base, piece.count, side=1)
-        working = _working_dtype(aligned, base)
+        aligned = Side(self._sources, job.aligned, piece.aligned, piece.count, side=0)
+        base = Side(self._sources, job.base, piece.base, piece.count, side=1)
+        working = working_dtype(aligned, base)
         with np.errstate(over="ignore", invalid="ignore"):
             return self._compare(piece, aligned, base, working)
 
-    def _compare(
-        self, piece: Piece, aligned: "_Side", base: "_Side", working: torch.dtype
-    ) -> list[Sums]:
+    def _compare(self, piece: Piece, aligned: Side, base: Side, working: torch.dtype) -> list[Sums]:
         blocks = []
         for start in range(0, piece.count, self._block):
             block = self._block_of(working, min(self._block, piece.count - start))
@@ -121,11 +125,11 @@ class Kernel:
     def _compute(self, piece: Piece, out: Bytes) -> PieceResult:
         job = piece.job
         dtype = torch_dtype(job.dtype)
-        target = _typed_output(out, dtype, piece.count)
-        sides = [_Side(self._sources, job.aligned, piece.aligned, piece.count, side=0)]
+        target = typed_output(out, dtype, piece.count)
+        sides = [Side(self._sources, job.aligned, piece.aligned, piece.count, side=0)]
         if job.base is not None and piece.base is not None:
-            sides.append(_Side(self._sources, job.base, piece.base, piece.count, side=1))
-        working = _working_dtype(*sides)
+            sides.append(Side(self._sources, job.base, piece.base, piece.count, side=1))
+        working = working_dtype(*sides)
         blocks: list[Sums] = []
         sample = None
         sampled_at = _sampled_element(job, self._block) if self._statistics else -1
@@ -148,15 +152,16 @@ class Kernel:
 
     def _extrapolate_block(self, job: TensorJob, begin: int, block: "_Block", out: Tensor) -> Sums:
         extrapolate(block.base, block.aligned, job.alpha, delta=block.delta, out=block.exact)
-        self._round(job, begin, block.exact, out, self._rounding)
+        round_into(out, block.exact, self._rounding, self._seed, job.name, begin)
         summing = block.summing
         if not self._statistics:
-            sums = Sums(out.numel(), delta_square=summing.dot(block.deltas, block.deltas))
+            square = summing.dot(block.deltas, block.deltas)
+            sums = Sums(out.numel(), delta_square=square, **_asked(job.alpha, square))
         else:
             norms = summing.delta(block.bases, block.deltas)
             block.base.copy_(out)  # the base has served, its room is free
             error = summing.rounding(block.bases, block.exacts, block.deltas, block.aligneds)
-            sums = Sums(out.numel(), *norms, *error)
+            sums = Sums(out.numel(), *norms, *error, **_asked(job.alpha, norms[1]))
         if not math.isfinite(sums.base_square + sums.delta_square + sums.error_square):
             _check_finite(job, block, out, delta=block.delta)
         return sums
@@ -166,19 +171,10 @@ class Kernel:
         round_nearest(block.aligned, out.dtype, out=out)
         _check_finite(job, block, out, delta=None)
 
-    def _round(
-        self, job: TensorJob, begin: int, exact: Tensor, out: Tensor, rounding: Rounding
-    ) -> None:
-        if rounding == "nearest" or out.dtype == exact.dtype:
-            round_nearest(exact, out.dtype, out=out)
-        else:
-            draws = uniform_draws(self._seed, job.name, begin, out.numel())
-            round_stochastic(exact, out.dtype, draws, out=out)
-
     def _sample(self, job: TensorJob, begin: int, block: "_Block", dtype: torch.dtype) -> Sample:
         other: Rounding = "stochastic" if self._rounding == "nearest" else "nearest"
         rounded = torch.empty(block.exact.numel(), dtype=dtype)
-        self._round(job, begin, block.exact, rounded, other)
+        round_into(rounded, block.exact, other, self._seed, job.name, begin)
         error = np.subtract(rounded.to(block.exact.dtype).numpy(), block.exacts)
         dot = block.summing.dot
         return Sample(
@@ -196,44 +192,6 @@ class Kernel:
         return self._blocks[working, count]
 
 
-class _Side:
-    """One model's part of a piece, brought to the working precision block by block."""
-
-    def __init__(
-        self, sources: Sources, weight: Weight, begin: int, count: int, *, side: int
-    ) -> None:
-        self._weight, self._begin = weight, begin
-        self._stretch = sources.open(weight, begin, count, side=side)
-        self._factors = None if weight.update is None else sources.factors(weight, side=side)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._stretch.dtype
-
-    def load(self, start: int, values: Tensor) -> None:
-        """Fill `values` with the elements from `start` of this piece."""
-        values.copy_(self._stretch.take(start, values.numel()))
-        if self._factors is not None:
-            self._add_low_rank(*self._factors, self._begin + start, values)
-
-    def _add_low_rank(self, left: Tensor, right: Tensor, begin: int, values: Tensor) -> None:
-        """Add s·L·R to `values`, in blocks of whole rows that the tensor's shape alone decides."""
-        assert self._weight.update is not None
-        width = right.shape[1]
-        rows = max(BLOCK_ELEMENTS // width, 1)
-        end = begin + values.numel()
-        for row in range(begin // width // rows * rows, -(-end // width), rows):
-            product = low_rank_product(left[row : row + rows], right, self._weight.update.scale)
-            first = row * width
-            start, stop = max(begin, first), min(end, first + product.numel())
-            values[start - begin : stop - begin] += product.view(-1)[start - first : stop - first]
-
-
-def _working_dtype(*sides: _Side) -> torch.dtype:
-    double = any(side.dtype == torch.float64 for side in sides)
-    return torch.float64 if double else torch.float32
-
-
 class _Block:
     """Room for one block in the working precision, as tensors and as arrays over the same memory."""
 
@@ -245,6 +203,10 @@ class _Block:
         self.aligned, self.base, self.delta, self.exact = room
         self.aligneds, self.bases, self.deltas, self.exacts = room.numpy()
         self.summing = Summing(room.shape[1], self.deltas.dtype)
+
+
+def _asked(alpha: float, delta_square: float) -> dict[str, float]:
+    return {"asked_delta": alpha * delta_square, "asked_square": alpha * alpha * delta_square}
 
 
 def _sampled_element(job: TensorJob, block_elements: int) -> int:
@@ -267,10 +229,3 @@ def _check_finite(job: TensorJob, block: _Block, out: Tensor, *, delta: Tensor |
             f"{name} overflows {job.dtype} (its largest value is {float(values.abs().max()):g}): "
             "use --dtype bfloat16 or float32"
         )
-
-
-def _typed_output(out: Bytes, dtype: torch.dtype, count: int) -> Tensor:
-    """A tensor over `out`, or beside it where the address does not suit the dtype."""
-    if count == 0 or out.ctypes.data % dtype.itemsize:
-        return torch.empty(count, dtype=dtype)
-    return torch.frombuffer(out.data, dtype=dtype, count=count)

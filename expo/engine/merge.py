@@ -13,6 +13,7 @@ from expo.checkpoint.checkpoint import hash_file
 from expo.checkpoint.reader import aligned_buffer
 from expo.checkpoint.sidecars import CARD
 from expo.checkpoint.writer import ShardWriter
+from expo.engine.combining import Preparations
 from expo.engine.journal import Fingerprint, FinishedShard, fingerprint, identities
 from expo.engine.kernel import Kernel, PieceResult, Sample
 from expo.engine.outputs import card, manifest, write_file, write_manifest, write_sidecars
@@ -59,12 +60,13 @@ class Tuning:
 class MergeResult:
     """A placed output; `modules` holds the parts of `statistics`.
 
+    `alpha` is None where it differs between tensors or models, or the method is not ExPO;
     `verified` is None where the verification was skipped, else whether no check found an error.
     """
 
     out: Path
-    alpha: float
-    paper_alpha: float
+    alpha: float | None
+    paper_alpha: float | None
     statistics: Statistics
     alternative: Alternative | None
     modules: dict[str, Statistics]
@@ -149,7 +151,7 @@ def _produce(
     hashes = write_sidecars(plan, staging.path)
     with ExitStack() as stack:
         # The tokenizers need no weights: they are tried while the weights stream.
-        tokenizers = stack.enter_context(Tokenizers(staging.path, plan.aligned)) if verify else None
+        tokenizers = stack.enter_context(Tokenizers(staging.path, plan.donor)) if verify else None
         finished = _stream(plan, staging, finished, work.tuning, progress)
         if changed := _changed(work.known, identities(plan)):
             raise CheckpointError(f"{changed} changed while it was read: run again")
@@ -170,12 +172,13 @@ def _verify(work: _Work, tokenizers: Tokenizers, finished: list[FinishedShard]) 
     }
     hashes = {shard.file: shard.sha256 for shard in finished}
     facts = TensorFacts(hashes, zero=frozenset(zero))
+    sft = work.plan.sources.get("sft")
     return verify_stream(
         work.staging.path,
         tokenizers,
         facts,
-        aligned=work.plan.aligned,
-        sft=work.plan.base.tokenizer_files,
+        aligned=work.plan.donor,
+        sft=None if sft is None else sft.tokenizer_files,
         asked_dtype=work.plan.request.dtype,
         ignored=work.staging.own_files,
     )
@@ -236,7 +239,8 @@ def _stream(
     sink = _ShardSink(plan, staging, list(finished))
     skipped_bytes = sum(shard.file_bytes for shard in finished)
     files = OpenFiles()
-    kernels = [_kernel(plan, files, tuning) for _ in range(tuning.threads)]
+    preparations = Preparations()
+    kernels = [_kernel(plan, files, tuning, preparations) for _ in range(tuning.threads)]
 
     def tick() -> None:
         if progress:
@@ -259,13 +263,14 @@ def _stream(
     return [by_file[shard.file] for shard in plan.shards]
 
 
-def _kernel(plan: Plan, files: OpenFiles, tuning: Tuning) -> Kernel:
+def _kernel(plan: Plan, files: OpenFiles, tuning: Tuning, preparations: Preparations) -> Kernel:
     return Kernel(
         Sources(files, buffer_bytes(tuning.chunk_bytes)),
         rounding=plan.request.rounding,
         seed=plan.request.seed,
         statistics=tuning.statistics,
         block_elements=tuning.block_elements,
+        preparations=preparations,
     )
 
 
@@ -278,19 +283,18 @@ def _chunks(plan: Plan, done: set[str], tuning: Tuning) -> Iterator[Chunk]:
 
 def _manifest(work: _Work, finished: list[FinishedShard], hashes: dict[str, str]) -> dict:
     plan = work.plan
-    alpha = _alpha(plan)
     sums = {name: value for shard in finished for name, value in shard.sums.items()}
     samples = {name: value for shard in finished for name, value in shard.samples.items()}
-    other = alternative(sums, samples, plan.request.rounding, alpha) if samples else None
+    other = alternative(sums, samples, plan.request.rounding) if samples else None
     return manifest(
         plan,
         work.print_,
         work.known,
         hashes | {shard.file: shard.sha256 for shard in finished},
-        statistics(total(sums.values()), alpha),
+        statistics(total(sums.values())),
         other,
-        {name: statistics(value, alpha) for name, value in sums.items()},
-        {name: statistics(value, alpha) for name, value in by_module(sums).items()},
+        {name: statistics(value) for name, value in sums.items()},
+        {name: statistics(value) for name, value in by_module(sums).items()},
     )
 
 
@@ -314,20 +318,15 @@ def _result(content: dict, out: Path, written_bytes: int, seconds: float) -> Mer
 def _check_plan(plan: Plan) -> None:
     if plan.refusals:
         raise CheckpointError("; ".join(plan.refusals))
-    _alpha(plan)
-
-
-def _alpha(plan: Plan) -> float:
-    if plan.request.alpha is None:
+    if not plan.request.gives_alpha:
         raise SpecError(
             "give alpha (θ_sft + α·Δ) or paper alpha (= alpha − 1); neither has a default"
         )
-    return plan.request.alpha
 
 
 def _fetch(plan: Plan) -> None:
     """Bring every input to this disk before anything is written."""
-    for checkpoint in (plan.base, plan.aligned):
+    for checkpoint in plan.sources.values():
         for files, shard in checkpoint.inputs():
             files.local_path(shard.file)
     for sidecar in plan.sidecars:
@@ -337,7 +336,7 @@ def _fetch(plan: Plan) -> None:
 def _identities(plan: Plan, *, hash_inputs: bool) -> Identities:
     known = identities(plan)
     if hash_inputs:
-        for side, checkpoint in (("sft", plan.base), ("aligned", plan.aligned)):
+        for side, checkpoint in plan.sources.items():
             for files, shard in checkpoint.inputs():
                 known[f"{side} {files.label}/{shard.file}"]["sha256"] = hash_file(files, shard.file)
     return known

@@ -18,6 +18,7 @@ from expo.engine.journal import Fingerprint, sync_directory
 from expo.engine.summary import Alternative, Statistics
 from expo.planning.plan import Plan
 from expo.spec.request import both_conventions, paper_alpha
+from expo.spec.resolved import resolved
 
 _COPY_BYTES = 1 << 20
 
@@ -27,7 +28,7 @@ def write_sidecars(plan: Plan, folder: Path) -> dict[str, str]:
     hashes = {}
     for sidecar in plan.sidecars:
         target = folder / sidecar.name
-        if sidecar.name == "config.json" and sidecar.files is plan.aligned.files:
+        if sidecar.name == "config.json" and sidecar.files is plan.donor.files:
             hashes[sidecar.name] = write_file(target, _configuration(plan))
         else:
             hashes[sidecar.name] = copy_file(sidecar.files.local_path(sidecar.name), target)
@@ -73,21 +74,16 @@ def manifest(
 ) -> dict:
     """`expo.json`: how this model was made, and the SHA-256 of every file beside it."""
     request = plan.request
-    alpha = request.alpha if request.alpha is not None else 1.0
+    labels = dict(zip(request.references(), plan.labels, strict=True))
     return {
         "schema": "expo.manifest/1",
         "plan": print_.digest,
-        "spec": {
-            "merge_method": "expo",
-            "base_model": plan.base.label,
-            "models": [{"model": plan.aligned.label, "parameters": {"alpha": alpha}}],
-            "out_dtype": request.dtype,
-            "rounding": request.rounding,
-            "seed": request.seed,
-        },
-        "alpha": alpha,
-        "paper_alpha": paper_alpha(alpha),
-        "sources": {"sft": _source(plan.base), "aligned": _source(plan.aligned)},
+        "method": request.method,
+        "spec": resolved(request, labels.__getitem__),
+        "alpha": request.alpha,
+        "paper_alpha": None if request.alpha is None else paper_alpha(request.alpha),
+        "sources": {role: _source(checkpoint) for role, checkpoint in plan.sources.items()},
+        "donor": plan.donor.label,
         "inputs": identities,
         "dtypes": sorted({job.dtype for job in plan.jobs}),
         "rounding": request.rounding,
@@ -116,34 +112,56 @@ def write_manifest(folder: Path, content: dict) -> None:
 
 def card(content: dict) -> str:
     """A minimal model card, from the manifest alone."""
-    sft, aligned = content["sources"]["sft"], content["sources"]["aligned"]
-    hub = [source["model"] for source in (aligned, sft) if source["commit"]]
-    front = ["---", "library_name: transformers", "tags:", "- merge", "- expo"]
+    sources = content["sources"]
+    hub = [source["model"] for source in reversed(sources.values()) if source["commit"]]
+    front = ["---", "library_name: transformers", "tags:", "- merge"]
+    front += ["- expo"] if content["method"] == "expo" else ["- mergekit"]
     if hub:
         front += ["base_model:", *(f"- {name}" for name in hub), "base_model_relation: merge"]
     measured = content["statistics"]["effective_alpha"]
-    effective = "not defined (the two models are equal)" if measured is None else f"{measured:.4g}"
+    effective = "not defined (the models are equal)" if measured is None else f"{measured:.4g}"
+    title, text = _expo_text(sources) if content["method"] == "expo" else _merge_text(content)
+    asked = both_conventions(content["alpha"]) if content["method"] == "expo" else content["method"]
     return "\n".join(
         [
             *front,
             "---",
             "",
-            f"# ExPO of {_markdown(aligned['model'])}",
+            f"# {title}",
             "",
-            f"Model extrapolation ([ExPO](https://arxiv.org/abs/2404.16792)) of "
-            f"{_markdown(sft['model'])} (SFT) through {_markdown(aligned['model'])} (aligned): "
-            "θ = θ_sft + α·(θ_aligned − θ_sft).",
+            text,
             "",
-            f"- {both_conventions(content['alpha'])}; effective α after rounding: {effective}",
+            f"- {asked}; effective α after rounding: {effective}",
             f"- output dtype {', '.join(content['dtypes'])}, rounding {content['rounding']}, "
             f"seed {content['seed']}",
-            "- tokenizer, chat template and generation configuration: the aligned model's, byte "
-            "for byte",
+            f"- tokenizer, chat template and generation configuration: those of "
+            f"{_markdown(content['donor'])}, byte for byte",
             f"- made with expo {content['versions']['expo']}; every input, figure and hash is in "
             f"`{MANIFEST}`",
             "",
         ]
     )
+
+
+def _expo_text(sources: dict[str, dict]) -> tuple[str, str]:
+    aligned = [s["model"] for role, s in sources.items() if role.startswith("aligned")]
+    names = " and ".join(map(_markdown, aligned))
+    formula = (
+        "θ = θ_sft + α·(θ_aligned − θ_sft)"
+        if len(aligned) == 1
+        else "θ = θ_sft + Σ αᵢ·(θᵢ − θ_sft)"
+    )
+    if "onto" in sources:
+        formula = formula.replace("θ = θ_sft", f"θ = {_markdown(sources['onto']['model'])}")
+    return f"ExPO of {names}", (
+        f"Model extrapolation ([ExPO](https://arxiv.org/abs/2404.16792)) of "
+        f"{_markdown(sources['sft']['model'])} (SFT) through {names} (aligned): {formula}."
+    )
+
+
+def _merge_text(content: dict) -> tuple[str, str]:
+    names = ", ".join(_markdown(source["model"]) for source in content["sources"].values())
+    return f"{content['method']} merge", f"A `{content['method']}` merge of {names}."
 
 
 def _markdown(name: str) -> str:
@@ -166,7 +184,7 @@ def _index(plan: Plan) -> bytes:
     weight_map = {job.name: shard.file for shard in plan.shards for job in shard.jobs}
     total_size = sum(shard.data_bytes for shard in plan.shards)
     index = {
-        "metadata": plan.aligned.index_metadata | {"total_size": total_size},
+        "metadata": plan.donor.index_metadata | {"total_size": total_size},
         "weight_map": dict(sorted(weight_map.items())),
     }
     return (json.dumps(index, indent=2) + "\n").encode()
@@ -174,8 +192,8 @@ def _index(plan: Plan) -> bytes:
 
 def _configuration(plan: Plan) -> bytes:
     """The donor's config.json, changed only where the dtype or the vocabulary did."""
-    content = plan.aligned.files.read("config.json")
-    config = plan.aligned.config
+    content = plan.donor.files.read("config.json")
+    config = plan.donor.config
     changes: dict[str, str | int] = {}
     dtypes = {job.dtype for job in plan.jobs if job.dtype in FLOATS}
     if plan.request.dtype is not None and dtypes:
@@ -191,10 +209,10 @@ def _configuration(plan: Plan) -> bytes:
 
 def _embedding_rows(plan: Plan) -> int | None:
     """The rows of an embedding that the aligned side's adapter has resized."""
-    adapter = plan.aligned.adapter
+    adapter = plan.donor.adapter
     if adapter is None:
         return None
     for name, whole in adapter.replaced.items():
-        if name.endswith("embed_tokens.weight") and whole.shape != plan.aligned.tensors[name].shape:
+        if name.endswith("embed_tokens.weight") and whole.shape != plan.donor.tensors[name].shape:
             return whole.shape[0]
     return None

@@ -11,6 +11,8 @@ from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.files import Files
 from expo.checkpoint.headers import TensorInfo
 from expo.checkpoint.reader import Bytes, FileReader, read_buffer
+from expo.operators.extrapolate import low_rank_product
+from expo.planning.chunks import BLOCK_ELEMENTS
 
 
 class OpenFiles:
@@ -34,11 +36,12 @@ class OpenFiles:
 
 
 class Sources:
-    """One worker's view of the inputs: two read buffers, one for each side."""
+    """One worker's view of the inputs: a read buffer for each side, made when first needed."""
 
     def __init__(self, files: OpenFiles, buffer_bytes: int) -> None:
         self._files = files
-        self._buffers = (read_buffer(buffer_bytes), read_buffer(buffer_bytes))
+        self._buffer_bytes = buffer_bytes
+        self._buffers: dict[int, Bytes] = {}
         self._factors: dict[int, tuple[Weight, tuple[Tensor, Tensor]]] = {}
         self._fronts: dict[tuple[int, torch.dtype, int], tuple[Bytes, Tensor]] = {}
 
@@ -50,13 +53,15 @@ class Sources:
         return self._files.reader(files, name)
 
     def buffer(self, side: int) -> Bytes:
+        if side not in self._buffers:
+            self._buffers[side] = read_buffer(self._buffer_bytes)
         return self._buffers[side]
 
     def front(self, side: int, dtype: torch.dtype, count: int) -> tuple[Bytes, Tensor]:
         """The first `count` elements of a side's buffer, as bytes and as a tensor."""
         key = (side, dtype, count)
         if key not in self._fronts:
-            stored = self._buffers[side][: count * dtype.itemsize]
+            stored = self.buffer(side)[: count * dtype.itemsize]
             self._fronts[key] = (stored, torch.frombuffer(stored.data, dtype=dtype))
         return self._fronts[key]
 
@@ -122,3 +127,48 @@ def typed(stored: Bytes, dtype: torch.dtype, count: int) -> Tensor:
     if stored.ctypes.data % dtype.itemsize:
         stored = stored.copy()
     return torch.frombuffer(stored.data, dtype=dtype, count=count)
+
+
+def typed_output(out: Bytes, dtype: torch.dtype, count: int) -> Tensor:
+    """A tensor over `out`, or beside it where the address does not suit the dtype."""
+    if count == 0 or out.ctypes.data % dtype.itemsize:
+        return torch.empty(count, dtype=dtype)
+    return torch.frombuffer(out.data, dtype=dtype, count=count)
+
+
+class Side:
+    """One model's part of a piece, brought to the working precision block by block."""
+
+    def __init__(
+        self, sources: Sources, weight: Weight, begin: int, count: int, *, side: int
+    ) -> None:
+        self._weight, self._begin = weight, begin
+        self._stretch = sources.open(weight, begin, count, side=side)
+        self._factors = None if weight.update is None else sources.factors(weight, side=side)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._stretch.dtype
+
+    def load(self, start: int, values: Tensor) -> None:
+        """Fill `values` with the elements from `start` of this piece."""
+        values.copy_(self._stretch.take(start, values.numel()))
+        if self._factors is not None:
+            self._add_low_rank(*self._factors, self._begin + start, values)
+
+    def _add_low_rank(self, left: Tensor, right: Tensor, begin: int, values: Tensor) -> None:
+        """Add s·L·R to `values`, in blocks of whole rows that the tensor's shape alone decides."""
+        assert self._weight.update is not None
+        width = right.shape[1]
+        rows = max(BLOCK_ELEMENTS // width, 1)
+        end = begin + values.numel()
+        for row in range(begin // width // rows * rows, -(-end // width), rows):
+            product = low_rank_product(left[row : row + rows], right, self._weight.update.scale)
+            first = row * width
+            start, stop = max(begin, first), min(end, first + product.numel())
+            values[start - begin : stop - begin] += product.view(-1)[start - first : stop - first]
+
+
+def working_dtype(*sides: Side) -> torch.dtype:
+    double = any(side.dtype == torch.float64 for side in sides)
+    return torch.float64 if double else torch.float32

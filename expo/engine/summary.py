@@ -5,7 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from expo.engine.kernel import Sample
-from expo.operators.statistics import Sums, effective_alpha, relative_norm, rounding_noise
+from expo.operators.statistics import (
+    Sums,
+    asked_alpha,
+    effective_alpha,
+    relative_norm,
+    rounding_noise,
+)
 from expo.planning.modules import module_of
 from expo.spec.request import Rounding
 
@@ -14,12 +20,13 @@ from expo.spec.request import Rounding
 class Statistics:
     """What a merge did, over some tensors. Shares are of the elements that both sides have.
 
-    `effective_alpha` is ⟨out − base, Δ⟩/⟨Δ,Δ⟩, `rounding_noise` the RMS of the rounding error over
-    the RMS of the increment αΔ; None where Δ is zero.
+    `alpha` is what was asked for over these tensors, `effective_alpha` what came out after rounding,
+    `rounding_noise` the RMS of the rounding error over the RMS of the increment; None where Δ is
+    zero. Of methods other than ExPO, Δ is the intended change and the asked α is 1.
     """
 
     elements: int
-    alpha: float
+    alpha: float | None
     effective_alpha: float | None
     rounding_noise: float | None
     zero_share: float | None
@@ -39,13 +46,14 @@ class Alternative:
     rounding_noise: float | None
 
 
-def statistics(sums: Sums, alpha: float) -> Statistics:
+def statistics(sums: Sums) -> Statistics:
     count = int(sums.elements)
+    alpha = asked_alpha(sums)
     return Statistics(
         elements=count,
         alpha=alpha,
         effective_alpha=effective_alpha(alpha, sums.error_delta, sums.delta_square),
-        rounding_noise=rounding_noise(alpha, sums.error_square, sums.delta_square),
+        rounding_noise=rounding_noise(sums.asked_square, sums.error_square),
         zero_share=sums.zeros / count if count else None,
         unmoved_share=sums.unmoved / count if count else None,
         delta_norm=math.sqrt(sums.delta_square),
@@ -71,19 +79,19 @@ def by_module(sums: dict[str, Sums]) -> dict[str, Sums]:
 
 
 def alternative(
-    sums: dict[str, Sums], samples: dict[str, Sample], rounding: Rounding, alpha: float
+    sums: dict[str, Sums], samples: dict[str, Sample], rounding: Rounding
 ) -> Alternative:
     """Weigh each tensor's sampled block by what the tensor contributes to the total."""
-    delta_square = error_square = error_delta = 0.0
+    sampled = total(sums[name] for name in samples)
+    error_square = error_delta = 0.0
     for name, sample in samples.items():
         whole = sums[name]
-        delta_square += whole.delta_square
         error_square += sample.error_square * whole.elements / sample.elements
         if sample.delta_square:
             error_delta += sample.error_delta * whole.delta_square / sample.delta_square
     other: Rounding = "stochastic" if rounding == "nearest" else "nearest"
     return Alternative(
         other,
-        effective_alpha(alpha, error_delta, delta_square),
-        rounding_noise(alpha, error_square, delta_square),
+        effective_alpha(asked_alpha(sampled), error_delta, sampled.delta_square),
+        rounding_noise(sampled.asked_square, error_square),
     )

@@ -46,6 +46,16 @@ def round_stochastic(
     return rounded.to(dtype) if out is None else out.copy_(rounded)
 
 
+def round_into(
+    out: Tensor, exact: Tensor, rounding: str, seed: int, name: str, begin: int
+) -> Tensor:
+    """Round elements begin … of the tensor `name`, "nearest" or "stochastic", into `out`."""
+    if rounding == "nearest" or out.dtype == exact.dtype:
+        return round_nearest(exact, out.dtype, out=out)
+    draws = uniform_draws(seed, name, begin, out.numel())
+    return round_stochastic(exact, out.dtype, draws, out=out)
+
+
 def uniform_draws(seed: int, name: str, start: int, count: int) -> Tensor:
     """The draws of elements start … start+count of the tensor `name`: int32 on [0, 2²⁴).
 

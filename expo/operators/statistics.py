@@ -1,7 +1,8 @@
 """What a merge did to a tensor, summed block by block: the norms, shares and the effective α.
 
-With Δ = θ_aligned − θ_base, out the rounded result and r = out − exact its rounding error:
-measured α = ⟨out − base, Δ⟩/⟨Δ,Δ⟩ = asked α + ⟨r,Δ⟩/⟨Δ,Δ⟩, noise = RMS(r)/RMS(exact − base).
+With Δ = θ_aligned − θ_base, out the rounded result, r = out − exact its rounding error and start what
+the change is added to: asked α = ⟨exact − start, Δ⟩/⟨Δ,Δ⟩, measured α = ⟨out − start, Δ⟩/⟨Δ,Δ⟩ = asked α +
+⟨r,Δ⟩/⟨Δ,Δ⟩, noise = RMS(r)/RMS(exact − start).
 """
 
 import math
@@ -26,6 +27,8 @@ class Sums(NamedTuple):
     error_delta: float = 0.0  # ⟨r, Δ⟩
     unmoved: float = 0  # elements that came out equal to the aligned model's
     aligned_square: float = 0.0  # ⟨aligned, aligned⟩, for the cosine; a merge leaves it 0
+    asked_delta: float = 0.0  # ⟨exact − start, Δ⟩ = α⟨Δ, Δ⟩ where α is one number
+    asked_square: float = 0.0  # ⟨exact − start, exact − start⟩
 
     def plus(self, other: "Sums") -> "Sums":
         return Sums(*(mine + more for mine, more in zip(self, other, strict=True)))
@@ -72,15 +75,21 @@ class Summing:
         return int(np.count_nonzero(np.equal(a, b, out=self._equal)))
 
 
-def effective_alpha(alpha: float, error_delta: float, delta_square: float) -> float | None:
+def asked_alpha(sums: Sums) -> float | None:
+    """α as asked for, over all that was summed; None where Δ is zero."""
+    if not sums.delta_square:
+        return None
+    return float(f"{sums.asked_delta / sums.delta_square:.12g}")  # without the dust of the sums
+
+
+def effective_alpha(alpha: float | None, error_delta: float, delta_square: float) -> float | None:
     """α as measured after rounding; None where Δ is zero."""
-    return alpha + error_delta / delta_square if delta_square else None
+    return alpha + error_delta / delta_square if delta_square and alpha is not None else None
 
 
-def rounding_noise(alpha: float, error_square: float, delta_square: float) -> float | None:
-    """RMS of the rounding error over the RMS of the increment αΔ; None where that is zero."""
-    increment_square = alpha * alpha * delta_square
-    return math.sqrt(error_square / increment_square) if increment_square else None
+def rounding_noise(asked_square: float, error_square: float) -> float | None:
+    """RMS of the rounding error over the RMS of the increment; None where that is zero."""
+    return math.sqrt(error_square / asked_square) if asked_square else None
 
 
 def relative_norm(delta_square: float, base_square: float) -> float | None:

@@ -1,56 +1,43 @@
-"""Match two checkpoints by their headers and lay out the output."""
+"""Open the models of a merge, match them by their headers, lay out the output."""
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
-from expo.checkpoint.checkpoint import Checkpoint, Weight, open_checkpoint
-from expo.checkpoint.dtypes import BY_TORCH_NAME, COPIED, FLOATS
+from expo.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from expo.checkpoint.headers import printable
-from expo.checkpoint.names import DERIVED, HEADS, INPUTS, is_embedding
+from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import auto_map_files, is_model_sidecar, is_tokenizer_file
-from expo.checkpoint.vocabulary import read_vocabulary
 from expo.errors import SpecError
+from expo.planning.combine import Matcher
+from expo.planning.findings import Findings, summarize
+from expo.planning.pair import match_pair
 from expo.planning.plan import Plan, ShardPlan, Sidecar, TensorJob
-from expo.planning.rows import RowMatch, match_rows
+from expo.spec.methods import METHODS
 from expo.spec.request import Request
-
-_LISTED = 5  # names in a message before "and N more"
-
-
-@dataclass
-class _Findings:
-    """What the matching collects on its way."""
-
-    missing: list[str] = field(default_factory=list)
-    extra: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
 
 
 def build_plan(request: Request) -> Plan:
-    """Open both checkpoints (headers only) and plan the merge.
+    """Open every model (headers only) and plan the merge.
 
     Raises:
         CheckpointError, HubError, TokenizerError: an input cannot be used at all. What is wrong
-            between the two is in the plan's `refusals` instead, all of it at once.
+            between the models is in the plan's `refusals` instead, all of it at once.
         SpecError: `allow_missing` is not a regular expression.
     """
     allowed = _compiled(request.allow_missing)
-    base, aligned = open_checkpoint(request.base), open_checkpoint(request.aligned)
-    found = _Findings(notes=[*base.notes, *aligned.notes])
-    jobs = _match(request, base, aligned, allowed, found)
-    sidecars, left_behind = _sidecars(aligned, request.include, found)
-    _summarize(base, aligned, found)
-    _remark(request, base, aligned, found)
+    opened = {reference: open_checkpoint(reference) for reference in request.references()}
+    found = Findings(notes=[note for checkpoint in opened.values() for note in checkpoint.notes])
+    donor = opened[donor_of(request)]
+    jobs = _jobs(request, opened, donor, allowed, found)
+    sidecars, left_behind = _sidecars(donor, request.include, found)
+    summarize(found, f"({' → '.join(checkpoint.label for checkpoint in opened.values())})")
+    _remark(request, opened, donor, found)
     return Plan(
         request,
-        base,
-        aligned,
-        _shards(aligned, jobs, request.max_shard_bytes),
+        _roles(request, opened),
+        donor,
+        _shards(donor, jobs, request.max_shard_bytes),
         sidecars,
         left_behind,
         tuple(found.missing),
@@ -62,6 +49,52 @@ def build_plan(request: Request) -> Plan:
     )
 
 
+def donor_of(request: Request) -> Reference:
+    """Whose shapes, dtypes, configuration, tokenizer and template the output has.
+
+    ExPO: the first aligned model, because it is what the output should speak like. Other methods:
+    mergekit's rule where it has one (the base), else the first model.
+    """
+    first = request.operands[0].reference
+    if request.donor is not None or request.method == "expo":
+        return request.donor or first
+    return request.base or first
+
+
+def _jobs(
+    request: Request,
+    opened: dict[Reference, Checkpoint],
+    donor: Checkpoint,
+    allowed: re.Pattern[str] | None,
+    found: Findings,
+) -> dict[str, TensorJob]:
+    base = None if request.base is None else opened[request.base]
+    if request.is_pair:
+        assert base is not None
+        aligned = opened[request.operands[0].reference]
+        return match_pair(request, base, aligned, allowed, found)
+    models = tuple(opened[operand.reference] for operand in request.operands)
+    onto = None if request.onto is None else opened[request.onto]
+    start = None if METHODS[request.method].base == "operand" else base
+    return Matcher(request, donor, start, models, onto, allowed, found).jobs()
+
+
+def _roles(request: Request, opened: dict[Reference, Checkpoint]) -> dict[str, Checkpoint]:
+    """Every model by the part it plays, for the manifest, messages and the fingerprint."""
+    is_expo = request.method == "expo"
+    role = "aligned" if is_expo else "model"
+    named = [] if request.base is None else [("sft" if is_expo else "base", request.base)]
+    operands = [
+        operand.reference for operand in request.operands if operand.reference != request.base
+    ]
+    numbered = len(operands) > 1 or not is_expo
+    named += [(f"{role} {n}" if numbered else role, r) for n, r in enumerate(operands, 1)]
+    named += [("onto", request.onto)] if request.onto is not None else []
+    if request.donor is not None and request.donor not in [reference for _, reference in named]:
+        named.append(("donor", request.donor))
+    return {name: opened[reference] for name, reference in named}
+
+
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:
     try:
         return re.compile(pattern) if pattern is not None else None
@@ -69,141 +102,8 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
         raise SpecError(f"--allow-missing {pattern}: not a regular expression: {error}") from error
 
 
-def _match(
-    request: Request,
-    base: Checkpoint,
-    aligned: Checkpoint,
-    allowed: re.Pattern[str] | None,
-    found: _Findings,
-) -> dict[str, TensorJob]:
-    jobs: dict[str, TensorJob] = {}
-    rows = _RowMatcher(base, aligned, found)
-    for name, weight in aligned.weights.items():
-        partner = base.weights.get(name) or _tied_partner(base, name, found)
-        dtype = _output_dtype(request, weight)
-        if partner is not None:
-            job = _pair(request, name, dtype, weight, partner, rows, found)
-            if job:
-                jobs[name] = job
-        elif DERIVED.search(name) or (allowed and allowed.search(name)):
-            found.notes.append(f"{printable(name)} is only in the aligned model: copied")
-            jobs[name] = TensorJob(name, "copy", dtype, weight, None)
-        else:
-            found.missing.append(name)
-    for name in base.weights.keys() - aligned.weights.keys():
-        head_follows = name.endswith(HEADS) and base.ties_embeddings
-        if DERIVED.search(name) or head_follows or (allowed and allowed.search(name)):
-            found.notes.append(f"{printable(name)} is only in the SFT model: dropped")
-        else:
-            found.extra.append(name)
-    found.extra.sort()
-    return jobs
-
-
-def _pair(
-    request: Request,
-    name: str,
-    dtype: str,
-    aligned: Weight,
-    base: Weight,
-    rows: "_RowMatcher",
-    found: _Findings,
-) -> TensorJob | None:
-    kinds = {aligned.stored.dtype, base.stored.dtype}
-    if aligned.shape != base.shape:
-        same_width = aligned.shape[1:] == base.shape[1:] and len(aligned.shape) == len(base.shape)
-        if not (is_embedding(name) and same_width):
-            shapes = f"{list(base.shape)} in SFT, {list(aligned.shape)} in aligned"
-            found.mismatched.append(f"{printable(name)} ({shapes})")
-            return None
-    if kinds <= COPIED and len(kinds) == 1:
-        return TensorJob(name, "copy_if_equal", aligned.dtype, aligned, base)
-    if not kinds <= FLOATS:
-        dtypes = f"{base.stored.dtype} in SFT, {aligned.stored.dtype} in aligned"
-        found.mismatched.append(f"{printable(name)} ({dtypes})")
-        return None
-    match = rows.match(name, base, aligned) if is_embedding(name) else RowMatch()
-    if match is None:
-        return None
-    alpha = 1.0 if request.alpha is None else request.alpha
-    return TensorJob(name, "extrapolate", dtype, aligned, base, alpha, match.runs)
-
-
-def _output_dtype(request: Request, weight: Weight) -> str:
-    if request.dtype is None or weight.dtype not in FLOATS:
-        return weight.dtype
-    return BY_TORCH_NAME[request.dtype]
-
-
-def _tied_partner(base: Checkpoint, name: str, found: _Findings) -> Weight | None:
-    """A head that the SFT model ties to its embedding is that embedding, and the other way round."""
-    if not base.ties_embeddings:
-        return None
-    for mine, theirs in ((HEADS, INPUTS), (INPUTS, HEADS)):
-        if name.endswith(mine):
-            partners = [w for n, w in base.weights.items() if n.endswith(theirs)]
-            if len(partners) == 1:
-                stored = printable(partners[0].stored.name)
-                found.notes.append(f"{printable(name)} is tied to {stored} in the SFT model")
-                return partners[0]
-    return None
-
-
-class _RowMatcher:
-    """Matches embedding rows once per pair of row counts, reading the vocabularies when needed."""
-
-    def __init__(self, base: Checkpoint, aligned: Checkpoint, found: _Findings) -> None:
-        self._base, self._aligned, self._found = base, aligned, found
-        self._matches: dict[tuple[int, int], RowMatch | None] = {}
-        self._vocabularies: tuple[dict[int, str] | None, dict[int, str] | None] | None = None
-
-    def match(self, name: str, base: Weight, aligned: Weight) -> RowMatch | None:
-        counts = (base.shape[0], aligned.shape[0])
-        if counts not in self._matches:
-            self._matches[counts] = self._read(name, *counts)
-        return self._matches[counts]
-
-    def _read(self, name: str, base_rows: int, aligned_rows: int) -> RowMatch | None:
-        if base_rows == aligned_rows and self._same_tokenizer():
-            return RowMatch()
-        if self._vocabularies is None:
-            mine, theirs = self._base.tokenizer_files, self._aligned.tokenizer_files
-            self._vocabularies = (read_vocabulary(mine), read_vocabulary(theirs))
-        base, aligned = self._vocabularies
-        match = match_rows(base, aligned, base_rows, aligned_rows)
-        if match is None:
-            side = "SFT" if base is None else "aligned"
-            self._found.refusals.append(
-                f"{printable(name)} has {base_rows} rows in SFT and {aligned_rows} in aligned, and "
-                f"the {side} model has no tokenizer that says which row is which token: add its "
-                "tokenizer.json"
-            )
-        elif match.copied or match.dropped:
-            self._note(match, aligned or {}, base or {})
-        elif match.runs:
-            self._found.warnings.append("token ids differ: embedding rows are matched by token")
-        return match
-
-    def _same_tokenizer(self) -> bool:
-        mine, theirs = self._base.tokenizer_files, self._aligned.tokenizer_files
-        names = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
-        if any(mine.sizes.get(name) != theirs.sizes.get(name) for name in names):
-            return False
-        present = [name for name in names if name in mine.sizes]
-        return names[0] in present and all(mine.read(n) == theirs.read(n) for n in present)
-
-    def _note(self, match: RowMatch, aligned: dict[int, str], base: dict[int, str]) -> None:
-        for rows, tokens, what in (
-            (match.copied, aligned, "only in the aligned model: copied"),
-            (match.dropped, base, "only in the SFT model: dropped"),
-        ):
-            if rows:
-                labels = [f"{row} {printable(tokens.get(row, '(padding)'))}" for row in rows]
-                self._found.notes.append(f"{len(rows)} embedding rows {what}: {_listing(labels)}")
-
-
 def _sidecars(
-    aligned: Checkpoint, include: Iterable[str], found: _Findings
+    aligned: Checkpoint, include: Iterable[str], found: Findings
 ) -> tuple[tuple[Sidecar, ...], dict[str, int]]:
     """Split the donor's files into those that travel and those that stay, named with their size."""
     weights = {shard.file for shard in aligned.shards}
@@ -229,36 +129,21 @@ def _sidecars(
     return tuple(chosen[name] for name in sorted(chosen)), left_behind
 
 
-def _summarize(base: Checkpoint, aligned: Checkpoint, found: _Findings) -> None:
-    """Turn what does not match into refusals with a cure."""
-    pair = f"({base.label} → {aligned.label})"
-    if found.missing:
-        found.refusals.append(
-            f"{_tensors(found.missing)} only in the aligned model {pair}: "
-            f"{_listing(map(printable, found.missing))}; --allow-missing REGEX copies them"
-        )
-    if found.extra:
-        found.refusals.append(
-            f"{_tensors(found.extra)} only in the SFT model {pair}: "
-            f"{_listing(map(printable, found.extra))}; --allow-missing REGEX drops them"
-        )
-    if found.mismatched:
-        found.refusals.append(
-            f"{_tensors(found.mismatched)} of another shape or kind {pair}: "
-            f"{_listing(found.mismatched)}; is this the model that the aligned one was trained from?"
-        )
-
-
-def _remark(request: Request, base: Checkpoint, aligned: Checkpoint, found: _Findings) -> None:
+def _remark(
+    request: Request, opened: dict[Reference, Checkpoint], donor: Checkpoint, found: Findings
+) -> None:
+    found.warnings += request.remarks
     if request.alpha is not None and request.alpha < 0:
         found.warnings.append(
             f"alpha {request.alpha:g} is negative: it walks away from the aligned model"
         )
-    types = (base.config.get("model_type"), aligned.config.get("model_type"))
-    if None not in types and types[0] != types[1]:
-        found.warnings.append(f"model_type differs: {types[0]} in SFT, {types[1]} in aligned")
-    if not any(map(is_tokenizer_file, aligned.tokenizer_files.sizes)):
-        found.warnings.append(f"{aligned.label} has no tokenizer: the output will have none either")
+    for checkpoint in opened.values():
+        types = (checkpoint.config.get("model_type"), donor.config.get("model_type"))
+        if None not in types and types[0] != types[1]:
+            models = f"{types[0]} in {checkpoint.label}, {types[1]} in {donor.label}"
+            found.warnings.append(f"model_type differs: {printable(models)}")
+    if not any(map(is_tokenizer_file, donor.tokenizer_files.sizes)):
+        found.warnings.append(f"{donor.label} has no tokenizer: the output will have none either")
 
 
 def _shards(
@@ -295,13 +180,3 @@ def _pack(jobs: list[TensorJob], limit_bytes: int) -> list[list[TensorJob]]:
         groups[-1].append(job)
         room -= job.nbytes
     return groups
-
-
-def _tensors(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
-
-
-def _listing(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more

@@ -94,5 +94,5 @@ def _pieces(shard: ShardPlan, chunk_bytes: int, block_elements: int) -> Iterator
 
 
 def _widest(job: TensorJob) -> int:
-    stored = [w.stored.item_bytes for w in (job.aligned, job.base) if w is not None]
+    stored = [weight.stored.item_bytes for weight in job.inputs]
     return max(ITEM_BYTES[job.dtype], *stored)

@@ -23,7 +23,7 @@ def check_out(out: Path, request: Request, *, overwrite: bool) -> None:
     out = out.resolve()
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file: name a directory for the output")
-    for reference in (request.base, request.aligned):
+    for reference in request.references():
         for place in (reference.model, reference.adapter):
             if place is not None and place.path is not None:
                 _check_apart(out, place.path.resolve())

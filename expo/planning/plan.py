@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -13,15 +13,47 @@ from expo.checkpoint.headers import layout
 from expo.planning.rows import RowRun
 from expo.spec.request import Request
 
-Action = Literal["extrapolate", "copy", "copy_if_equal"]
+Action = Literal["extrapolate", "combine", "copy", "copy_if_equal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One model's tensor in a combination, with its parameters (α or weight, density, …)."""
+
+    weight: Weight
+    parameters: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """Everything but the plain ExPO of a pair: a method over the tensors of several models.
+
+    `start` is what increments are added to, `base` what deltas are counted from. `sparsifier` says
+    how elements of every Δ are chosen, `elects_sign` whether the models agree on signs (TIES).
+    """
+
+    method: str
+    terms: tuple[Term, ...]
+    base: Weight | None = None
+    start: Weight | None = None
+    shared: dict[str, float] = field(default_factory=dict)
+    sparsifier: str | None = None
+    elects_sign: bool = False
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """Every tensor that is read, each once."""
+        named = (self.base, self.start, *(term.weight for term in self.terms))
+        return tuple({id(weight): weight for weight in named if weight is not None}.values())
 
 
 @dataclass(frozen=True, slots=True)
 class TensorJob:
     """One tensor of the output.
 
-    `copy` takes the aligned model's tensor; `copy_if_equal` (integers, booleans) does so when both
-    sides agree and refuses when they do not. `rows` is empty where element i matches element i.
+    `copy` takes the donor's tensor (`aligned`); `copy_if_equal` (integers, booleans) does so when
+    both sides agree and refuses when they do not; `combine` does what `combination` says. `rows` is
+    empty where element i matches element i.
     """
 
     name: str
@@ -31,6 +63,14 @@ class TensorJob:
     base: Weight | None
     alpha: float = 1.0
     rows: tuple[RowRun, ...] = ()
+    combination: Combination | None = None
+
+    @property
+    def inputs(self) -> tuple[Weight, ...]:
+        """Every tensor that this one is made of."""
+        if self.combination is not None:
+            return self.combination.weights
+        return tuple(weight for weight in (self.aligned, self.base) if weight is not None)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,11 +126,15 @@ class Sidecar:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a merge would do. With `refusals` it will not run; `warnings` and `notes` inform."""
+    """What a merge would do. With `refusals` it will not run; `warnings` and `notes` inform.
+
+    `sources` are all models by their role; the `donor`, one of them, gives shapes, dtypes, shards,
+    configuration, tokenizer and template.
+    """
 
     request: Request
-    base: Checkpoint
-    aligned: Checkpoint
+    sources: dict[str, Checkpoint]
+    donor: Checkpoint
     shards: tuple[ShardPlan, ...]
     sidecars: tuple[Sidecar, ...]
     left_behind: dict[str, int]
@@ -102,17 +146,18 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """How messages name the models, in the order of `request.references()`."""
+        by_reference = {checkpoint.reference: checkpoint for checkpoint in self.sources.values()}
+        return tuple(by_reference[reference].label for reference in self.request.references())
+
+    @property
     def jobs(self) -> Iterator[TensorJob]:
         return (job for shard in self.shards for job in shard.jobs)
 
     @property
     def read_bytes(self) -> int:
-        return sum(
-            weight.stored.nbytes
-            for job in self.jobs
-            for weight in (job.aligned, job.base)
-            if weight is not None
-        )
+        return sum(weight.stored.nbytes for job in self.jobs for weight in job.inputs)
 
     @property
     def write_bytes(self) -> int:
@@ -122,7 +167,7 @@ class Plan:
     def download_bytes(self) -> int:
         return sum(
             shard.file_bytes
-            for checkpoint in (self.base, self.aligned)
+            for checkpoint in self.sources.values()
             for files, shard in checkpoint.inputs()
             if not files.is_local(shard.file)
         )

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expo.checkpoint.checkpoint import Checkpoint
-from expo.checkpoint.reference import Reference
 from expo.planning.chunks import DEFAULT_THREADS, memory_bytes
 from expo.planning.plan import Plan
 from expo.spec.request import paper_alpha
@@ -35,12 +34,19 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """What a merge would do. It runs only where `refusals` is empty."""
+    """What a merge would do. It runs only where `refusals` is empty.
 
-    sft: SourceReport
-    aligned: SourceReport
+    `sources` are all models by their role; `sft` and `aligned` are None where there is no such role.
+    `alpha` is None where it differs between tensors or models, `alpha_range` what it ranges over.
+    """
+
+    method: str
+    sft: SourceReport | None
+    aligned: SourceReport | None
+    sources: dict[str, SourceReport]
     alpha: float | None
     paper_alpha: float | None
+    alpha_range: tuple[float, float] | None
     dtypes: tuple[str, ...]
     rounding: str
     seed: int
@@ -77,18 +83,23 @@ def report(
         room = f"{plan.write_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free"
         refusals = (*refusals, f"the disk of {out or 'this directory'} is too full: {room}")
     has_tokenizer = any(sidecar.name.startswith("tokenizer") for sidecar in plan.sidecars)
+    sources = {role: _source(checkpoint) for role, checkpoint in plan.sources.items()}
     actions = [job.action for job in plan.jobs]
+    computed = [action for action in actions if action in ("extrapolate", "combine")]
     return PlanReport(
-        sft=_source(request.base, plan.base),
-        aligned=_source(request.aligned, plan.aligned),
+        method=request.method,
+        sft=sources.get("sft"),
+        aligned=sources.get("aligned"),
+        sources=sources,
         alpha=request.alpha,
         paper_alpha=None if request.alpha is None else paper_alpha(request.alpha),
+        alpha_range=_alpha_range(plan),
         dtypes=tuple(sorted({job.dtype for job in plan.jobs})),
         rounding=request.rounding,
         seed=request.seed,
         tensors=TensorReport(
-            matched=actions.count("extrapolate"),
-            copied=len(actions) - actions.count("extrapolate"),
+            matched=len(computed),
+            copied=len(actions) - len(computed),
             missing=plan.missing,
             extra=plan.extra,
             mismatched=plan.mismatched,
@@ -99,7 +110,7 @@ def report(
         memory_bytes=memory_bytes(threads),
         free_disk_bytes=free,
         shards={shard.file: shard.file_bytes for shard in plan.shards},
-        tokenizer_donor=plan.aligned.tokenizer_files.label if has_tokenizer else None,
+        tokenizer_donor=plan.donor.tokenizer_files.label if has_tokenizer else None,
         sidecars=tuple(sidecar.name for sidecar in plan.sidecars),
         left_behind=plan.left_behind,
         notes=plan.notes,
@@ -108,7 +119,17 @@ def report(
     )
 
 
-def _source(reference: Reference, checkpoint: Checkpoint) -> SourceReport:
+def _alpha_range(plan: Plan) -> tuple[float, float] | None:
+    if plan.request.method != "expo" or not plan.request.gives_alpha:
+        return None
+    alphas = [job.alpha for job in plan.jobs if job.action == "extrapolate"]
+    terms = [t for job in plan.jobs if job.combination for t in job.combination.terms]
+    alphas += [term.parameters["alpha"] for term in terms]
+    return (min(alphas), max(alphas)) if alphas else None
+
+
+def _source(checkpoint: Checkpoint) -> SourceReport:
+    reference = checkpoint.reference
     adapter = checkpoint.adapter
     return SourceReport(
         model=str(reference.model),

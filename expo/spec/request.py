@@ -1,11 +1,13 @@
 """The request: what a merge is asked to compute, from flags or from a spec, defaults filled in."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Literal
 
 from expo.checkpoint.reference import Reference
 from expo.errors import SpecError
+from expo.spec.settings import Settings
 
 Rounding = Literal["nearest", "stochastic"]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic")
@@ -13,18 +15,98 @@ DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
-class Request:
-    """One ExPO merge. `alpha` is None only where nothing is to be written (`expo plan A B`)."""
+class Operand:
+    """A model of a merge, with the settings of its own entry in the spec."""
 
-    base: Reference
-    aligned: Reference
-    alpha: float | None
+    reference: Reference
+    settings: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Consecutive layers [first, after the last) of every model; `layers` is None for all."""
+
+    operands: tuple[Operand, ...]
+    settings: Settings = field(default_factory=dict)
+    layers: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What is done to every Δ before it is scaled: `name` is one of `spec.methods.TRANSFORMS`."""
+
+    name: str
+    parameters: Settings
+
+
+@dataclass(frozen=True)
+class Request:
+    """One merge.
+
+    `settings` are the spec's own `parameters`, which a slice's and an operand's override. An ExPO
+    request without α is only good for a plan or a diff. `excluded` kinds of tensors and the fixed
+    layers stay as they are in the aligned model.
+    """
+
+    slices: tuple[Slice, ...]
+    method: str = "expo"
+    base: Reference | None = None
+    onto: Reference | None = None
+    donor: Reference | None = None
+    settings: Settings = field(default_factory=dict)
+    transforms: tuple[Transform, ...] = ()
+    excluded: tuple[str, ...] = ()
+    fixed_first_layers: int = 0
+    fixed_last_layers: int = 0
     dtype: str | None = None
     rounding: Rounding = "nearest"
     seed: int = 0
     max_shard_bytes: int | None = None
     allow_missing: str | None = None
     include: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """Those of the first slice: every slice has the same models."""
+        return self.slices[0].operands
+
+    @property
+    def is_pair(self) -> bool:
+        """Plain ExPO of one aligned model, which has the fast and most exact path."""
+        one = len(self.slices) == 1 and len(self.operands) == 1
+        return self.method == "expo" and one and self.onto is None and not self.transforms
+
+    @property
+    def alpha(self) -> float | None:
+        """The one α of the whole model, None where it differs between tensors or models."""
+        if not self.is_pair or self.excluded or self.fixed_first_layers or self.fixed_last_layers:
+            return None
+        alpha = self.operands[0].settings.get("alpha", self.settings.get("alpha"))
+        return float(alpha) if isinstance(alpha, int | float) else None
+
+    @property
+    def gives_alpha(self) -> bool:
+        """Whether α is given at all: without it an ExPO plan can be looked at, not run."""
+        given = {key for s in self.slices for operand in s.operands for key in operand.settings}
+        given |= {key for slice_ in self.slices for key in slice_.settings}
+        return self.method != "expo" or "alpha" in given | self.settings.keys()
+
+    def references(self) -> Iterator[Reference]:
+        """Every model that is read, each once."""
+        named = (
+            self.base,
+            *(operand.reference for operand in self.operands),
+            self.onto,
+            self.donor,
+        )
+        yield from dict.fromkeys(reference for reference in named if reference is not None)
+
+
+def expo_request(base: Reference, aligned: Reference, alpha: float | None) -> Request:
+    """Plain ExPO of a pair."""
+    settings: Settings = {} if alpha is None else {"alpha": alpha}
+    return Request((Slice((Operand(aligned, settings),)),), base=base)
 
 
 def paper_alpha(alpha: float) -> float:
@@ -32,7 +114,9 @@ def paper_alpha(alpha: float) -> float:
     return float(f"{alpha - 1.0:.12g}")
 
 
-def both_conventions(alpha: float) -> str:
+def both_conventions(alpha: float | None) -> str:
+    if alpha is None:
+        return "an alpha that depends on the tensor"
     return f"alpha {alpha:.12g} (paper alpha {paper_alpha(alpha):.12g})"
 
 

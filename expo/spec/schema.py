@@ -1,79 +1,80 @@
-"""The merge spec: mergekit's vocabulary, strict."""
+"""The merge spec: mergekit's vocabulary, extended by ExPO's, strict."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from expo.checkpoint.reference import parse_reference
-from expo.spec.request import Request, Rounding, resolve_alpha
-from expo.spec.source import Path_
-from expo.spec.strict import Document, Strict
+from expo.checkpoint.names import KINDS
+from expo.spec.request import Rounding
+from expo.spec.strict import Strict
 
+Parameters = dict[str, object]
+"""Settings by name: a number, a gradient over the layers, or filters with values."""
 
-class Parameters(Strict):
-    """α in one of the two conventions; neither has a default."""
-
-    alpha: float | None = Field(None, allow_inf_nan=False)
-    paper_alpha: float | None = Field(None, allow_inf_nan=False)
+Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 
 
-class AlignedModel(Strict):
-    """The model trained from `base_model`."""
+class Model(Strict):
+    """One model of the merge."""
 
     model: str
-    parameters: Parameters
+    parameters: Parameters | None = None
+
+
+class Source(Strict):
+    """Some layers of one model, first to the one after the last."""
+
+    model: str
+    layer_range: list[int] = Field(min_length=2, max_length=2)
+    parameters: Parameters | None = None
+
+
+class SliceOf(Strict):
+    """The same layers of every model."""
+
+    sources: list[Source] = Field(min_length=1)
+    base_model: str | None = None
+    residual_weight: float | None = None
+    parameters: Parameters | None = None
+
+
+class Verify(Strict):
+    """How the output is verified: golden vectors, and from which severity on it fails."""
+
+    vectors: str | None = None
+    stop_at: Literal["error", "warning"] = "error"
 
 
 class MergeSpec(Strict):
-    """θ = θ_base + α·(θ_model − θ_base), rounded once to `out_dtype`."""
+    """θ = onto + Σ αᵢ·transform(θᵢ − θ_base) for `expo`; mergekit's methods by their names."""
 
-    merge_method: Literal["expo"]
-    base_model: str
-    models: list[AlignedModel]
-    out_dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
+    merge_method: str
+    base_model: str | None = None
+    models: list[Model] | None = None
+    slices: list[SliceOf] | None = None
+    modules: dict[str, object] | None = None
+    parameters: Parameters | None = None
+    onto: str | None = None
+    donor: str | None = None
+    transforms: list[dict[str, Parameters | None]] | None = None
+    exclude: list[str] = Field(default_factory=list, description=f"any of {', '.join(KINDS)}")
+    fix_first_layers: int = Field(0, ge=0)
+    fix_last_layers: int = Field(0, ge=0)
+    dtype: Dtype | None = None
+    out_dtype: Dtype | None = None
     rounding: Rounding = "nearest"
     seed: int = 0
     interpolate: bool = False
-
-    @field_validator("models")
-    @classmethod
-    def _one_model(cls, models: list[AlignedModel]) -> list[AlignedModel]:
-        if len(models) != 1:
-            raise ValueError("takes one aligned model" if models else "needs the aligned model")
-        return models
-
-
-def read_spec(source: Path | str | Mapping[str, object]) -> Request:
-    """A request from a YAML file, or from a mapping of the same form.
-
-    Raises:
-        SpecError: with one line for every fault.
-    """
-    if isinstance(source, Mapping):
-        return _request(Document(dict(source), "spec"))
-    return _request(Document.read(Path(source)))
+    tokenizer_source: str | None = None
+    tokenizer: dict[str, object] | None = None
+    chat_template: str | None = None
+    verify: Verify | None = None
+    warning: str | None = None
+    name: str | None = None
 
 
-def _request(document: Document) -> Request:
-    spec = document.validate(MergeSpec)
-    aligned = spec.models[0]
-    parameters: Path_ = ("models", 0, "parameters")
-    given = aligned.parameters
-    if given.alpha is None and given.paper_alpha is None:
-        document.fault(parameters, "needs alpha or paper_alpha")
-    alpha = document.attempt(
-        (*parameters, "alpha" if given.alpha is not None else "paper_alpha"),
-        lambda: resolve_alpha(given.alpha, given.paper_alpha, interpolate=spec.interpolate),
-    )
-    base = document.attempt(
-        ("base_model",), lambda: parse_reference(spec.base_model, role="base_model")
-    )
-    top = document.attempt(
-        ("models", 0, "model"), lambda: parse_reference(aligned.model, role="model")
-    )
-    document.check()
-    assert base is not None
-    assert top is not None
-    return Request(base, top, alpha, spec.out_dtype, spec.rounding, spec.seed)
+def json_schema() -> Mapping[str, object]:
+    """The JSON Schema of a spec, for editors."""
+    schema = MergeSpec.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

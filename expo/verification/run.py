@@ -124,7 +124,7 @@ def verify_stream(
     facts: TensorFacts,
     *,
     aligned: Checkpoint,
-    sft: Files,
+    sft: Files | None,
     asked_dtype: str | None,
     ignored: frozenset[str],
 ) -> VerifyResult:

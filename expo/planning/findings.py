@@ -1,0 +1,49 @@
+"""What the planning finds on its way: what does not fit, and what the user should know."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from expo.checkpoint.headers import printable
+
+_LISTED = 5  # names in a message before "and N more"
+
+
+@dataclass
+class Findings:
+    """Names that do not match, and remarks by how serious they are."""
+
+    missing: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+
+def summarize(found: Findings, pair: str, others: str = "SFT") -> None:
+    """Turn what does not match into refusals with a cure; `pair` names the models."""
+    if found.missing:
+        found.refusals.append(
+            f"{tensors(found.missing)} only in the aligned model {pair}: "
+            f"{listing(map(printable, found.missing))}; --allow-missing REGEX copies them"
+        )
+    if found.extra:
+        found.refusals.append(
+            f"{tensors(found.extra)} only in the {others} model {pair}: "
+            f"{listing(map(printable, found.extra))}; --allow-missing REGEX drops them"
+        )
+    if found.mismatched:
+        found.refusals.append(
+            f"{tensors(found.mismatched)} of another shape or kind {pair}: "
+            f"{listing(found.mismatched)}; is this the model that the aligned one was trained from?"
+        )
+
+
+def tensors(names: list[str]) -> str:
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
+
+
+def listing(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return ", ".join(listed[:_LISTED]) + more

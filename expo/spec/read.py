@@ -1,0 +1,364 @@
+"""From a spec to a request: references parsed, parameters checked against the method, α in one form."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from expo.checkpoint.names import KINDS
+from expo.checkpoint.reference import Reference, parse_reference
+from expo.errors import SpecError
+from expo.spec.methods import IN_MERGEKIT, METHODS, TRANSFORMS, WITHOUT_EFFECT, Method
+from expo.spec.request import Operand, Request, Slice, Transform, resolve_alpha
+from expo.spec.schema import MergeSpec, Model, SliceOf, Source
+from expo.spec.settings import Conditional, Setting, Settings
+from expo.spec.source import Path_
+from expo.spec.strict import Document, nearest
+
+
+def read_spec(source: Path | str | Mapping[str, object]) -> Request:
+    """A request from a YAML file, or from a mapping of the same form.
+
+    Raises:
+        SpecError: with one line for every fault.
+    """
+    if isinstance(source, Mapping):
+        return _Reader(Document(dict(source), "spec")).request()
+    return _Reader(Document.read(Path(source))).request()
+
+
+@dataclass
+class _Reader:
+    """One document on its way to a request."""
+
+    document: Document
+    remarks: list[str] = field(default_factory=list)
+
+    def request(self) -> Request:
+        spec = self.document.validate(MergeSpec)
+        method = self._method(spec.merge_method)
+        self.document.check()
+        assert method is not None
+        base = self._reference(spec.base_model, ("base_model",))
+        slices = self._slices(spec, method, base)
+        self._refuse_surgery(spec)
+        if spec.merge_method != "expo":
+            self._refuse_expo_keys(spec)
+        donor, onto = (self._reference(getattr(spec, key), (key,)) for key in ("donor", "onto"))
+        request = Request(
+            slices,
+            spec.merge_method,
+            base,
+            onto,
+            donor,
+            self._settings(spec.parameters, ("parameters",), spec, method),
+            self._transforms(spec),
+            self._kinds(spec.exclude),
+            spec.fix_first_layers,
+            spec.fix_last_layers,
+            dtype=spec.out_dtype or spec.dtype,
+            rounding=spec.rounding,
+            seed=spec.seed,
+            remarks=(*self.remarks, *([spec.warning] if spec.warning else [])),
+        )
+        self._check_models(request, method, spec)
+        self.document.check()
+        return request
+
+    def _method(self, name: str) -> Method | None:
+        if name in METHODS:
+            return METHODS[name]
+        known = [*METHODS, *IN_MERGEKIT]
+        if name in IN_MERGEKIT:
+            fault = f"{name} does not stream through expo: run mergekit-yaml for it"
+        else:
+            fault = f"{name!r} is not a method of expo or mergekit{nearest(name, known)}"
+        self.document.fault(("merge_method",), fault)
+        return None
+
+    def _reference(self, text: str | None, path: Path_) -> Reference | None:
+        if text is None:
+            return None
+        return self.document.attempt(path, lambda: parse_reference(text, role=str(path[-1])))
+
+    def _slices(self, spec: MergeSpec, method: Method, base: Reference | None) -> tuple[Slice, ...]:
+        if (spec.models is None) == (spec.slices is None):
+            if spec.modules is None:
+                self.document.fault(("models",), "give either models or slices")
+            return (Slice(()),)
+        if spec.models is not None:
+            return (Slice(self._operands(spec.models, ("models",), spec, method, base)),)
+        assert spec.slices is not None
+        slices = [self._slice(s, n, spec, method, base) for n, s in enumerate(spec.slices)]
+        self._check_cover(slices)
+        return tuple(slices)
+
+    def _slice(
+        self, slice_: SliceOf, number: int, spec: MergeSpec, method: Method, base: Reference | None
+    ) -> Slice:
+        path: Path_ = ("slices", number)
+        if slice_.base_model is not None or slice_.residual_weight is not None:
+            self.document.fault(path, f"base_model or residual_weight of a slice {_SURGERY}")
+        ranges = {tuple(source.layer_range) for source in slice_.sources}
+        if len(ranges) != 1:
+            self.document.fault(path, f"different layers of its models {_SURGERY}")
+        first, end = slice_.sources[0].layer_range
+        operands = self._operands(slice_.sources, (*path, "sources"), spec, method, base)
+        settings = self._settings(slice_.parameters, (*path, "parameters"), spec, method)
+        return Slice(operands, settings, (first, end))
+
+    def _check_cover(self, slices: list[Slice]) -> None:
+        """Slices have to be the whole model in order, of the same models."""
+        following = 0
+        for number, slice_ in enumerate(slices):
+            first, end = slice_.layers or (0, 0)
+            if first != following or end <= first:
+                fault = f"layers {first} to {end} after {following}: reordered or stacked layers {_SURGERY}"
+                self.document.fault(("slices", number), fault)
+                return
+            following = end
+            if [o.reference for o in slice_.operands] != [o.reference for o in slices[0].operands]:
+                self.document.fault(
+                    ("slices", number), f"other models than the first slice {_SURGERY}"
+                )
+
+    def _operands(
+        self,
+        models: Iterable[Model | Source],
+        path: Path_,
+        spec: MergeSpec,
+        method: Method,
+        base: Reference | None,
+    ) -> tuple[Operand, ...]:
+        """The models in their order; the base is one of them where the method says so."""
+        operands = []
+        for number, model in enumerate(models):
+            reference = self._reference(model.model, (*path, number, "model"))
+            settings = self._settings(model.parameters, (*path, number, "parameters"), spec, method)
+            if reference is not None and (reference != base or method.base == "operand"):
+                operands.append(Operand(reference, settings))
+        if (
+            method.base == "operand"
+            and base is not None
+            and base not in [o.reference for o in operands]
+        ):
+            operands.append(Operand(base))
+        return tuple(operands)
+
+    def _settings(
+        self, parameters: Mapping[str, object] | None, path: Path_, spec: MergeSpec, method: Method
+    ) -> Settings:
+        settings: dict[str, Setting] = {}
+        known = {**method.each, **method.shared}
+        for key, value in (parameters or {}).items():
+            if key == "paper_alpha" and spec.merge_method == "expo":
+                continue
+            if key not in known:
+                self._unknown_parameter(key, (*path, key), spec.merge_method, known)
+                continue
+            setting = self._setting(value, (*path, key))
+            if setting is not None:
+                settings[key] = setting
+        if spec.merge_method == "expo":
+            self._alpha(dict(parameters or {}), settings, path, spec)
+        return settings
+
+    def _unknown_parameter(
+        self, key: str, path: Path_, method: str, known: Mapping[str, object]
+    ) -> None:
+        others = [name for name, m in METHODS.items() if key in m.each or key in m.shared]
+        if key in WITHOUT_EFFECT:
+            self.remarks.append(self.document.at(path, "has no effect here"))
+        elif others and method != "expo":
+            self.remarks.append(
+                self.document.at(path, f"{method} ignores it ({others[0]} takes it)")
+            )
+        else:
+            names = [*known, *(["paper_alpha"] if method == "expo" else [])]
+            self.document.fault(path, f"is not a parameter of {method}{nearest(key, names)}")
+
+    def _alpha(
+        self, given: dict[str, object], settings: dict[str, Setting], path: Path_, spec: MergeSpec
+    ) -> None:
+        """α from either convention; every single value of a gradient or filter is one."""
+        if "alpha" in given and "paper_alpha" in given:
+            self.document.fault(
+                path, "give alpha or paper alpha, not both (alpha = paper alpha + 1)"
+            )
+            return
+        key = "paper_alpha" if "paper_alpha" in given else "alpha"
+        setting = settings.get("alpha") if key == "alpha" else None
+        if key == "paper_alpha":
+            setting = self._setting(given[key], (*path, key))
+        if setting is None:
+            return
+
+        def convert(value: float) -> float:
+            pair = (value, None) if key == "alpha" else (None, value)
+            alpha = resolve_alpha(*pair, interpolate=spec.interpolate or not _is_number(setting))
+            assert alpha is not None
+            return alpha
+
+        converted = self.document.attempt((*path, key), lambda: _mapped(setting, convert))
+        if converted is not None:
+            settings["alpha"] = converted
+
+    def _setting(self, value: object, path: Path_) -> Setting | None:
+        try:
+            return _parse_setting(value)
+        except SpecError as error:
+            self.document.fault(path, str(error))
+            return None
+
+    def _transforms(self, spec: MergeSpec) -> tuple[Transform, ...]:
+        transforms = []
+        for number, entry in enumerate(spec.transforms or []):
+            path: Path_ = ("transforms", number)
+            if len(entry) != 1:
+                self.document.fault(
+                    path, "needs one name and its parameters, such as {dare: {density: 0.5}}"
+                )
+                continue
+            ((name, parameters),) = entry.items()
+            if name not in TRANSFORMS:
+                self.document.fault(
+                    path, f"{name!r} is not a transform{nearest(name, list(TRANSFORMS))}"
+                )
+                continue
+            transforms.append(
+                Transform(name, self._transform(name, parameters or {}, (*path, name)))
+            )
+        if len(transforms) > 1:
+            self.document.fault(("transforms", 1), "one transform at a time")
+        return tuple(transforms)
+
+    def _transform(self, name: str, parameters: Mapping[str, object], path: Path_) -> Settings:
+        settings: dict[str, Setting] = {}
+        for key, value in parameters.items():
+            if key not in TRANSFORMS[name]:
+                fault = f"is not a parameter of {name}{nearest(key, list(TRANSFORMS[name]))}"
+                self.document.fault((*path, key), fault)
+            elif not isinstance(value, bool | int | float):
+                self.document.fault((*path, key), f"is a number, not {value!r}")
+            else:
+                settings[key] = value
+        for key, default in TRANSFORMS[name].items():
+            if default is None and key not in parameters:
+                self.document.fault(path, f"needs {key}")
+        return settings
+
+    def _kinds(self, kinds: list[str]) -> tuple[str, ...]:
+        for number, kind in enumerate(kinds):
+            if kind not in KINDS:
+                fault = f"{kind!r} is not one of {', '.join(KINDS)}{nearest(kind, list(KINDS))}"
+                self.document.fault(("exclude", number), fault)
+        return tuple(kinds)
+
+    def _refuse_surgery(self, spec: MergeSpec) -> None:
+        for key in ("modules", "tokenizer"):
+            if getattr(spec, key) is not None:
+                self.document.fault((key,), f"{key} {_SURGERY}")
+        if spec.tokenizer_source not in (None, "base") or (
+            spec.tokenizer_source == "base" and spec.merge_method == "expo"
+        ):
+            self.document.fault(
+                ("tokenizer_source",),
+                "the tokenizer is the donor's, byte for byte: name another with donor:; a new "
+                f"vocabulary {_SURGERY}",
+            )
+        if spec.chat_template not in (None, "auto"):
+            self.document.fault(("chat_template",), f"another template than the donor's {_SURGERY}")
+
+    def _refuse_expo_keys(self, spec: MergeSpec) -> None:
+        for key in (
+            "onto",
+            "transforms",
+            "exclude",
+            "fix_first_layers",
+            "fix_last_layers",
+            "interpolate",
+        ):
+            if key in spec.model_fields_set:
+                self.document.fault(
+                    (key,), f"belongs to merge_method expo, not {spec.merge_method}"
+                )
+
+    def _check_models(self, request: Request, method: Method, spec: MergeSpec) -> None:
+        least, most = method.models
+        count = len(request.operands)
+        where: Path_ = ("models",) if spec.models is not None else ("slices",)
+        if method.base == "required" and request.base is None:
+            self.document.fault(("base_model",), f"is required by {request.method}")
+        if count < least or (most is not None and count > most):
+            wanted = f"{least}" if least == most else f"at least {least}"
+            beside = " beside the base" if method.base == "required" else ""
+            plural = "s" if least != 1 else ""
+            self.document.fault(
+                where, f"{request.method} takes {wanted} model{plural}{beside}, not {count}"
+            )
+        if request.method == "expo" and not request.gives_alpha and count:
+            path = (*where, 0, "parameters") if spec.models is not None else where
+            self.document.fault(path, "needs alpha or paper_alpha")
+        if request.onto is not None and request.donor is None:
+            fault = "whose tokenizer and template? Say donor: with one of the models"
+            self.document.fault(("onto",), fault)
+
+
+_SURGERY = "need mergekit's own engine: run mergekit-yaml for it"
+
+
+def _parse_setting(value: object) -> Setting:
+    """A setting in the forms that mergekit knows.
+
+    Raises:
+        SpecError: it is none.
+    """
+    match value:
+        case bool() | int() | float():
+            return _finite(value)
+        case [*points] if points and all(_is_number(point) for point in points):
+            return tuple(_finite(point) for point in points)
+        case {"value": _}:
+            return (_conditional(value),)
+        case [*entries] if entries and all(isinstance(entry, dict) for entry in entries):
+            return tuple(map(_conditional, entries))
+        case _:
+            raise SpecError(
+                f"a number, a list of numbers over the layers, or filters with values, not {value!r}"
+            )
+
+
+def _conditional(entry: object) -> Conditional:
+    match entry:
+        case {"value": value, **more} if more.keys() <= {"filter"}:
+            inner = _parse_setting(value)
+            name = more.get("filter")
+            filters = isinstance(inner, tuple) and any(isinstance(i, Conditional) for i in inner)
+            if filters or not (name is None or isinstance(name, str)):
+                raise SpecError(f"a filter is a part of a name and has one value, not {entry!r}")
+            return Conditional(inner, name)  # pyright: ignore[reportArgumentType]
+        case _:
+            raise SpecError(f"a filter has the keys filter and value, not {entry!r}")
+
+
+def _finite(value: object) -> bool | float:
+    assert isinstance(value, bool | int | float)
+    if not math.isfinite(value):
+        raise SpecError(f"input should be a finite number, not {value!r}")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _mapped(setting: Setting, convert) -> Setting:
+    """A setting with every number converted."""
+    if isinstance(setting, tuple):
+        return tuple(
+            Conditional(_mapped(item.value, convert), item.filter)  # pyright: ignore[reportArgumentType]
+            if isinstance(item, Conditional)
+            else convert(item)
+            for item in setting
+        )
+    return convert(float(setting))
