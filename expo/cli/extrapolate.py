@@ -20,6 +20,7 @@ Examples:
 @click.argument("sft")
 @click.argument("aligned")
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option("--print-spec", is_flag=True, help="Print the YAML that does the same, and exit.")
 @flags.amount
 @flags.overrides
 @flags.running
@@ -28,6 +29,7 @@ def extrapolate(
     sft: str,
     aligned: str,
     out: Path,
+    print_spec: bool,
     alpha: float | None,
     overrides: flags.Overrides,
     options: flags.RunOptions,
@@ -41,7 +43,12 @@ def extrapolate(
     from expo.api import make_request
     from expo.errors import SpecError
 
-    if alpha is None and not options.dry_run:
+    if alpha is None and (print_spec or not options.dry_run):
         raise SpecError("give --alpha or --paper-alpha (= alpha − 1); neither has a default")
     request = overrides.apply(make_request(sft, aligned, alpha=alpha))
+    if print_spec:
+        from expo.spec.resolved import resolved, to_yaml
+
+        output.data(to_yaml(resolved(request)).rstrip())
+        return
     run_merge(request, out, options, output)

@@ -9,15 +9,36 @@ from expo.cli.output import Output
 from expo.cli.run import run_merge
 
 
+def _list(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from expo.spec.recipes import recipes
+
+    found = list(recipes())
+    width = max(len(recipe.name) for recipe in found)
+    for recipe in found:
+        click.echo(f"{recipe.name:<{width}}  {recipe.title}")
+    context.exit()
+
+
 @click.command(
     epilog="""\b
 Examples:
-  expo merge merge_configs/starling-lm-7b-beta-expo.yml starling-expo
+  expo merge --list
+  expo merge starling-lm-7b-beta-expo starling-expo
   expo merge spec.yml out --rounding stochastic --seed 7 --dry-run
 """
 )
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--list",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list,
+    help="List the recipes that come with expo, and exit.",
+)
 @flags.overrides
 @flags.running
 @flags.talk
@@ -28,7 +49,10 @@ def merge(
     options: flags.RunOptions,
     output: Output,
 ) -> None:
-    """Run the merge spec SPEC and write the directory OUT. Flags win over the spec."""
+    """Run the merge spec SPEC (a file, or the name of a recipe) and write the directory OUT.
+
+    Flags win over the spec.
+    """
     from expo.spec.read import read_spec
 
     run_merge(overrides.apply(read_spec(spec)), out, options, output)

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from expo.cli import options
-from expo.cli.output import Output
+from expo.cli.output import Output, to_json
 from expo.cli.run import show_plan
 
 
@@ -15,15 +15,21 @@ Examples:
   expo plan spec.yml
   expo plan openchat/openchat-3.5-0106 Nexusflow/Starling-LM-7B-beta
   expo plan ./sft ./aligned --out ./out --json
+  expo plan starling-lm-7b-beta-expo --resolved
+  expo plan --schema > expo.schema.json
 """
 )
-@click.argument("sources", nargs=-1, required=True, metavar="SPEC.yml | SFT ALIGNED")
+@click.argument("sources", nargs=-1, metavar="SPEC.yml | SFT ALIGNED")
+@click.option("--resolved", is_flag=True, help="Print the spec with every default filled in.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of specs, for editors.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also check that OUT can be written.")
 @options.amount
 @options.overrides
 @options.talk
 def plan(
     sources: tuple[str, ...],
+    resolved: bool,
+    schema: bool,
     out: Path | None,
     alpha: float | None,
     overrides: options.Overrides,
@@ -31,13 +37,18 @@ def plan(
 ) -> None:
     """Print what a merge would do. Reads headers only (of Hub models by range), writes nothing.
 
-    Exits with 1 where the merge would be refused.
+    SPEC.yml may be the name of a recipe (expo merge --list). Exits with 1 where the merge would be refused.
     """
     from expo.api import make_request
     from expo.errors import SpecError
     from expo.planning.build import build_plan
     from expo.spec.read import read_spec
 
+    if schema:
+        from expo.spec.schema import json_schema
+
+        output.data(to_json(json_schema()))
+        return
     match sources:
         case (spec,):
             if alpha is not None:
@@ -47,5 +58,13 @@ def plan(
             request = make_request(sft, aligned, alpha=alpha)
         case _:
             raise SpecError("plan takes one spec, or SFT and ALIGNED")
-    built = build_plan(overrides.apply(request))
+    request = overrides.apply(request)
+    if resolved:
+        from expo.spec.resolved import resolved as fill_in
+        from expo.spec.resolved import to_yaml
+
+        spec = fill_in(request)
+        output.data(to_json(spec) if output.json else to_yaml(spec).rstrip())
+        return
+    built = build_plan(request)
     show_plan(built, out, options.RunOptions(dry_run=True), output)

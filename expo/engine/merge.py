@@ -34,6 +34,7 @@ from expo.planning.chunks import (
 from expo.planning.output import check_out
 from expo.planning.plan import Plan
 from expo.verification.check import CheckResult, VerifyResult
+from expo.verification.golden import Golden, read_golden
 from expo.verification.run import Tokenizers, verify_stream
 from expo.verification.subject import TensorFacts
 
@@ -151,7 +152,11 @@ def _produce(
     hashes = write_sidecars(plan, staging.path)
     with ExitStack() as stack:
         # The tokenizers need no weights: they are tried while the weights stream.
-        tokenizers = stack.enter_context(Tokenizers(staging.path, plan.donor)) if verify else None
+        tokenizers = (
+            stack.enter_context(Tokenizers(staging.path, plan.donor, _golden(plan)))
+            if verify
+            else None
+        )
         finished = _stream(plan, staging, finished, work.tuning, progress)
         if changed := _changed(work.known, identities(plan)):
             raise CheckpointError(f"{changed} changed while it was read: run again")
@@ -181,7 +186,13 @@ def _verify(work: _Work, tokenizers: Tokenizers, finished: list[FinishedShard]) 
         sft=None if sft is None else sft.tokenizer_files,
         asked_dtype=work.plan.request.dtype,
         ignored=work.staging.own_files,
+        golden=_golden(work.plan),
+        stop_at=work.plan.request.stop_at,
     )
+
+
+def _golden(plan: Plan) -> Golden | None:
+    return None if plan.request.vectors is None else read_golden(plan.request.vectors)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from expo.engine.journal import Fingerprint, sync_directory
 from expo.engine.summary import Alternative, Statistics
 from expo.planning.plan import Plan
 from expo.spec.request import both_conventions, paper_alpha
-from expo.spec.resolved import resolved
+from expo.spec.resolved import mergekit_spec, resolved
 
 _COPY_BYTES = 1 << 20
 
@@ -80,6 +80,7 @@ def manifest(
         "plan": print_.digest,
         "method": request.method,
         "spec": resolved(request, labels.__getitem__),
+        "mergekit_spec": mergekit_spec(request, labels.__getitem__),
         "alpha": request.alpha,
         "paper_alpha": None if request.alpha is None else paper_alpha(request.alpha),
         "sources": {role: _source(checkpoint) for role, checkpoint in plan.sources.items()},

@@ -9,6 +9,7 @@ from expo.checkpoint.names import KINDS
 from expo.checkpoint.reference import Reference, parse_reference
 from expo.errors import SpecError
 from expo.spec.methods import IN_MERGEKIT, METHODS, TRANSFORMS, WITHOUT_EFFECT, Method
+from expo.spec.recipes import spec_path, vectors_path
 from expo.spec.request import Operand, Request, Slice, Transform, resolve_alpha
 from expo.spec.schema import MergeSpec, Model, SliceOf, Source
 from expo.spec.settings import Conditional, Setting, Settings
@@ -17,14 +18,15 @@ from expo.spec.strict import Document, nearest
 
 
 def read_spec(source: Path | str | Mapping[str, object]) -> Request:
-    """A request from a YAML file, or from a mapping of the same form.
+    """A request from a YAML file, from a recipe's name, or from a mapping of the same form.
 
     Raises:
         SpecError: with one line for every fault.
     """
     if isinstance(source, Mapping):
         return _Reader(Document(dict(source), "spec")).request()
-    return _Reader(Document.read(Path(source))).request()
+    path = spec_path(Path(source))
+    return _Reader(Document.read(path), beside=path.parent).request()
 
 
 @dataclass
@@ -32,6 +34,7 @@ class _Reader:
     """One document on its way to a request."""
 
     document: Document
+    beside: Path | None = None
     remarks: list[str] = field(default_factory=list)
 
     def request(self) -> Request:
@@ -60,6 +63,8 @@ class _Reader:
             rounding=spec.rounding,
             seed=spec.seed,
             remarks=(*self.remarks, *([spec.warning] if spec.warning else [])),
+            vectors=self._vectors(spec),
+            stop_at=spec.verify.stop_at if spec.verify else "error",
         )
         self._check_models(request, method, spec)
         self.document.check()
@@ -247,6 +252,14 @@ class _Reader:
                 self.document.fault(path, f"needs {key}")
         return settings
 
+    def _vectors(self, spec: MergeSpec) -> Path | None:
+        if spec.verify is None or spec.verify.vectors is None:
+            return None
+        path = vectors_path(spec.verify.vectors, self.beside)
+        if not path.is_file():
+            self.document.fault(("verify", "vectors"), f"{spec.verify.vectors} is no file")
+        return path
+
     def _kinds(self, kinds: list[str]) -> tuple[str, ...]:
         for number, kind in enumerate(kinds):
             if kind not in KINDS:
@@ -284,6 +297,8 @@ class _Reader:
                 )
 
     def _check_models(self, request: Request, method: Method, spec: MergeSpec) -> None:
+        if not self.document.is_sound:
+            return  # what follows would only be consequences
         least, most = method.models
         count = len(request.operands)
         where: Path_ = ("models",) if spec.models is not None else ("slices",)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from expo.checkpoint.reference import Reference
@@ -10,6 +11,7 @@ from expo.errors import SpecError
 from expo.spec.settings import Settings
 
 Rounding = Literal["nearest", "stochastic"]
+StopAt = Literal["error", "warning"]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic")
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -45,7 +47,7 @@ class Request:
 
     `settings` are the spec's own `parameters`, which a slice's and an operand's override. An ExPO
     request without α is only good for a plan or a diff. `excluded` kinds of tensors and the fixed
-    layers stay as they are in the aligned model.
+    layers stay as they are in the aligned model. `vectors` and `stop_at` are for the verification.
     """
 
     slices: tuple[Slice, ...]
@@ -65,6 +67,8 @@ class Request:
     allow_missing: str | None = None
     include: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    vectors: Path | None = None
+    stop_at: StopAt = "error"
 
     @property
     def operands(self) -> tuple[Operand, ...]:

@@ -1,6 +1,9 @@
 """A request as the spec that says the same with every default filled in."""
 
+import re
 from collections.abc import Callable
+
+import yaml
 
 from expo.checkpoint.reference import Reference
 from expo.spec.methods import METHODS
@@ -27,9 +30,14 @@ def resolved(request: Request, name: Callable[[Reference], str] = str) -> dict:
     if request.transforms:
         spec["transforms"] = [{t.name: _plain_settings(t.parameters)} for t in request.transforms]
     if request.method == "expo":
+        alphas = [o.settings.get("alpha") for part in request.slices for o in part.operands]
+        spec["interpolate"] = any(isinstance(a, float) and 0.0 < a < 1.0 for a in alphas)
         spec["exclude"] = list(request.excluded)
         spec["fix_first_layers"] = request.fixed_first_layers
         spec["fix_last_layers"] = request.fixed_last_layers
+    if request.vectors is not None or request.stop_at != "error":
+        vectors = {} if request.vectors is None else {"vectors": request.vectors.stem}
+        spec["verify"] = vectors | {"stop_at": request.stop_at}
     return spec | {"out_dtype": request.dtype, "rounding": request.rounding, "seed": request.seed}
 
 
@@ -67,3 +75,54 @@ def _plain(setting: Setting) -> object:
         else item
         for item in setting
     ]
+
+
+def mergekit_spec(request: Request, name: Callable[[Reference], str] = str) -> dict | None:
+    """The mergekit spec that computes the same, None where mergekit has none.
+
+    Its arithmetic is set to float32, as ours is; it takes config and tokenizer from the base.
+    """
+    plain = not (request.transforms or request.onto or request.excluded)
+    if request.method != "expo":
+        spec = {k: v for k, v in resolved(request, name).items() if k not in _OURS}
+    elif plain and not (request.fixed_first_layers or request.fixed_last_layers):
+        spec = {k: v for k, v in resolved(request, name).items() if k not in _OURS}
+        spec["merge_method"] = "task_arithmetic"
+        sources = spec.get("models") or [s for part in spec["slices"] for s in part["sources"]]
+        for source in sources:
+            if "alpha" in source.get("parameters", {}):
+                source["parameters"] = {"weight": source["parameters"]["alpha"]}
+        if "alpha" in (shared := spec.get("parameters", {})):
+            spec["parameters"] = {"weight": shared["alpha"]}
+    else:
+        return None
+    return spec | {"dtype": "float32", "out_dtype": request.dtype or "bfloat16"}
+
+
+_OURS = (
+    "rounding",
+    "interpolate",
+    "seed",
+    "exclude",
+    "fix_first_layers",
+    "fix_last_layers",
+    "verify",
+    "donor",
+)
+
+
+def to_yaml(spec: dict) -> str:
+    """A spec as a person writes it: short lists and parameters on one line."""
+    return yaml.dump(spec, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what YAML 1.2 would read as a number."""
+
+
+def _string(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = '"' if re.fullmatch(r"[-+.0-9eE]+", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _string)

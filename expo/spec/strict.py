@@ -63,6 +63,11 @@ class Document:
             self.fault(path, str(error))
             return None
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether no fault has been noted yet."""
+        return not self._faults
+
     def fault(self, path: Path_, what: str) -> None:
         """Note what is wrong at `path`."""
         self._faults.append(self.at(path, what))
