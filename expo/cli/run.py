@@ -85,6 +85,8 @@ def show_plan(plan: "Plan", out: Path | None, options: RunOptions, output: Outpu
 
 def outcome(result: "MergeResult") -> str:
     """The one line that a run ends with."""
+    if not result.statistics.elements:
+        return "merged by mergekit's engine, which says nothing about what came out"
     total, other = result.statistics, result.alternative
     asked = both_conventions(total.alpha if result.alpha is None else result.alpha)
     average = " on average" if result.alpha is None else ""

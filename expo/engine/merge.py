@@ -107,6 +107,13 @@ def run_plan(
     """
     started = time.monotonic()
     _check_plan(plan)
+    if plan.request.foreign is not None:
+        from expo.engine.foreign import run_foreign
+
+        content = run_foreign(plan, out, overwrite=overwrite, verify=verify)
+        placed = out.resolve()
+        nbytes = sum((placed / name).stat().st_size for name in content["files"])
+        return _result(content, placed, nbytes, content["seconds"])
     check_out(out, plan.request, overwrite=overwrite)
     _fetch(plan)
     known = _identities(plan, hash_inputs=hash_inputs)

@@ -15,7 +15,8 @@ from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.sidecars import MANIFEST
 from expo.engine.journal import Fingerprint, sync_directory
-from expo.engine.summary import Alternative, Statistics
+from expo.engine.summary import Alternative, Statistics, statistics
+from expo.operators.statistics import Sums
 from expo.planning.plan import Plan
 from expo.spec.request import both_conventions, paper_alpha
 from expo.spec.resolved import mergekit_spec, resolved
@@ -104,6 +105,57 @@ def manifest(
         "verified": None,
         "verification": None,
     }
+
+
+def foreign_manifest(
+    plan: Plan,
+    digest: str,
+    identities: dict[str, dict[str, str | int]],
+    hashes: dict[str, str],
+) -> dict:
+    """The manifest of an output that mergekit computed: what it did to each tensor is not known."""
+    from importlib.metadata import version
+
+    foreign = plan.request.foreign
+    assert foreign is not None
+    labels = dict(zip(map(str, plan.request.references()), plan.labels, strict=True))
+    dtypes = sorted({tensor.dtype for tensor in plan.donor.tensors.values()})
+    return {
+        "schema": "expo.manifest/1",
+        "plan": digest,
+        "method": plan.request.method,
+        "engine": "mergekit",
+        "reasons": list(foreign.reasons),
+        "spec": _relabelled(foreign.spec, labels),
+        "mergekit_spec": _relabelled(foreign.spec, labels),
+        "alpha": None,
+        "paper_alpha": None,
+        "sources": {role: _source(checkpoint) for role, checkpoint in plan.sources.items()},
+        "donor": plan.donor.label,
+        "inputs": identities,
+        "dtypes": [plan.request.dtype or TORCH_NAMES.get(dtypes[0], dtypes[0])],
+        "rounding": "nearest",
+        "seed": plan.request.seed,
+        "statistics": asdict(statistics(Sums())),
+        "alternative": None,
+        "modules": {},
+        "tensors": {},
+        "notes": list(plan.notes),
+        "warnings": list(plan.warnings),
+        "versions": {"expo": expo.__version__, "mergekit": version("mergekit")},
+        "files": dict(sorted(hashes.items())),
+        "verified": None,
+        "verification": None,
+    }
+
+
+def _relabelled(value: object, labels: dict[str, str]) -> object:
+    """A spec that names models as the manifest does: no absolute path."""
+    if isinstance(value, dict):
+        return {key: _relabelled(item, labels) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_relabelled(item, labels) for item in value]
+    return labels.get(value, value) if isinstance(value, str) else value
 
 
 def write_manifest(folder: Path, content: dict) -> None:

@@ -68,9 +68,13 @@ class Staging:
         if journal is not None:
             changed = print_.difference(journal[0])
             reason = f"an unfinished run was for another plan ({changed} changed): starting afresh"
+        self.start_afresh(print_)
+        return [], reason
+
+    def start_afresh(self, print_: Fingerprint) -> None:
+        """Forget what an earlier run left, whatever it was."""
         self._clear()
         self._journal.start(print_)
-        return [], reason
 
     def complete_manifest(self, print_: Fingerprint) -> dict | None:
         """The manifest, if an earlier run of the same plan finished all but the placement."""

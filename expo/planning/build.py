@@ -29,7 +29,7 @@ def build_plan(request: Request) -> Plan:
     opened = {reference: open_checkpoint(reference) for reference in request.references()}
     found = Findings(notes=[note for checkpoint in opened.values() for note in checkpoint.notes])
     donor = opened[donor_of(request)]
-    jobs = _jobs(request, opened, donor, allowed, found)
+    jobs = {} if request.foreign else _jobs(request, opened, donor, allowed, found)
     sidecars, left_behind = _sidecars(donor, request.include, found)
     summarize(found, f"({' → '.join(checkpoint.label for checkpoint in opened.values())})")
     _remark(request, opened, donor, found)
@@ -37,7 +37,7 @@ def build_plan(request: Request) -> Plan:
         request,
         _roles(request, opened),
         donor,
-        _shards(donor, jobs, request.max_shard_bytes),
+        () if request.foreign else _shards(donor, jobs, request.max_shard_bytes),
         sidecars,
         left_behind,
         tuple(found.missing),
@@ -133,6 +133,10 @@ def _remark(
     request: Request, opened: dict[Reference, Checkpoint], donor: Checkpoint, found: Findings
 ) -> None:
     found.warnings += request.remarks
+    if request.foreign is not None:
+        found.notes += [
+            f"runs through the mergekit library: {why}" for why in request.foreign.reasons
+        ]
     if request.alpha is not None and request.alpha < 0:
         found.warnings.append(
             f"alpha {request.alpha:g} is negative: it walks away from the aligned model"

@@ -1,7 +1,7 @@
 """From a spec to a request: references parsed, parameters checked against the method, α in one form."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from expo.checkpoint.reference import Reference, parse_reference
 from expo.errors import SpecError
 from expo.spec.methods import IN_MERGEKIT, METHODS, TRANSFORMS, WITHOUT_EFFECT, Method
 from expo.spec.recipes import spec_path, vectors_path
-from expo.spec.request import Operand, Request, Slice, Transform, resolve_alpha
+from expo.spec.request import Foreign, Operand, Request, Slice, Transform, resolve_alpha
 from expo.spec.schema import MergeSpec, Model, SliceOf, Source
 from expo.spec.settings import Conditional, Setting, Settings
 from expo.spec.source import Path_
@@ -39,12 +39,20 @@ class _Reader:
 
     def request(self) -> Request:
         spec = self.document.validate(MergeSpec)
-        method = self._method(spec.merge_method)
-        self.document.check()
+        method = METHODS.get(spec.merge_method)
+        if method is None and spec.merge_method not in IN_MERGEKIT:
+            known = nearest(spec.merge_method, [*METHODS, *IN_MERGEKIT])
+            fault = f"{spec.merge_method!r} is not a method of expo or mergekit{known}"
+            self.document.fault(("merge_method",), fault)
+            self.document.check()
+        if reasons := tuple(_surgery(spec)):
+            return self._foreign(spec, reasons)
         assert method is not None
         base = self._reference(spec.base_model, ("base_model",))
         slices = self._slices(spec, method, base)
-        self._refuse_surgery(spec)
+        if spec.tokenizer_source is not None and spec.merge_method == "expo":
+            fault = "the tokenizer is the aligned model's, byte for byte: name another with donor:"
+            self.document.fault(("tokenizer_source",), fault)
         if spec.merge_method != "expo":
             self._refuse_expo_keys(spec)
         donor, onto = (self._reference(getattr(spec, key), (key,)) for key in ("donor", "onto"))
@@ -70,16 +78,36 @@ class _Reader:
         self.document.check()
         return request
 
-    def _method(self, name: str) -> Method | None:
-        if name in METHODS:
-            return METHODS[name]
-        known = [*METHODS, *IN_MERGEKIT]
-        if name in IN_MERGEKIT:
-            fault = f"{name} does not stream through expo: run mergekit-yaml for it"
-        else:
-            fault = f"{name!r} is not a method of expo or mergekit{nearest(name, known)}"
-        self.document.fault(("merge_method",), fault)
-        return None
+    def _foreign(self, spec: MergeSpec, reasons: tuple[str, ...]) -> Request:
+        """A request for mergekit's engine. Nothing of ours goes with it."""
+        for key in sorted(spec.model_fields_set & _OURS):
+            self.document.fault((key,), f"does not go with mergekit's engine ({reasons[0]})")
+        if spec.merge_method == "expo":
+            self.document.fault(("merge_method",), f"expo does not go with it: {reasons[0]}")
+        listed = spec.models or [source for part in spec.slices or [] for source in part.sources]
+        named = [
+            self._reference(model.model, ("models", n, "model")) for n, model in enumerate(listed)
+        ]
+        base = self._reference(spec.base_model, ("base_model",))
+        operands = dict.fromkeys(reference for reference in named if reference is not None)
+        if not operands and base is None:
+            self.document.fault((), "names no model")
+        self.document.check()
+        assert isinstance(self.document.value, dict)
+        own = _OURS | {"seed", "verify", "warning", "name"}
+        raw = {key: value for key, value in self.document.value.items() if key not in own}
+        changes = bool(spec.tokenizer or spec.tokenizer_source or spec.chat_template)
+        return Request(
+            (Slice(tuple(Operand(reference) for reference in operands or [base] if reference)),),
+            spec.merge_method,
+            base,
+            dtype=spec.out_dtype or spec.dtype,
+            seed=spec.seed,
+            remarks=(spec.warning,) if spec.warning else (),
+            vectors=self._vectors(spec),
+            stop_at=spec.verify.stop_at if spec.verify else "error",
+            foreign=Foreign(raw, reasons, changes),
+        )
 
     def _reference(self, text: str | None, path: Path_) -> Reference | None:
         if text is None:
@@ -88,44 +116,21 @@ class _Reader:
 
     def _slices(self, spec: MergeSpec, method: Method, base: Reference | None) -> tuple[Slice, ...]:
         if (spec.models is None) == (spec.slices is None):
-            if spec.modules is None:
-                self.document.fault(("models",), "give either models or slices")
+            self.document.fault(("models",), "give either models or slices")
             return (Slice(()),)
         if spec.models is not None:
             return (Slice(self._operands(spec.models, ("models",), spec, method, base)),)
         assert spec.slices is not None
-        slices = [self._slice(s, n, spec, method, base) for n, s in enumerate(spec.slices)]
-        self._check_cover(slices)
-        return tuple(slices)
+        return tuple(self._slice(s, n, spec, method, base) for n, s in enumerate(spec.slices))
 
     def _slice(
         self, slice_: SliceOf, number: int, spec: MergeSpec, method: Method, base: Reference | None
     ) -> Slice:
         path: Path_ = ("slices", number)
-        if slice_.base_model is not None or slice_.residual_weight is not None:
-            self.document.fault(path, f"base_model or residual_weight of a slice {_SURGERY}")
-        ranges = {tuple(source.layer_range) for source in slice_.sources}
-        if len(ranges) != 1:
-            self.document.fault(path, f"different layers of its models {_SURGERY}")
         first, end = slice_.sources[0].layer_range
         operands = self._operands(slice_.sources, (*path, "sources"), spec, method, base)
         settings = self._settings(slice_.parameters, (*path, "parameters"), spec, method)
         return Slice(operands, settings, (first, end))
-
-    def _check_cover(self, slices: list[Slice]) -> None:
-        """Slices have to be the whole model in order, of the same models."""
-        following = 0
-        for number, slice_ in enumerate(slices):
-            first, end = slice_.layers or (0, 0)
-            if first != following or end <= first:
-                fault = f"layers {first} to {end} after {following}: reordered or stacked layers {_SURGERY}"
-                self.document.fault(("slices", number), fault)
-                return
-            following = end
-            if [o.reference for o in slice_.operands] != [o.reference for o in slices[0].operands]:
-                self.document.fault(
-                    ("slices", number), f"other models than the first slice {_SURGERY}"
-                )
 
     def _operands(
         self,
@@ -267,21 +272,6 @@ class _Reader:
                 self.document.fault(("exclude", number), fault)
         return tuple(kinds)
 
-    def _refuse_surgery(self, spec: MergeSpec) -> None:
-        for key in ("modules", "tokenizer"):
-            if getattr(spec, key) is not None:
-                self.document.fault((key,), f"{key} {_SURGERY}")
-        if spec.tokenizer_source not in (None, "base") or (
-            spec.tokenizer_source == "base" and spec.merge_method == "expo"
-        ):
-            self.document.fault(
-                ("tokenizer_source",),
-                "the tokenizer is the donor's, byte for byte: name another with donor:; a new "
-                f"vocabulary {_SURGERY}",
-            )
-        if spec.chat_template not in (None, "auto"):
-            self.document.fault(("chat_template",), f"another template than the donor's {_SURGERY}")
-
     def _refuse_expo_keys(self, spec: MergeSpec) -> None:
         for key in (
             "onto",
@@ -319,7 +309,39 @@ class _Reader:
             self.document.fault(("onto",), fault)
 
 
-_SURGERY = "need mergekit's own engine: run mergekit-yaml for it"
+_OURS = {
+    "onto", "donor", "transforms", "exclude", "fix_first_layers", "fix_last_layers", "rounding", "interpolate",
+}  # fmt: skip
+"""Keys that only expo's engine understands."""
+
+
+def _surgery(spec: MergeSpec) -> Iterator[str]:
+    """Why a spec needs mergekit's own engine, if it does."""
+    if spec.merge_method in IN_MERGEKIT:
+        yield f"{spec.merge_method} does not stream through expo"
+    if spec.modules is not None:
+        yield "modules need mergekit's architectures"
+    if spec.tokenizer is not None or spec.tokenizer_source not in (None, "base"):
+        yield "a new vocabulary needs mergekit's tokenizer surgery"
+    if spec.chat_template not in (None, "auto"):
+        yield "another chat template than the donor's"
+    yield from _rearranged(spec.slices or [])
+
+
+def _rearranged(slices: list[SliceOf]) -> Iterator[str]:
+    """Slices that are not the whole of the same models, in order."""
+    following = 0
+    for slice_ in slices:
+        first, end = slice_.sources[0].layer_range
+        if {tuple(source.layer_range) for source in slice_.sources} != {(first, end)}:
+            yield "a slice takes different layers of its models"
+        if first != following:
+            yield f"layers {first} to {end} follow {following}: reordered or stacked layers"
+        if [s.model for s in slice_.sources] != [s.model for s in slices[0].sources]:
+            yield "slices take different models"
+        if slice_.base_model is not None or slice_.residual_weight is not None:
+            yield "a slice has its own base_model or residual_weight"
+        following = end
 
 
 def _parse_setting(value: object) -> Setting:

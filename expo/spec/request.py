@@ -42,6 +42,15 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class Foreign:
+    """A spec that runs through the mergekit library, word for word, and why it has to."""
+
+    spec: dict
+    reasons: tuple[str, ...]
+    changes_tokenizer: bool
+
+
+@dataclass(frozen=True)
 class Request:
     """One merge.
 
@@ -69,6 +78,7 @@ class Request:
     remarks: tuple[str, ...] = ()
     vectors: Path | None = None
     stop_at: StopAt = "error"
+    foreign: Foreign | None = None
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -79,7 +89,8 @@ class Request:
     def is_pair(self) -> bool:
         """Plain ExPO of one aligned model, which has the fast and most exact path."""
         one = len(self.slices) == 1 and len(self.operands) == 1
-        return self.method == "expo" and one and self.onto is None and not self.transforms
+        plain = self.onto is None and not self.transforms and self.foreign is None
+        return self.method == "expo" and one and plain
 
     @property
     def alpha(self) -> float | None:

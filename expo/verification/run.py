@@ -92,6 +92,8 @@ def verify_folder(
     quick: bool = False,
     generate: bool = False,
     progress: Progress | None = None,
+    stop_at: StopAt = "error",
+    ignored: frozenset[str] = frozenset(),
 ) -> VerifyResult:
     """Run every check on the directory `out`. Writes nothing there.
 
@@ -101,12 +103,14 @@ def verify_folder(
         quick: read headers, configuration and tokenizer only.
         generate: build the model for real and let it answer a few prompts.
         progress: called with (bytes read, bytes in all).
+        stop_at: from which severity on the folder does not verify.
+        ignored: files that lie there for the moment.
 
     Raises:
         SpecError: there is no such directory.
     """
     check_directory(out)
-    subject = Subject(open_directory(out), aligned, golden=golden)
+    subject = Subject(open_directory(out), aligned, golden=golden, ignored=ignored)
     with ExitStack() as stack:
         loading = _start_load(subject, stack)
         tokenizers = stack.enter_context(Tokenizers(out, aligned, golden))
@@ -116,7 +120,7 @@ def verify_folder(
         subject.reports = Reports(mine, theirs, loading.report() if loading else None)
         if generate:
             subject.reports = _generated(subject, aligned)
-        return judge(subject)
+        return judge(subject, stop_at)
 
 
 def verify_stream(

@@ -1,0 +1,132 @@
+"""Specs that only mergekit's engine can run, into expo's kind of output."""
+
+import builtins
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+import expo as door
+from expo.demo.toy import MODELS
+from expo.errors import CheckpointError, SpecError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for side in ("sft", "aligned"):
+        shutil.copytree(MODELS / side, tmp_path / side)
+        (tmp_path / side / "LICENSE").write_text("Apache-2.0")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+STACKED = """\
+merge_method: passthrough
+slices:
+  - sources: [{model: sft, layer_range: [0, 2]}]
+  - sources: [{model: aligned, layer_range: [1, 2]}]
+dtype: bfloat16
+"""
+KARCHER = """\
+merge_method: karcher
+models: [{model: sft}, {model: aligned}]
+dtype: float32
+out_dtype: bfloat16
+"""
+UNION = """\
+merge_method: linear
+models:
+  - {model: sft, parameters: {weight: 0.5}}
+  - {model: aligned, parameters: {weight: 0.5}}
+tokenizer_source: union
+dtype: bfloat16
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "layers"),
+    [
+        (STACKED, "layers 1 to 2 follow 2: reordered or stacked layers", 3),
+        (KARCHER, "karcher does not stream through expo", 2),
+        (UNION, "a new vocabulary needs mergekit's tokenizer surgery", 2),
+    ],
+    ids=["stacked", "karcher", "union"],
+)
+def test_what_needs_mergekit_runs_through_it(
+    workplace: Path, expo, text: str, reason: str, layers: int
+) -> None:
+    (workplace / "spec.yml").write_text(text)
+    planned = expo("plan", "spec.yml")
+    assert planned.code == 0, planned.err
+    assert f"runs through the mergekit library: {reason}" in planned.out
+    ran = expo("merge", "spec.yml", "out", verify=True)
+    assert ran.code == 0, ran.err
+    out = workplace / "out"
+    manifest = json.loads((out / "expo.json").read_text())
+    assert manifest["engine"] == "mergekit"
+    assert reason in manifest["reasons"]
+    assert manifest["verified"] is True
+    assert str(workplace) not in json.dumps(manifest)
+    names = {name for file in out.glob("*.safetensors") for name in load_file(file)}
+    assert f"model.layers.{layers - 1}.mlp.up_proj.weight" in names
+    assert (out / "LICENSE").read_text() == "Apache-2.0"  # mergekit loses it
+    assert (out / "generation_config.json").exists()
+    assert {path.name for path in workplace.iterdir()} == {"sft", "aligned", "spec.yml", "out"}
+    assert all(path.stat().st_mode & 0o044 for path in out.iterdir())
+    assert yaml.safe_load(json.dumps(manifest["spec"]))["merge_method"] in text
+
+
+def test_a_second_run_says_that_out_is_taken(workplace: Path, expo) -> None:
+    (workplace / "spec.yml").write_text(KARCHER)
+    assert expo("merge", "spec.yml", "out").code == 0
+    again = expo("merge", "spec.yml", "out")
+    assert again.code == 1
+    assert "exists and is not empty" in again.err
+    assert expo("merge", "spec.yml", "out", "--overwrite").code == 0
+
+
+def test_without_the_library_the_error_names_it(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = builtins.__import__
+
+    def missing(name: str, *more: object):
+        if name.startswith("mergekit"):
+            raise ImportError(name)
+        return load(name, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(SpecError, match=r"pip install 'expo-merge\[mergekit\]'"):
+        door.merge(yaml.safe_load(KARCHER), workplace / "out", verify=False)
+    assert {path.name for path in workplace.iterdir()} == {"sft", "aligned"}
+
+
+def test_what_mergekit_refuses_leaves_nothing(workplace: Path) -> None:
+    spec = yaml.safe_load(STACKED)
+    spec["slices"][1]["sources"][0]["layer_range"] = [7, 9]
+    with pytest.raises((CheckpointError, SpecError), match="mergekit"):
+        door.merge(spec, workplace / "out", verify=False)
+    assert {path.name for path in workplace.iterdir()} == {"sft", "aligned"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (KARCHER + "rounding: stochastic\n", "rounding: does not go with mergekit's engine"),
+        (UNION.replace("linear", "expo"), "expo does not go with it"),
+        (
+            KARCHER + "out_dtpye: bfloat16\n",
+            "out_dtpye: is not a known key (did you mean out_dtype?)",
+        ),
+    ],
+)
+def test_what_does_not_go_with_it(workplace: Path, text: str, message: str) -> None:
+    (workplace / "spec.yml").write_text(text)
+    with pytest.raises(SpecError) as caught:
+        door.plan("spec.yml")
+    assert message in str(caught.value)
