@@ -79,10 +79,18 @@ def merge(
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
     """
     from expo.engine.merge import run_plan
+    from expo.engine.stages import run_stages
     from expo.planning.build import build_plan
+    from expo.spec.read import read_stages
 
-    built = build_plan(_request(spec))
-    return run_plan(built, Path(out), overwrite=overwrite, verify=verify, progress=progress)
+    def run(request: Request, place: Path, is_part: bool) -> "MergeResult":
+        plan = build_plan(request)
+        replaces = overwrite or is_part
+        return run_plan(plan, place, overwrite=replaces, verify=verify, progress=progress)
+
+    if isinstance(spec, Request | Mapping):
+        return run(_request(spec), Path(out), False)
+    return run_stages(read_stages(Path(spec)), Path(out), run)
 
 
 def plan(spec: Spec) -> "PlanReport":

@@ -332,6 +332,46 @@ def test_nan_in_one_of_several_models_is_refused(models: Path, tmp_path: Path) -
         assert not (tmp_path / "out").exists()
 
 
+STAGES = """\
+name: halfway
+merge_method: linear
+models:
+  - {model: base, parameters: {weight: 0.5}}
+  - {model: a, parameters: {weight: 0.5}}
+out_dtype: float32
+---
+merge_method: expo
+base_model: halfway
+models:
+  - model: b
+    parameters: {alpha: 1.5}
+out_dtype: float32
+"""
+
+
+def test_several_documents_run_in_order(models: Path, tmp_path: Path, expo, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "a", "b"):
+        (tmp_path / name).symlink_to(models / name)
+    (tmp_path / "spec.yml").write_text(STAGES)
+    ran = expo("merge", "spec.yml", "out", "-q")
+    assert ran.code == 0, ran.err
+    base, a, b, out = (
+        load_file(tmp_path / n / "model.safetensors") for n in ("base", "a", "b", "out")
+    )
+    for key, tensor in out.items():
+        middle = (base[key].double() + a[key].double()) / 2
+        expected = middle + 1.5 * (b[key].double() - middle)
+        assert float((tensor.double() - expected).abs().max()) < 1e-6
+    assert not list(tmp_path.glob(".*"))  # what came before is gone
+    assert door.merge(tmp_path / "spec.yml", tmp_path / "again", verify=False).out.name == "again"
+    assert expo("plan", "spec.yml").code == 2
+    (tmp_path / "spec.yml").write_text(STAGES.replace("name: halfway\n", ""))
+    unnamed = expo("merge", "spec.yml", "out2")
+    assert unnamed.code == 2
+    assert "spec.yml:1:1: every document but the last needs a name:" in unnamed.err
+
+
 BAD_SPECS = {
     "no weight": ({"merge_method": "linear", "models": [{"model": "a"}, {"model": "b", "parameters": {"weight": 1}}]}, "no weight of a for"),
     "a filter that fits none": ({"merge_method": "linear", "models": [{"model": "a", "parameters": {"weight": {"filter": "mlp", "value": 1}}}]}, "no weight of a for"),

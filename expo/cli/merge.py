@@ -7,6 +7,7 @@ import click
 from expo.cli import options as flags
 from expo.cli.output import Output
 from expo.cli.run import run_merge
+from expo.spec.request import Request
 
 
 def _list(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -53,6 +54,22 @@ def merge(
 
     Flags win over the spec.
     """
-    from expo.spec.read import read_spec
+    from dataclasses import replace
 
-    run_merge(overrides.apply(read_spec(spec)), out, options, output)
+    from expo.spec.read import read_stages
+
+    stages = read_stages(spec)
+    if len(stages) == 1:
+        run_merge(overrides.apply(stages[0].request({})), out, options, output)
+        return
+    if options.dry_run:
+        raise stages[1].document.error(
+            (), "needs the first one's output: --dry-run takes one document"
+        )
+    from expo.engine.stages import run_stages
+
+    def run(request: Request, place: Path, is_part: bool) -> None:
+        how = replace(options, overwrite=True) if is_part else options
+        run_merge(overrides.apply(request), place, how, output)
+
+    run_stages(stages, out, run)

@@ -29,12 +29,49 @@ def read_spec(source: Path | str | Mapping[str, object]) -> Request:
     return _Reader(Document.read(path), beside=path.parent).request()
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One document of several: a merge whose output later ones may name."""
+
+    name: str | None
+    document: Document
+    beside: Path
+
+    def request(self, outputs: Mapping[str, Path]) -> Request:
+        """Its request, with the names of earlier outputs taken for their places.
+
+        Raises:
+            SpecError: with one line for every fault.
+        """
+        return _Reader(self.document, self.beside, outputs).request()
+
+
+def read_stages(source: Path) -> list[Stage]:
+    """Every document of a spec, as mergekit-multi has them: all but the last are named.
+
+    Raises:
+        SpecError: a document is not a spec, or a name is missing or given twice.
+    """
+    path = spec_path(source)
+    stages = []
+    documents = Document.read_all(path)
+    for number, document in enumerate(documents):
+        name = document.validate(MergeSpec).name
+        if name is None and number < len(documents) - 1:
+            raise document.error((), "every document but the last needs a name:")
+        if name is not None and (name in [s.name for s in stages] or Path(name).name != name):
+            raise document.error(("name",), f"{name!r} is taken or is not a plain name")
+        stages.append(Stage(name, document, path.parent))
+    return stages
+
+
 @dataclass
 class _Reader:
     """One document on its way to a request."""
 
     document: Document
     beside: Path | None = None
+    outputs: Mapping[str, Path] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
     def request(self) -> Request:
@@ -112,7 +149,8 @@ class _Reader:
     def _reference(self, text: str | None, path: Path_) -> Reference | None:
         if text is None:
             return None
-        return self.document.attempt(path, lambda: parse_reference(text, role=str(path[-1])))
+        place = str(self.outputs.get(text, text))
+        return self.document.attempt(path, lambda: parse_reference(place, role=str(path[-1])))
 
     def _slices(self, spec: MergeSpec, method: Method, base: Reference | None) -> tuple[Slice, ...]:
         if (spec.models is None) == (spec.slices is None):

@@ -30,24 +30,27 @@ for _tag, _pattern, _first in (
     )
 
 
-def load_yaml(text: str, name: str) -> tuple[object, dict[Path_, Position]]:
-    """The document's value, and (line, column) of every key and list item by its path.
+def load_yaml(text: str, name: str) -> list[tuple[object, dict[Path_, Position]]]:
+    """Every document's value, and (line, column) of every key and list item by its path.
 
     Raises:
-        SpecError: not YAML, more than one document, a duplicate key, an alias or a custom tag.
+        SpecError: not YAML, empty, a duplicate key, an alias or a custom tag.
     """
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        nodes = [node for node in yaml.compose_all(text, Loader=_Loader) if node is not None]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         at = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         raise SpecError(f"{at}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise SpecError(f"{name}: not valid YAML: {error}") from error
-    if node is None:
+    if not nodes:
         raise SpecError(f"{name}:1:1: the spec is empty")
-    positions: dict[Path_, Position] = {}
-    return _value(node, (), positions, name), positions
+    documents = []
+    for node in nodes:
+        positions: dict[Path_, Position] = {}
+        documents.append((_value(node, (), positions, name), positions))
+    return documents
 
 
 def _value(node: yaml.Node, path: Path_, positions: dict[Path_, Position], name: str) -> object:

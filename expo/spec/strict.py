@@ -37,9 +37,24 @@ class Document:
 
     @classmethod
     def read(cls, path: Path) -> "Document":
+        """The one document of a file.
+
+        Raises:
+            SpecError: the file cannot be read, is not YAML, or holds several documents.
+        """
+        first, *more = cls.read_all(path)
+        if more:
+            raise more[0].error((), "a second document: only merge takes several")
+        return first
+
+    @classmethod
+    def read_all(cls, path: Path) -> "list[Document]":
         """Raises SpecError: the file cannot be read or is not YAML."""
-        value, positions = load_yaml(read_text(path), str(path))
-        return cls(value, str(path), positions)
+        documents = load_yaml(read_text(path), str(path))
+        return [cls(value, str(path), positions) for value, positions in documents]
+
+    def error(self, path: Path_, what: str) -> SpecError:
+        return SpecError(self.at(path, what))
 
     def validate(self, schema: type[Schema]) -> Schema:
         """The value as a `schema`.

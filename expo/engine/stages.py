@@ -1,0 +1,35 @@
+"""Several merges in order, the later ones of what the earlier ones gave."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from expo.spec.read import Stage
+from expo.spec.request import Request
+
+Result = TypeVar("Result")
+
+
+def run_stages(
+    stages: list[Stage], out: Path, run: Callable[[Request, Path, bool], Result]
+) -> Result:
+    """Run every stage; the last result.
+
+    The last stage becomes `out`. Those before it are made beside it, are kept while the run can be
+    resumed, and go when it is done.
+
+    Args:
+        run: makes one merge: (request, its place, whether it is one of those before the last).
+    """
+    *before, last = stages
+    parts = out.with_name(f".{out.name}.expo-parts")
+    outputs: dict[str, Path] = {}
+    for stage in before:
+        assert stage.name is not None
+        place = parts / stage.name
+        run(stage.request(outputs), place, True)
+        outputs[stage.name] = place
+    result = run(last.request(outputs), out, False)
+    shutil.rmtree(parts, ignore_errors=True)
+    return result
