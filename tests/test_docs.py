@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import expo
 from expo.cli.main import cli
 from expo.demo.toy import MODELS
+from expo.spec.methods import IN_MERGEKIT, TRANSFORMS
+from expo.spec.methods import METHODS as METHOD_TABLE
 from expo.verification.run import CHECKS
 
 from .hub_server import Hub
@@ -98,6 +101,31 @@ def test_the_help_texts_of_the_docs() -> None:
 def test_a_recipe_plans_by_name_from_the_hub(workplace: Path, hub: Hub) -> None:
     command = [sys.executable, "-m", "expo", "plan", "starling-lm-7b-beta-expo"]
     assert "21 extrapolated, 0 copied, 0 missing" in run(command, workplace, hub)
+
+
+METHODS = (ROOT / "docs" / "methods.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("text", blocks("yaml", METHODS), ids=lambda text: text.split()[1])
+def test_the_specs_of_the_docs_run(
+    text: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    (workplace / "own.yml").write_text(text)
+    assert expo.merge("own.yml", "own", verify=False).out.name == "own"
+
+
+def test_the_methods_in_the_docs_are_those_of_the_code() -> None:
+    own = METHODS.partition("## mergekit's methods")[2].partition("## What runs")[0]
+    named = {
+        m
+        for row in re.findall(r"^\| (`\w+`[^|]*)\|", own, flags=re.M)
+        for m in re.findall(r"`(\w+)`", row)
+    }
+    assert named == METHOD_TABLE.keys() - {"expo"}
+    assert all(f"{{{name}: " in METHODS for name in TRANSFORMS)
+    assert all(f"`{name}`" in METHODS for name in IN_MERGEKIT)
 
 
 def test_the_table_of_checks_in_the_docs() -> None:

@@ -31,7 +31,8 @@ def build_plan(request: Request) -> Plan:
     donor = opened[donor_of(request)]
     jobs = {} if request.foreign else _jobs(request, opened, donor, allowed, found)
     sidecars, left_behind = _sidecars(donor, request.include, found)
-    summarize(found, f"({' → '.join(checkpoint.label for checkpoint in opened.values())})")
+    models = " → ".join(checkpoint.label for checkpoint in opened.values())
+    summarize(found, models, is_expo=request.method == "expo")
     _remark(request, opened, donor, found)
     return Plan(
         request,

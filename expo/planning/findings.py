@@ -20,22 +20,27 @@ class Findings:
     refusals: list[str] = field(default_factory=list)
 
 
-def summarize(found: Findings, pair: str, others: str = "SFT") -> None:
-    """Turn what does not match into refusals with a cure; `pair` names the models."""
+def summarize(found: Findings, models: str, *, is_expo: bool) -> None:
+    """Turn what does not match into refusals with a cure; `models` names them."""
+    pair, donor, others = f"({models})", "the aligned model", "the SFT model"
+    question = "is this the model that the aligned one was trained from?"
+    if not is_expo:
+        donor, others = "the donor", "another model"
+        question = "models of one shape are needed; tokenizer_source: union makes one vocabulary"
     if found.missing:
         found.refusals.append(
-            f"{tensors(found.missing)} only in the aligned model {pair}: "
+            f"{tensors(found.missing)} only in {donor} {pair}: "
             f"{listing(map(printable, found.missing))}; --allow-missing REGEX copies them"
         )
     if found.extra:
         found.refusals.append(
-            f"{tensors(found.extra)} only in the {others} model {pair}: "
+            f"{tensors(found.extra)} only in {others} {pair}: "
             f"{listing(map(printable, found.extra))}; --allow-missing REGEX drops them"
         )
     if found.mismatched:
         found.refusals.append(
             f"{tensors(found.mismatched)} of another shape or kind {pair}: "
-            f"{listing(found.mismatched)}; is this the model that the aligned one was trained from?"
+            f"{listing(found.mismatched)}; {question}"
         )
 
 

@@ -182,7 +182,13 @@ class _Reader:
         operands = []
         for number, model in enumerate(models):
             reference = self._reference(model.model, (*path, number, "model"))
-            settings = self._settings(model.parameters, (*path, number, "parameters"), spec, method)
+            where: Path_ = (*path, number, "parameters")
+            settings = self._settings(model.parameters, where, spec, method)
+            for key in settings.keys() & method.shared.keys() - method.each.keys():
+                told = self.document.at(
+                    (*where, key), "has no effect on one model: put it under the"
+                )
+                self.remarks.append(f"{told} spec's own parameters")
             if reference is not None and (reference != base or method.base == "operand"):
                 operands.append(Operand(reference, settings))
         if (
