@@ -30,6 +30,8 @@ from expo.operators.sparsify import (
 from expo.planning.build import build_plan
 from expo.spec.read import read_spec
 
+from .conftest import write_checkpoint
+
 Spec = dict[str, object]
 
 GRADIENT = [0.2, 1.0, 0.6]
@@ -256,6 +258,27 @@ def test_the_bytes_do_not_depend_on_threads_or_chunks(
         run_plan(build_plan(read_spec(absolute)), tmp_path / f"o{number}", tuning=tuning)
         outputs.append((tmp_path / f"o{number}" / "model.safetensors").read_bytes())
     assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_a_tensor_larger_than_any_buffer_is_prepared_whole(tmp_path: Path) -> None:
+    from expo.engine.merge import Tuning, run_plan
+
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "a"):
+        tensors = {"w.weight": torch.randn(1200, 1100, generator=generator, dtype=torch.float64)}
+        write_checkpoint(tmp_path / name, tensors)
+    spec = {"merge_method": "ties", "base_model": str(tmp_path / "base"), "out_dtype": "float32",
+            "models": [{"model": str(tmp_path / "a"), "parameters": {"weight": 1, "density": 0.25}}]}  # fmt: skip
+    for number, chunk in enumerate((4096, 8 << 20)):
+        tuning = Tuning(threads=2, chunk_bytes=chunk)
+        run_plan(build_plan(read_spec(spec)), tmp_path / f"o{number}", tuning=tuning)
+    one, two = (load_file(tmp_path / f"o{n}" / "model.safetensors")["w.weight"] for n in (0, 1))
+    assert torch.equal(one, two)
+    base, top = (load_file(tmp_path / n / "model.safetensors")["w.weight"] for n in ("base", "a"))
+    delta = top - base
+    cut = delta.abs().flatten().kthvalue(delta.numel() * 3 // 4).values
+    expected = base + delta * (delta.abs() > cut)
+    assert float((one - expected).abs().max()) < 1e-6
 
 
 def test_alpha_is_reported_as_it_is_asked_for(models: Path, tmp_path: Path) -> None:

@@ -76,6 +76,32 @@ BAD = {
 }  # fmt: skip
 
 
+def test_unknown_keys_and_wrong_parameters_are_named_together(tmp_path: Path) -> None:
+    text = """\
+merge_method: ties
+base_model: org/base
+models:
+  - model: org/a
+    parameters: {density: 0.5, wieght: 0.5}
+    parametres: {}
+  - model: no such model
+    parameters: {weight: lots, gamma: 0.1}
+transform: []
+"""
+    with pytest.raises(SpecError) as caught:
+        read_spec(write(tmp_path, text))
+    found = str(caught.value)
+    for message in (
+        "6:5: models.0.parametres: is not a known key (did you mean parameters?)",
+        "9:1: transform: is not a known key (did you mean transforms?)",
+        "5:32: models.0.parameters.wieght: is not a parameter of ties (did you mean weight?)",
+        "7:5: models.1.model: model: no such model is neither",
+        "8:18: models.1.parameters.weight: a number, a list of numbers over the layers",
+    ):
+        assert message in found, found
+    assert len(found.splitlines()) == 5
+
+
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD)
 def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, case: tuple[str, str]) -> None:
     text, message = case

@@ -30,6 +30,7 @@ def plan_text(plan: PlanReport) -> str:
         *((role.replace("sft", "SFT"), _source(source)) for role, source in plan.sources.items()),
         ("request", f"{asked}, {plan.rounding} rounding, seed {plan.seed}"),
         ("tensors", f"{tensors.matched} {'extrapolated' if plan.method == 'expo' else 'merged'}, {tensors.copied} copied, {unmatched}"),
+        ("engine", "expo's own, streaming" if plan.engine == "expo" else "the mergekit library's"),
         ("reads", f"{gigabytes(plan.read_bytes)}, {gigabytes(plan.download_bytes)} to download"),
         ("writes", f"{gigabytes(plan.write_bytes)} in {len(plan.shards)} files, {'/'.join(plan.dtypes)}"),
         ("disk", f"{gigabytes(plan.free_disk_bytes)} free"),
@@ -38,6 +39,8 @@ def plan_text(plan: PlanReport) -> str:
         ("copies", ", ".join(map(printable, plan.sidecars)) or "nothing"),
         ("leaves", _left_behind(plan.left_behind)),
     ]  # fmt: skip
+    if plan.engine == "mergekit":  # what it will read and write is its own affair
+        lines = [line for line in lines if line[0] not in ("tensors", "reads", "writes", "memory")]
     text = [f"{name:<10} {value}" for name, value in lines]
     if note := endpoint_note():
         text.append(f"note       {note}")

@@ -88,6 +88,13 @@ def outcome(result: "MergeResult") -> str:
     if not result.statistics.elements:
         return "merged by mergekit's engine, which says nothing about what came out"
     total, other = result.statistics, result.alternative
+    if result.method != "expo":
+        survived = percent(total.effective_alpha)
+        return (
+            f"{result.method}: {survived} of the intended change survived rounding; rounding noise "
+            f"{number(total.rounding_noise, '.2g')} of it; {percent(total.unmoved_share)} of the weights "
+            "did not move"
+        )
     asked = both_conventions(total.alpha if result.alpha is None else result.alpha)
     average = " on average" if result.alpha is None else ""
     parts = [

@@ -74,13 +74,6 @@ class Prepared:
         return values[places % values.numel() if self.is_by_column else places // width]
 
 
-def needs_preparation(combination: Combination) -> bool:
-    dense = all(term.parameters.get("density", 1.0) >= 1 for term in combination.terms)
-    return combination.method in ("slerp", "nuslerp") or (
-        combination.sparsifier is not None and not dense
-    )
-
-
 def prepare(job: TensorJob, seed: int, whole: Load) -> Prepared:
     """Read whole tensors (`whole` of a weight, in the working precision) and draw what is needed."""
     combination = job.combination

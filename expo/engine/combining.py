@@ -12,12 +12,12 @@ from torch import Tensor
 from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
-from expo.engine.combine import Combined, Prepared, combine, needs_preparation, prepare
+from expo.engine.combine import Combined, Prepared, combine, prepare
 from expo.engine.sources import Side, Sources, torch_dtype, typed_output, working_dtype
 from expo.errors import CheckpointError
 from expo.operators.rounding import round_into
 from expo.operators.statistics import Summing, Sums
-from expo.planning.chunks import CHUNK_BYTES, Piece
+from expo.planning.chunks import Piece
 from expo.planning.plan import TensorJob
 from expo.spec.request import Rounding
 
@@ -112,7 +112,7 @@ class Combining:
 
     def _prepared(self, job: TensorJob) -> Prepared | None:
         assert job.combination is not None
-        if not needs_preparation(job.combination):
+        if not job.combination.needs_whole:
             return None
         return self._preparations.get(
             job, lambda: prepare(job, self._seed, lambda weight: self._whole(job, weight))
@@ -123,7 +123,7 @@ class Combining:
         double = any(other.stored.dtype == "F64" for other in job.inputs)
         whole = torch.empty(job.shape, dtype=torch.float64 if double else torch.float32)
         flat = whole.view(-1)
-        step = max(CHUNK_BYTES // 8 // self._block, 1) * self._block
+        step = max(self._sources.buffer_bytes // 8 // self._block, 1) * self._block
         for begin in range(0, job.count, step):
             count = min(step, job.count - begin)
             side = Side(self._sources, weight, begin, count, side=0)

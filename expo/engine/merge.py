@@ -66,6 +66,7 @@ class MergeResult:
     """
 
     out: Path
+    method: str
     alpha: float | None
     paper_alpha: float | None
     statistics: Statistics
@@ -320,6 +321,7 @@ def _result(content: dict, out: Path, written_bytes: int, seconds: float) -> Mer
     other = content["alternative"]
     return MergeResult(
         out=out,
+        method=content["method"],
         alpha=content["alpha"],
         paper_alpha=content["paper_alpha"],
         statistics=Statistics(**content["statistics"]),

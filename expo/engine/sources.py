@@ -40,7 +40,7 @@ class Sources:
 
     def __init__(self, files: OpenFiles, buffer_bytes: int) -> None:
         self._files = files
-        self._buffer_bytes = buffer_bytes
+        self.buffer_bytes = buffer_bytes
         self._buffers: dict[int, Bytes] = {}
         self._factors: dict[int, tuple[Weight, tuple[Tensor, Tensor]]] = {}
         self._fronts: dict[tuple[int, torch.dtype, int], tuple[Bytes, Tensor]] = {}
@@ -54,7 +54,7 @@ class Sources:
 
     def buffer(self, side: int) -> Bytes:
         if side not in self._buffers:
-            self._buffers[side] = read_buffer(self._buffer_bytes)
+            self._buffers[side] = read_buffer(self.buffer_bytes)
         return self._buffers[side]
 
     def front(self, side: int, dtype: torch.dtype, count: int) -> tuple[Bytes, Tensor]:

@@ -41,6 +41,12 @@ class Combination:
     elects_sign: bool = False
 
     @property
+    def needs_whole(self) -> bool:
+        """Whether something about whole tensors has to be known before the first block."""
+        dense = all(term.parameters.get("density", 1.0) >= 1 for term in self.terms)
+        return self.method in ("slerp", "nuslerp") or (self.sparsifier is not None and not dense)
+
+    @property
     def weights(self) -> tuple[Weight, ...]:
         """Every tensor that is read, each once."""
         named = (self.base, self.start, *(term.weight for term in self.terms))
@@ -162,6 +168,12 @@ class Plan:
     @property
     def write_bytes(self) -> int:
         return sum(shard.file_bytes for shard in self.shards)
+
+    @property
+    def preparation_bytes(self) -> int:
+        """What the largest tensor takes that has to be looked at whole: three float32 copies."""
+        whole = [job for job in self.jobs if job.combination and job.combination.needs_whole]
+        return max((3 * 4 * job.count for job in whole), default=0)
 
     @property
     def download_bytes(self) -> int:

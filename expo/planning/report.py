@@ -41,6 +41,7 @@ class PlanReport:
     """
 
     method: str
+    engine: str
     sft: SourceReport | None
     aligned: SourceReport | None
     sources: dict[str, SourceReport]
@@ -85,9 +86,11 @@ def report(
     has_tokenizer = any(sidecar.name.startswith("tokenizer") for sidecar in plan.sidecars)
     sources = {role: _source(checkpoint) for role, checkpoint in plan.sources.items()}
     actions = [job.action for job in plan.jobs]
+    models = max((len(job.inputs) for job in plan.jobs), default=2)
     computed = [action for action in actions if action in ("extrapolate", "combine")]
     return PlanReport(
         method=request.method,
+        engine="mergekit" if request.foreign else "expo",
         sft=sources.get("sft"),
         aligned=sources.get("aligned"),
         sources=sources,
@@ -107,7 +110,7 @@ def report(
         read_bytes=plan.read_bytes,
         write_bytes=plan.write_bytes,
         download_bytes=plan.download_bytes,
-        memory_bytes=memory_bytes(threads),
+        memory_bytes=memory_bytes(threads, models=models) + plan.preparation_bytes,
         free_disk_bytes=free,
         shards={shard.file: shard.file_bytes for shard in plan.shards},
         tokenizer_donor=plan.donor.tokenizer_files.label if has_tokenizer else None,

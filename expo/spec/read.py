@@ -56,10 +56,11 @@ def read_stages(source: Path) -> list[Stage]:
     stages = []
     documents = Document.read_all(path)
     for number, document in enumerate(documents):
-        name = document.validate(MergeSpec).name
+        name = document.value.get("name") if isinstance(document.value, dict) else None
         if name is None and number < len(documents) - 1:
             raise document.error((), "every document but the last needs a name:")
-        if name is not None and (name in [s.name for s in stages] or Path(name).name != name):
+        taken = name in [stage.name for stage in stages]
+        if name is not None and (taken or not isinstance(name, str) or Path(name).name != name):
             raise document.error(("name",), f"{name!r} is taken or is not a plain name")
         stages.append(Stage(name, document, path.parent))
     return stages
@@ -229,7 +230,9 @@ class _Reader:
             )
         else:
             names = [*known, *(["paper_alpha"] if method == "expo" else [])]
-            self.document.fault(path, f"is not a parameter of {method}{nearest(key, names)}")
+            every = [name for m in METHODS.values() for name in (*m.each, *m.shared)]
+            close = nearest(key, names) or nearest(key, every)
+            self.document.fault(path, f"is not a parameter of {method}{close}")
 
     def _alpha(
         self, given: dict[str, object], settings: dict[str, Setting], path: Path_, spec: MergeSpec

@@ -57,18 +57,21 @@ class Document:
         return SpecError(self.at(path, what))
 
     def validate(self, schema: type[Schema]) -> Schema:
-        """The value as a `schema`.
+        """The value as a `schema`. Unknown keys are noted and left out, so that `check` can name them
+        together with what is found later.
 
         Raises:
-            SpecError: with one line for every fault.
+            SpecError: with one line for every fault, where there is more than unknown keys.
         """
         try:
             return schema.model_validate(self.value)
         except ValidationError as error:
-            for fault in error.errors():
+            faults = error.errors()
+            for fault in faults:
                 self.fault(tuple(fault["loc"]), _describe(dict(fault), schema))
-        self.check()
-        raise AssertionError("a validation error without faults")
+            if any(fault["type"] != "extra_forbidden" for fault in faults):
+                self.check()
+            return schema.model_validate(_without(self.value, [f["loc"] for f in faults]))
 
     def attempt(self, path: Path_, make: Callable[[], T]) -> T | None:
         """What `make` returns, or None and its SpecError as a fault at `path`."""
@@ -107,6 +110,17 @@ def nearest(word: str, known: list[str]) -> str:
     """` (did you mean …?)`, or nothing."""
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _without(value: object, paths: list[Path_]) -> object:
+    """A value without what lies at the paths."""
+    here = {path[0] for path in paths if len(path) == 1}
+    if isinstance(value, dict):
+        below = {k: [p[1:] for p in paths if p[0] == k and len(p) > 1] for k in value}
+        return {k: _without(v, below[k]) for k, v in value.items() if k not in here}
+    if isinstance(value, list):
+        return [_without(v, [p[1:] for p in paths if p[0] == n]) for n, v in enumerate(value)]
+    return value
 
 
 def _describe(fault: dict, schema: type[BaseModel]) -> str:

@@ -84,7 +84,10 @@ def read_golden(path: Path) -> Golden:
     Raises:
         SpecError: it cannot be read or is not valid; one line for every fault.
     """
-    return Document.read(path).validate(Golden)
+    document = Document.read(path)
+    golden = document.validate(Golden)
+    document.check()
+    return golden
 
 
 def record(facts: dict, texts: dict[str, dict], conversations: Sequence[dict], name: str) -> str:
