@@ -1,7 +1,6 @@
 """From a spec to a request: references parsed, parameters checked against the method, α in one form."""
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +11,10 @@ from expo.spec.methods import IN_MERGEKIT, METHODS, TRANSFORMS, WITHOUT_EFFECT, 
 from expo.spec.recipes import spec_path, vectors_path
 from expo.spec.request import Foreign, Operand, Request, Slice, Transform, resolve_alpha
 from expo.spec.schema import MergeSpec, Model, SliceOf, Source
-from expo.spec.settings import Conditional, Setting, Settings
+from expo.spec.settings import Setting, Settings, is_number, mapped, parse_setting
 from expo.spec.source import Path_
 from expo.spec.strict import Document, nearest
+from expo.spec.surgery import surgery
 
 
 def read_spec(source: Path | str | Mapping[str, object]) -> Request:
@@ -83,7 +83,7 @@ class _Reader:
             fault = f"{spec.merge_method!r} is not a method of expo or mergekit{known}"
             self.document.fault(("merge_method",), fault)
             self.document.check()
-        if reasons := tuple(_surgery(spec)):
+        if reasons := tuple(surgery(spec)):
             return self._foreign(spec, reasons)
         assert method is not None
         base = self._reference(spec.base_model, ("base_model",))
@@ -252,17 +252,17 @@ class _Reader:
 
         def convert(value: float) -> float:
             pair = (value, None) if key == "alpha" else (None, value)
-            alpha = resolve_alpha(*pair, interpolate=spec.interpolate or not _is_number(setting))
+            alpha = resolve_alpha(*pair, interpolate=spec.interpolate or not is_number(setting))
             assert alpha is not None
             return alpha
 
-        converted = self.document.attempt((*path, key), lambda: _mapped(setting, convert))
+        converted = self.document.attempt((*path, key), lambda: mapped(setting, convert))
         if converted is not None:
             settings["alpha"] = converted
 
     def _setting(self, value: object, path: Path_) -> Setting | None:
         try:
-            return _parse_setting(value)
+            return parse_setting(value)
         except SpecError as error:
             self.document.fault(path, str(error))
             return None
@@ -360,89 +360,3 @@ _OURS = {
     "onto", "donor", "transforms", "exclude", "fix_first_layers", "fix_last_layers", "rounding", "interpolate",
 }  # fmt: skip
 """Keys that only expo's engine understands."""
-
-
-def _surgery(spec: MergeSpec) -> Iterator[str]:
-    """Why a spec needs mergekit's own engine, if it does."""
-    if spec.merge_method in IN_MERGEKIT:
-        yield f"{spec.merge_method} does not stream through expo"
-    if spec.modules is not None:
-        yield "modules need mergekit's architectures"
-    if spec.tokenizer is not None or spec.tokenizer_source not in (None, "base"):
-        yield "a new vocabulary needs mergekit's tokenizer surgery"
-    if spec.chat_template not in (None, "auto"):
-        yield "another chat template than the donor's"
-    yield from _rearranged(spec.slices or [])
-
-
-def _rearranged(slices: list[SliceOf]) -> Iterator[str]:
-    """Slices that are not the whole of the same models, in order."""
-    following = 0
-    for slice_ in slices:
-        first, end = slice_.sources[0].layer_range
-        if {tuple(source.layer_range) for source in slice_.sources} != {(first, end)}:
-            yield "a slice takes different layers of its models"
-        if first != following:
-            yield f"layers {first} to {end} follow {following}: reordered or stacked layers"
-        if [s.model for s in slice_.sources] != [s.model for s in slices[0].sources]:
-            yield "slices take different models"
-        if slice_.base_model is not None or slice_.residual_weight is not None:
-            yield "a slice has its own base_model or residual_weight"
-        following = end
-
-
-def _parse_setting(value: object) -> Setting:
-    """A setting in the forms that mergekit knows.
-
-    Raises:
-        SpecError: it is none.
-    """
-    match value:
-        case bool() | int() | float():
-            return _finite(value)
-        case [*points] if points and all(_is_number(point) for point in points):
-            return tuple(_finite(point) for point in points)
-        case {"value": _}:
-            return (_conditional(value),)
-        case [*entries] if entries and all(isinstance(entry, dict) for entry in entries):
-            return tuple(map(_conditional, entries))
-        case _:
-            raise SpecError(
-                f"a number, a list of numbers over the layers, or filters with values, not {value!r}"
-            )
-
-
-def _conditional(entry: object) -> Conditional:
-    match entry:
-        case {"value": value, **more} if more.keys() <= {"filter"}:
-            inner = _parse_setting(value)
-            name = more.get("filter")
-            filters = isinstance(inner, tuple) and any(isinstance(i, Conditional) for i in inner)
-            if filters or not (name is None or isinstance(name, str)):
-                raise SpecError(f"a filter is a part of a name and has one value, not {entry!r}")
-            return Conditional(inner, name)  # pyright: ignore[reportArgumentType]
-        case _:
-            raise SpecError(f"a filter has the keys filter and value, not {entry!r}")
-
-
-def _finite(value: object) -> bool | float:
-    assert isinstance(value, bool | int | float)
-    if not math.isfinite(value):
-        raise SpecError(f"input should be a finite number, not {value!r}")
-    return value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _mapped(setting: Setting, convert) -> Setting:
-    """A setting with every number converted."""
-    if isinstance(setting, tuple):
-        return tuple(
-            Conditional(_mapped(item.value, convert), item.filter)  # pyright: ignore[reportArgumentType]
-            if isinstance(item, Conditional)
-            else convert(item)
-            for item in setting
-        )
-    return convert(float(setting))

@@ -1,0 +1,35 @@
+"""What a spec asks for that only mergekit's own engine can do."""
+
+from collections.abc import Iterator
+
+from expo.spec.methods import IN_MERGEKIT
+from expo.spec.schema import MergeSpec, SliceOf
+
+
+def surgery(spec: MergeSpec) -> Iterator[str]:
+    """Why a spec needs mergekit's own engine, if it does."""
+    if spec.merge_method in IN_MERGEKIT:
+        yield f"{spec.merge_method} does not stream through expo"
+    if spec.modules is not None:
+        yield "modules need mergekit's architectures"
+    if spec.tokenizer is not None or spec.tokenizer_source not in (None, "base"):
+        yield "a new vocabulary needs mergekit's tokenizer surgery"
+    if spec.chat_template not in (None, "auto"):
+        yield "another chat template than the donor's"
+    yield from _rearranged(spec.slices or [])
+
+
+def _rearranged(slices: list[SliceOf]) -> Iterator[str]:
+    """Slices that are not the whole of the same models, in order."""
+    following = 0
+    for slice_ in slices:
+        first, end = slice_.sources[0].layer_range
+        if {tuple(source.layer_range) for source in slice_.sources} != {(first, end)}:
+            yield "a slice takes different layers of its models"
+        if first != following:
+            yield f"layers {first} to {end} follow {following}: reordered or stacked layers"
+        if [s.model for s in slice_.sources] != [s.model for s in slices[0].sources]:
+            yield "slices take different models"
+        if slice_.base_model is not None or slice_.residual_weight is not None:
+            yield "a slice has its own base_model or residual_weight"
+        following = end
