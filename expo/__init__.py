@@ -8,9 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expo.api import apply, diff, extrapolate, merge, plan, verify
+    from expo.api import apply, diff, extrapolate, merge, plan, spectrum, verify
     from expo.engine.diff import DiffResult
     from expo.engine.merge import MergeResult
+    from expo.engine.spectrum import MatrixSpectrum
     from expo.errors import (
         CheckpointError,
         ExpoError,
@@ -29,6 +30,7 @@ __all__ = [
     "DiffResult",
     "ExpoError",
     "HubError",
+    "MatrixSpectrum",
     "MergeResult",
     "OutputError",
     "PlanReport",
@@ -40,11 +42,13 @@ __all__ = [
     "extrapolate",
     "merge",
     "plan",
+    "spectrum",
     "verify",
 ]
 
 _HOMES = {
     "DiffResult": "expo.engine.diff",
+    "MatrixSpectrum": "expo.engine.spectrum",
     "MergeResult": "expo.engine.merge",
     "PlanReport": "expo.planning.report",
     "VerifyResult": "expo.verification.check",
@@ -53,6 +57,7 @@ _HOMES = {
     "extrapolate": "expo.api",
     "merge": "expo.api",
     "plan": "expo.api",
+    "spectrum": "expo.api",
     "verify": "expo.api",
 }
 

@@ -1,5 +1,6 @@
 """The functions of the public door: thin, typed, silent. The command line calls the same ones."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from expo.engine.diff import DiffResult
     from expo.engine.merge import MergeResult
+    from expo.engine.spectrum import MatrixSpectrum
     from expo.planning.report import PlanReport
     from expo.verification.check import VerifyResult
 
@@ -163,6 +165,37 @@ def verify(
         generate=generate,
         progress=progress,
     )
+
+
+def spectrum(
+    model: str | PathLike[str],
+    *,
+    minus: str | PathLike[str] | None = None,
+    target: str | None = None,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> "tuple[MatrixSpectrum, ...]":
+    """Singular values of every matrix, summed up; of the change since `minus`, if that is given.
+
+    Args:
+        target: only tensors whose full name this regular expression finds; by default the matrices of
+            the layers, without embeddings, head, norms and router gates.
+        threads: matrices at a time, each on one core.
+        progress: called with (matrices done, matrices in all).
+
+    Raises:
+        SpecError: `target` is not a regular expression.
+        CheckpointError, HubError: an input cannot be used.
+    """
+    from expo.engine.spectrum import run_spectrum
+
+    try:
+        re.compile(target or "")
+    except re.error as error:
+        raise SpecError(f"{target}: not a regular expression: {error}") from error
+    base = None if minus is None else parse_reference(str(minus), role="BASE")
+    reference = parse_reference(str(model), role="MODEL")
+    return run_spectrum(reference, minus=base, pattern=target, threads=threads, progress=progress)
 
 
 def apply(

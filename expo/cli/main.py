@@ -15,6 +15,7 @@ from expo.cli.extrapolate import extrapolate
 from expo.cli.merge import merge
 from expo.cli.plan import plan
 from expo.cli.run import RESUMABLE
+from expo.cli.spectrum import spectrum
 from expo.cli.verify import verify
 from expo.errors import ExpoError, SpecError
 
@@ -39,7 +40,7 @@ def cli() -> None:
     """
 
 
-for _command in (extrapolate, merge, plan, diff, verify, demo):
+for _command in (extrapolate, merge, plan, diff, verify, spectrum, demo):
     cli.add_command(_command)
 
 

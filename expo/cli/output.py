@@ -32,15 +32,16 @@ class Output:
             click.echo(text, err=True)
 
     @contextmanager
-    def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar on a terminal, a line now and then elsewhere; called with (bytes, bytes in all)."""
+    def progress(self, label: str, *, unit: str = "B") -> Iterator[Callable[[int, int], None]]:
+        """A bar on a terminal, a line now and then elsewhere; called with (done, in all), in bytes
+        unless another `unit` is named."""
         if self.quiet:
             yield lambda _done, _total: None
         elif sys.stderr.isatty():
-            with _bar(label) as update:
+            with _bar(label, unit) as update:
                 yield update
         else:
-            yield _log_lines(label, self.say)
+            yield _log_lines(label, unit, self.say)
 
 
 def to_json(value: object) -> str:
@@ -80,10 +81,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 @contextmanager
-def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
+def _bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     from tqdm import tqdm
 
-    with tqdm(desc=label, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
+    with tqdm(desc=label, unit=unit, unit_scale=unit == "B", leave=False, file=sys.stderr) as bar:
 
         def update(done: int, total: int) -> None:
             bar.total = total
@@ -92,7 +93,7 @@ def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
         yield update
 
 
-def _log_lines(label: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
+def _log_lines(label: str, unit: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
     started = last = time.monotonic()
 
     def update(done: int, total: int) -> None:
@@ -102,6 +103,9 @@ def _log_lines(label: str, say: Callable[[str], None]) -> Callable[[int, int], N
             return
         last = now
         rate = done / (now - started)
+        if unit != "B":
+            say(f"{label}: {done} of {total} {unit}")
+            return
         left = (total - done) / rate if rate else float("inf")
         say(
             f"{label}: {gigabytes(done)} of {gigabytes(total)}, {rate / 1e9:.2f} GB/s, {left:.0f} s left"

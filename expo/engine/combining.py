@@ -13,7 +13,14 @@ from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
 from expo.engine.combine import Combined, Prepared, combine, prepare
-from expo.engine.sources import Side, Sources, torch_dtype, typed_output, working_dtype
+from expo.engine.sources import (
+    Side,
+    Sources,
+    torch_dtype,
+    typed_output,
+    whole_tensor,
+    working_dtype,
+)
 from expo.errors import CheckpointError
 from expo.operators.rounding import round_into
 from expo.operators.statistics import Summing, Sums
@@ -114,23 +121,14 @@ class Combining:
         assert job.combination is not None
         if not job.combination.needs_whole:
             return None
+        double = any(weight.stored.dtype == "F64" for weight in job.inputs)
+        dtype = torch.float64 if double else torch.float32
         return self._preparations.get(
-            job, lambda: prepare(job, self._seed, lambda weight: self._whole(job, weight))
+            job,
+            lambda: prepare(
+                job, self._seed, lambda weight: whole_tensor(self._sources, weight, dtype)
+            ),
         )
-
-    def _whole(self, job: TensorJob, weight: Weight) -> Tensor:
-        """One model's whole tensor in the working precision."""
-        double = any(other.stored.dtype == "F64" for other in job.inputs)
-        whole = torch.empty(job.shape, dtype=torch.float64 if double else torch.float32)
-        flat = whole.view(-1)
-        step = max(self._sources.buffer_bytes // 8 // self._block, 1) * self._block
-        for begin in range(0, job.count, step):
-            count = min(step, job.count - begin)
-            side = Side(self._sources, weight, begin, count, side=0)
-            for start in range(0, count, self._block):
-                stop = min(start + self._block, count)
-                side.load(start, flat[begin + start : begin + stop])
-        return whole
 
 
 def _sums(job: TensorJob, out: Tensor, done: Combined) -> Sums:

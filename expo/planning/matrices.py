@@ -1,0 +1,68 @@
+"""The matrices of a model, one by one: what layers multiply by, fused and stacked ones taken apart."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from expo.checkpoint.checkpoint import Checkpoint, Weight
+from expo.checkpoint.dtypes import FLOATS
+from expo.checkpoint.names import is_of_kind
+
+_GATE = re.compile(r"(block_sparse_moe\.gate|mlp\.gate|router(\.\w+)?|shared_expert_gate)\.weight$")
+_FUSED_QKV = re.compile(r"\.(qkv_proj|query_key_value|Wqkv|c_attn)\.weight$")
+_FUSED_GATE_UP = re.compile(r"\.gate_up_proj(\.weight)?$")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows [first, end) of a tensor, or of one expert of a stack of them."""
+
+    label: str
+    tensor: str
+    weight: Weight
+    first: int
+    end: int
+    expert: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.end - self.first, self.weight.shape[-1]
+
+
+def matrices(checkpoint: Checkpoint, pattern: str | None = None) -> Iterator[Matrix]:
+    """Every matrix of the layers, in the order of the files.
+
+    Embeddings, head, norms, biases and router gates are left out, unless a `pattern` (`re.search` on
+    the full name) asks for them. What is in a fused tensor is told apart by rows.
+    """
+    for name, weight in checkpoint.weights.items():
+        if weight.dtype not in FLOATS or len(weight.shape) not in (2, 3) or min(weight.shape) < 2:
+            continue
+        if pattern is not None:
+            if not re.search(pattern, name):
+                continue
+        elif is_of_kind(name, ("embeddings", "head", "norms", "biases")) or _GATE.search(name):
+            continue
+        yield from _parts(checkpoint, name, weight)
+
+
+def _parts(checkpoint: Checkpoint, name: str, weight: Weight) -> Iterator[Matrix]:
+    experts = range(weight.shape[0]) if len(weight.shape) == 3 else [None]
+    for expert in experts:
+        stem = name if expert is None else f"{name}[{expert}]"
+        for part, first, end in _rows(checkpoint.config, name, weight.shape[-2]):
+            yield Matrix(stem + part, name, weight, first, end, expert)
+
+
+def _rows(config: dict, name: str, rows: int) -> list[tuple[str, int, int]]:
+    """Which rows belong together: (suffix of the label, first, end)."""
+    if _FUSED_GATE_UP.search(name) and rows % 2 == 0:
+        return [(":gate", 0, rows // 2), (":up", rows // 2, rows)]
+    heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if _FUSED_QKV.search(name) and isinstance(heads, int) and heads > 0:
+        groups = groups if isinstance(groups, int) and groups > 0 else heads
+        size = rows // (heads + 2 * groups)
+        q, k = heads * size, (heads + groups) * size
+        if (heads + 2 * groups) * size == rows:
+            return [(":q", 0, q), (":k", q, k), (":v", k, rows)]
+    return [("", 0, rows)]
