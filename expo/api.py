@@ -174,6 +174,7 @@ def spectrum(
     target: str | None = None,
     threads: int = 2,
     progress: Progress | None = None,
+    values: dict[str, "Tensor"] | None = None,
 ) -> "tuple[MatrixSpectrum, ...]":
     """Singular values of every matrix, summed up; of the change since `minus`, if that is given.
 
@@ -182,6 +183,7 @@ def spectrum(
             the layers, without embeddings, head, norms and router gates.
         threads: matrices at a time, each on one core.
         progress: called with (matrices done, matrices in all).
+        values: where to leave the singular values, float64 in descending order, by tensor.
 
     Raises:
         SpecError: `target` is not a regular expression.
@@ -195,7 +197,9 @@ def spectrum(
         raise SpecError(f"{target}: not a regular expression: {error}") from error
     base = None if minus is None else parse_reference(str(minus), role="BASE")
     reference = parse_reference(str(model), role="MODEL")
-    return run_spectrum(reference, minus=base, pattern=target, threads=threads, progress=progress)
+    return run_spectrum(
+        reference, minus=base, pattern=target, threads=threads, progress=progress, values=values
+    )
 
 
 def apply(

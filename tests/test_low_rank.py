@@ -2,15 +2,19 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 import expo as door
 from expo.checkpoint.checkpoint import open_checkpoint
 from expo.checkpoint.reference import parse_reference
 from expo.demo.toy import MODELS
+from expo.engine.spectrum import MatrixSpectrum
 from expo.errors import CheckpointError, SpecError
 from expo.operators.low_rank import (
     bulk_fit,
@@ -31,6 +35,8 @@ from expo.operators.low_rank import (
     snr_mp,
 )
 from expo.planning.matrices import matrices
+from expo.report.spectra import _bulk
+from expo.report.training import choose
 
 from .conftest import write_checkpoint
 
@@ -179,6 +185,62 @@ def test_the_verb_on_the_demo_pair(expo) -> None:
     nothing = expo("spectrum", MODELS / "aligned", "--target", "no_such")
     assert nothing.code == 1
     assert "has no matrix that is asked for" in nothing.err
+
+
+def test_the_files_for_trainers(tmp_path: Path, expo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ("--train-top", 50, "--train-dir", "train")
+    ran = expo("spectrum", MODELS / "aligned", *flags, "--json")
+    assert ran.code == 0, ran.err
+    names = {one["tensor"] for one in json.loads(ran.out)}
+    assert "7 of 14 tensors to train" in ran.err
+    axolotl = yaml.safe_load((tmp_path / "train" / "axolotl.yml").read_text())[
+        "unfrozen_parameters"
+    ]
+    unfrozen = {name for name in names if any(re.match(pattern, name) for pattern in axolotl)}
+    assert len(unfrozen) == len(axolotl) == 7  # one of two layers for each of seven modules
+    assert not any(re.match(p, n.replace(".", "x")) for p in axolotl for n in names)
+    lines = (tmp_path / "train" / "trl.yml").read_text().splitlines()
+    assert {line[2:] for line in lines if line.startswith("- ")} == unfrozen
+    (results,) = (tmp_path / "train").glob("snr_results_*.json")
+    scores = json.loads(results.read_text())
+    assert scores.keys() == names
+    assert all(math.isfinite(entry["snr"]) for entry in scores.values())
+    for name in unfrozen:
+        rivals = [n for n in names if scores[n]["type"] == scores[name]["type"]]
+        assert scores[name]["snr"] == max(scores[n]["snr"] for n in rivals)
+    targets = json.loads((tmp_path / "train" / "lora_targets.json").read_text())["target_modules"]
+    assert {f"{module}.weight" for module in targets} == unfrozen
+    again = expo("spectrum", MODELS / "aligned", *flags)
+    assert again.code == 1
+    assert "train exists and is not empty" in again.err
+
+
+def test_the_plot(tmp_path: Path, expo) -> None:
+    flags = ("--minus", MODELS / "sft", "--plot", tmp_path / "spectra.png")
+    ran = expo("spectrum", MODELS / "aligned", *flags)
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "spectra.png").read_bytes().startswith(b"\x89PNG")
+    assert expo("spectrum", MODELS / "aligned", "--plot", tmp_path / "x.gif").code == 2
+
+
+def test_the_drawn_bulk_is_the_law() -> None:
+    one = MatrixSpectrum("w", (300, 900), 0.5, mp_edge(0.5, 300, 900), 0, 0, 0, 1.0, 1.0, 1.0, 0.0)
+    x, density = _bulk(one)
+    assert float(np.trapezoid(density, x)) == pytest.approx(1.0, abs=1e-3)
+    assert x[-1] == pytest.approx(one.mp_edge)
+
+
+def test_an_undefined_score_is_the_highest_of_its_type() -> None:
+    def one(layer: int, score: float | None, part: str = "") -> MatrixSpectrum:
+        name = f"model.layers.{layer}.mlp.up_proj.weight{part}"
+        return MatrixSpectrum(name, (2, 2), 0.0, 0.0, 0, 0, 0, score, score, 1.0, None)
+
+    chosen = choose(
+        [one(0, 3.0), one(1, None), one(2, 1.0, ":gate"), one(2, 5.0, ":up")], 34, "snr_mp"
+    )
+    assert chosen.trained == ("model.layers.1.mlp.up_proj.weight",)
+    assert list(chosen.scores.values()) == [3.0, 5.0, 5.0]
 
 
 def test_the_change_is_what_is_measured(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """`expo spectrum`: where the signal of every matrix ends and its noise begins."""
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -8,7 +10,12 @@ from expo.cli import options
 from expo.cli.output import Output, number, table
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from expo.engine.spectrum import MatrixSpectrum
+    from expo.report.training import By
+
+BYS = ("snr_mp", "snr_compat", "effective_rank")
 
 
 @click.command(
@@ -17,16 +24,45 @@ Examples:
   expo spectrum Nexusflow/Starling-LM-7B-beta
   expo spectrum ./aligned --minus ./sft
   expo spectrum ./aligned --minus ./sft --target 'self_attn' --json > spectra.json
+  expo spectrum ./aligned --plot spectra.png --train-top 25 --train-dir unfrozen
 """
 )
 @click.argument("model")
 @click.option("--minus", metavar="BASE", help="Look at what changed since this model.")
 @click.option("--target", metavar="REGEX", help="Only these tensors. [default: matrices of layers]")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw spectra and a map (.png, .svg)."
+)
 @click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Rows to print.")
+@click.option(
+    "--train-top",
+    type=click.FloatRange(0, 100, min_open=True),
+    metavar="PERCENT",
+    help="Write the files that trainers read to train the top of each module type.",
+)
+@click.option(
+    "--by", type=click.Choice(BYS), default="snr_mp", show_default=True, help="What counts as top."
+)
+@click.option(
+    "--train-dir",
+    type=click.Path(path_type=Path),
+    default="train-top",
+    show_default=True,
+    help="Where to write them.",
+)
 @click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
 @options.talk
 def spectrum(
-    model: str, minus: str | None, target: str | None, top: int, threads: int, output: Output
+    model: str,
+    minus: str | None,
+    target: str | None,
+    plot: Path | None,
+    top: int,
+    train_top: float | None,
+    by: "By",
+    train_dir: Path,
+    threads: int,
+    output: Output,
 ) -> None:
     """Singular values of the matrices of MODEL, summed up: noise level, edge, ranks, SNR.
 
@@ -35,9 +71,53 @@ def spectrum(
     """
     from expo.api import spectrum as run
 
+    if plot is not None:
+        from expo.report.heatmap import check_plot
+
+        check_plot(plot)
+    values: dict[str, Tensor] | None = None if plot is None else {}
     with output.progress("spectrum", unit="matrices") as progress:
-        result = run(model, minus=minus, target=target, threads=threads, progress=progress)
+        result = run(
+            model, minus=minus, target=target, threads=threads, progress=progress, values=values
+        )
+    if plot is not None and values is not None:
+        _draw(result, values, plot, model if minus is None else f"{model} − {minus}", output)
+    if train_top is not None:
+        _write(result, train_top, by, train_dir, model, output)
     output.result(result, lambda: spectrum_text(result, top))
+
+
+def _draw(
+    result: "tuple[MatrixSpectrum, ...]",
+    values: "dict[str, Tensor]",
+    plot: Path,
+    title: str,
+    output: Output,
+) -> None:
+    from expo.report.heatmap import save
+    from expo.report.spectra import spectra_figure
+
+    save(spectra_figure(result, values, title), plot)
+    output.say(f"{plot}: spectra with the fitted bulk, and SNR by layer × module")
+
+
+def _write(
+    result: "tuple[MatrixSpectrum, ...]",
+    percent: float,
+    by: "By",
+    folder: Path,
+    model: str,
+    output: Output,
+) -> None:
+    from expo.report.training import choose, write_training_files
+
+    chosen = choose(result, percent, by)
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "_", model).strip("_.") or "model"
+    files = write_training_files(chosen, folder, slug)
+    names = ", ".join(file.name for file in files)
+    output.say(
+        f"{folder}: {len(chosen.trained)} of {len(chosen.scores)} tensors to train ({names})"
+    )
 
 
 def spectrum_text(result: "tuple[MatrixSpectrum, ...]", top: int) -> str:

@@ -59,12 +59,14 @@ def run_spectrum(
     pattern: str | None = None,
     threads: int = 2,
     progress: Progress | None = None,
+    values: dict[str, Tensor] | None = None,
 ) -> tuple[MatrixSpectrum, ...]:
     """The spectra of `model`, or of `model` − `minus`, in the order of its files.
 
     Args:
         pattern: only tensors whose name it finds; by default the matrices of the layers.
         progress: called with (matrices done, matrices in all).
+        values: where to leave the singular values themselves, by label.
 
     Raises:
         CheckpointError: the models do not fit, a value is not finite, or no matrix is chosen.
@@ -83,8 +85,11 @@ def run_spectrum(
     def one(matrix: Matrix) -> MatrixSpectrum:
         nonlocal done
         torch.set_num_threads(1)  # of this thread: matrices run side by side instead
-        result = _spectrum(matrix, base, Sources(files, buffer_bytes(CHUNK_BYTES)))
+        found = singular_values(_load(matrix, base, Sources(files, buffer_bytes(CHUNK_BYTES))))
+        result = _summary(matrix, found)
         with lock:
+            if values is not None:
+                values[matrix.label] = found
             done += 1
             if progress:
                 progress(done, len(chosen))
@@ -120,8 +125,7 @@ def _check_pair(matrix: Matrix, checkpoint: Checkpoint, base: Checkpoint | None)
         )
 
 
-def _spectrum(matrix: Matrix, base: Checkpoint | None, sources: Sources) -> MatrixSpectrum:
-    values = singular_values(_load(matrix, base, sources))
+def _summary(matrix: Matrix, values: Tensor) -> MatrixSpectrum:
     m, n = sorted(matrix.shape)
     sigma = noise_level(values, m, n)
     edge = mp_edge(sigma, m, n)

@@ -1,5 +1,6 @@
 """The relative change of every module in every layer, as a heat map."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import numpy as np
 from expo.errors import ExpoError, OutputError, SpecError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from expo.engine.diff import DiffResult
@@ -37,24 +39,38 @@ def draw_heatmap(result: "DiffResult", path: Path) -> None:
 
 def heatmap(result: "DiffResult") -> "Figure":
     """Layers from left to right, modules from top to bottom, colour is ‖Δ‖/‖θ‖ on a log scale."""
-    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    modules = list(dict.fromkeys(m.module for m in result.modules))
-    layers = sorted({m.layer for m in result.modules if m.layer is not None})
-    columns: list[int | None] = [*layers]
-    if any(m.layer is None for m in result.modules):
+    cells = {(m.layer, m.module): m.statistics.relative_delta for m in result.modules}
+    figure = Figure(figsize=map_size(cells), layout="constrained")
+    axes = figure.subplots()
+    draw_map(axes, cells, "‖Δ‖ / ‖θ‖")
+    axes.set_title(f"Relative change ‖Δ‖/‖θ‖ per module\n{result.a} → {result.b}", fontsize=10)
+    return figure
+
+
+Cells = Mapping[tuple[int | None, str], float | None]
+"""A number for every (layer, module), None where there is none to show."""
+
+
+def map_size(cells: Cells) -> tuple[float, float]:
+    """Width and height in inches that a map of these cells needs."""
+    columns, rows = len({layer for layer, _ in cells}), len({module for _, module in cells})
+    return max(6.0, 2.8 + 0.28 * columns), 1.6 + 0.32 * rows
+
+
+def draw_map(axes: "Axes", cells: Cells, label: str) -> None:
+    """Layer × module on a log scale, with a colour bar; what is not positive stays white."""
+    from matplotlib.colors import LogNorm
+
+    modules = list(dict.fromkeys(module for _, module in cells))
+    columns: list[int | None] = [*sorted({layer for layer, _ in cells if layer is not None})]
+    if any(layer is None for layer, _ in cells):
         columns.append(None)
     values = np.full((len(modules), len(columns)), np.nan)
-    for m in result.modules:
-        relative = m.statistics.relative_delta
-        if relative:
-            values[modules.index(m.module), columns.index(m.layer)] = relative
-    figure = Figure(
-        figsize=(max(6.0, 2.8 + 0.28 * len(columns)), 1.6 + 0.32 * len(modules)),
-        layout="constrained",
-    )
-    axes = figure.subplots()
+    for (layer, module), value in cells.items():
+        if value:
+            values[modules.index(module), columns.index(layer)] = value
     norm = LogNorm() if np.isfinite(values).any() else None
     image = axes.imshow(values, aspect="auto", cmap="viridis", norm=norm, interpolation="nearest")
     axes.set_yticks(range(len(modules)), modules, fontsize=8)
@@ -62,9 +78,7 @@ def heatmap(result: "DiffResult") -> "Figure":
     ticks = [i for i in range(len(columns)) if columns[i] is None or i % step == 0]
     axes.set_xticks(ticks, ["none" if columns[i] is None else str(columns[i]) for i in ticks])
     axes.set_xlabel("layer")
-    axes.set_title(f"Relative change ‖Δ‖/‖θ‖ per module\n{result.a} → {result.b}", fontsize=10)
-    figure.colorbar(image, ax=axes, label="‖Δ‖ / ‖θ‖")
-    return figure
+    axes.figure.colorbar(image, ax=axes, label=label)
 
 
 def save(figure: "Figure", path: Path) -> None:
