@@ -10,6 +10,7 @@ import yaml
 
 import expo as door
 from expo.checkpoint.headers import layout
+from expo.errors import SpecError
 from expo.planning.build import build_plan
 from expo.spec.read import read_spec
 from expo.spec.recipes import recipes
@@ -230,4 +231,21 @@ def test_an_output_carries_mergekits_spec(pair, tmp_path: Path) -> None:
     config = MergeConfiguration.model_validate(spec)
     assert config.merge_method == "task_arithmetic"
     assert spec["models"][0]["parameters"] == {"weight": 1.5}
-    assert spec["dtype"] == "float32"
+    assert (spec["dtype"], spec["out_dtype"]) == ("float32", "bfloat16")
+
+
+def test_a_spec_says_how_its_output_is_verified(pair, tmp_path: Path) -> None:
+    """Published vectors that the demo's toy does not give, and from when on to fail."""
+    from expo.demo.toy import MODELS
+
+    spec = {
+        "merge_method": "expo",
+        "base_model": str(MODELS / "sft"),
+        "models": [{"model": str(MODELS / "aligned"), "parameters": {"alpha": 1.5}}],
+    }
+    failed = door.merge(spec | {"verify": {"vectors": "openchat"}}, tmp_path / "a")
+    assert failed.verified is False
+    assert [c.name for c in failed.checks if c.status == "error"] == ["vectors"]
+    assert door.merge(spec | {"verify": {"stop_at": "warning"}}, tmp_path / "b").verified is True
+    with pytest.raises(SpecError, match=r"verify\.vectors: nowhere is no file"):
+        door.plan(spec | {"verify": {"vectors": "nowhere"}})

@@ -81,7 +81,7 @@ def manifest(
         "plan": print_.digest,
         "method": request.method,
         "spec": resolved(request, labels.__getitem__),
-        "mergekit_spec": mergekit_spec(request, labels.__getitem__),
+        "mergekit_spec": mergekit_spec(request, _float_dtype(plan), labels.__getitem__),
         "alpha": request.alpha,
         "paper_alpha": None if request.alpha is None else paper_alpha(request.alpha),
         "sources": {role: _source(checkpoint) for role, checkpoint in plan.sources.items()},
@@ -105,6 +105,15 @@ def manifest(
         "verified": None,
         "verification": None,
     }
+
+
+def _float_dtype(plan: Plan) -> str:
+    """The torch name of what most of the output is written in."""
+    sizes: dict[str, int] = {}
+    for job in plan.jobs:
+        if job.dtype in FLOATS:
+            sizes[job.dtype] = sizes.get(job.dtype, 0) + job.nbytes
+    return TORCH_NAMES[max(sizes, key=sizes.__getitem__)] if sizes else "float32"
 
 
 def foreign_manifest(

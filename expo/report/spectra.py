@@ -60,6 +60,7 @@ def _draw_spectrum(axes: "Axes", one: "MatrixSpectrum", values: np.ndarray) -> N
     axes.set_xscale("log")
     if len(shown):
         axes.set_xlim(shown[-1] * 0.8, shown[0] * 1.3)
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.4)  # room for the legend
     fit = "–" if one.bulk_fit is None else f"{one.bulk_fit:.3f}"
     name = one.tensor.removesuffix(".weight").removeprefix("model.")
     axes.set_title(f"{name}\n{one.rank_mp} above the edge, bulk fit {fit}", fontsize=7)

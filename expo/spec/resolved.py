@@ -13,6 +13,8 @@ from expo.spec.settings import Conditional, Setting, Settings
 
 def resolved(request: Request, name: Callable[[Reference], str] = str) -> dict:
     """Plain values for YAML or JSON; `name` says how a model is written."""
+    if request.foreign is not None:
+        return dict(request.foreign.spec)
     spec: dict[str, object] = {"merge_method": request.method}
     if request.base is not None:
         spec["base_model"] = name(request.base)
@@ -77,7 +79,9 @@ def _plain(setting: Setting) -> object:
     ]
 
 
-def mergekit_spec(request: Request, name: Callable[[Reference], str] = str) -> dict | None:
+def mergekit_spec(
+    request: Request, out_dtype: str, name: Callable[[Reference], str] = str
+) -> dict | None:
     """The mergekit spec that computes the same, None where mergekit has none.
 
     Its arithmetic is set to float32, as ours is; it takes config and tokenizer from the base.
@@ -96,7 +100,7 @@ def mergekit_spec(request: Request, name: Callable[[Reference], str] = str) -> d
             spec["parameters"] = {"weight": shared["alpha"]}
     else:
         return None
-    return spec | {"dtype": "float32", "out_dtype": request.dtype or "bfloat16"}
+    return spec | {"dtype": "float32", "out_dtype": out_dtype}
 
 
 _OURS = (
