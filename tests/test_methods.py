@@ -331,6 +331,20 @@ def test_masks_keep_the_right_elements() -> None:
     assert norm_ratio(delta, magnitude_mask(delta, 0.5)) == pytest.approx(10.6 / 9.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_threshold_is_the_exact_one(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.randn(5000, generator=generator, dtype=dtype) ** 5  # over many binades
+    delta[::7] = 0.0
+    delta[::11] = 0.25
+    ordered = delta.abs().sort(descending=True).values
+    for density in (0.001, 0.1, 0.37, 0.5, 0.9, 0.999):
+        mask = magnitude_mask(delta, density)
+        kept = max(1, int(density * 5000))
+        assert int(mask.sum()) == kept
+        assert torch.equal(delta[mask].abs().sort(descending=True).values, ordered[:kept])
+
+
 def test_signs_are_elected() -> None:
     deltas = [torch.tensor([1.0, -1.0, 2.0, 0.0]), torch.tensor([2.0, 3.0, -1.0, 0.0])]
     got = add_task_vectors(torch.zeros(4), deltas, (1.0, 1.0), elect_sign=True, normalize=True)

@@ -40,8 +40,8 @@ class Mask:
     def apply(self, delta: Tensor, begin: int) -> Tensor:
         """`delta` holds the elements from `begin`, which is a multiple of 8."""
         packed = self.bits[begin // 8 : -(-(begin + delta.numel()) // 8)]
-        kept = torch.from_numpy(np.unpackbits(packed, count=delta.numel())).bool()
-        masked = torch.where(kept, delta, torch.zeros((), dtype=delta.dtype))
+        kept = torch.from_numpy(np.unpackbits(packed, count=delta.numel())).view(torch.bool)
+        masked = delta * kept
         return masked if self.ratio == 1.0 else masked * self.ratio
 
 

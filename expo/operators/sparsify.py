@@ -3,6 +3,7 @@
 Equal magnitudes are taken in the order of the elements, so a mask is a function of its inputs alone.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def ranked_mask(delta: Tensor, draws: Tensor, density: float, epsilon: float) ->
 def norm_ratio(delta: Tensor, mask: Tensor) -> float:
     """What the kept elements are multiplied by, so that ‖Δ‖₁ stays; 1 where nothing is left."""
     before = float(delta.abs().sum(dtype=torch.float64))
-    after = float(delta.abs().where(mask, torch.zeros(())).sum(dtype=torch.float64))
+    after = float((delta.abs() * mask).sum(dtype=torch.float64))
     return before / after if before >= 1e-7 and after >= 1e-7 else 1.0
 
 
@@ -63,9 +64,25 @@ def _smallest(delta: Tensor, count: int) -> Tensor:
         return torch.zeros_like(delta, dtype=torch.bool)
     if count >= flat.numel():
         return torch.ones_like(delta, dtype=torch.bool)
-    limit = flat.kthvalue(count).values
-    mask = flat < limit
-    ties = torch.nonzero(flat == limit).view(-1)
-    needed = count - int(mask.sum())
-    mask[ties[len(ties) - needed :]] = True
+    limit = _kth_smallest(flat, count)
+    mask = flat <= limit
+    if excess := int(np.count_nonzero(mask.numpy())) - count:
+        mask[torch.nonzero(flat == limit).view(-1)[:excess]] = False
     return mask.reshape(delta.shape)
+
+
+def _kth_smallest(magnitudes: Tensor, k: int) -> float:
+    """The k-th smallest, from 1, of many non-negative numbers.
+
+    The bits of non-negative floats sort like the floats: one histogram of the upper half of the bits
+    leaves few candidates to look at. torch.kthvalue takes three times as long and twice the memory.
+    """
+    if magnitudes.dtype != torch.float32:
+        return float(magnitudes.kthvalue(k).values)
+    bits = magnitudes.numpy().view(np.uint32)
+    upper = (bits >> 16).astype(np.uint16)
+    below = np.bincount(upper, minlength=1 << 16).cumsum()
+    bucket = int(np.searchsorted(below, k))
+    rank = k - 1 - (int(below[bucket - 1]) if bucket else 0)
+    candidates = bits[upper == bucket]
+    return float(np.partition(candidates, rank)[rank : rank + 1].view(np.float32)[0])
