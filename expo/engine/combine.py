@@ -1,5 +1,6 @@
 """What a combination computes: facts about whole tensors first, then block by block."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from expo.operators.sparsify import (
     random_mask,
     ranked_mask,
 )
+from expo.operators.statistics import Summing
 from expo.planning.plan import Combination, TensorJob
 
 Load = Callable[[Weight], Tensor]
@@ -159,7 +161,7 @@ def _mask(
 
     def draws() -> Tensor:
         integers = uniform_draws(seed, f"{job.name}#{number}", 0, job.count)
-        return (integers.double() / _DRAW_STEPS).view(delta.shape)
+        return (integers.float() / _DRAW_STEPS).view(delta.shape)  # exact: 24 bits
 
     match combination.sparsifier:
         case "magnitude":
@@ -178,9 +180,10 @@ def _prepare_arc(combination: Combination, whole: Load) -> Prepared:
     if combination.method == "slerp":
         assert combination.base is not None
         a, b = whole(combination.base), whole(combination.terms[0].weight)
-        norm_a, norm_b = (float(x.double().norm()) for x in (a, b))
-        dot = float(torch.sum(a.double() * b.double()))
-        pair = slerp_coefficients(norm_a, norm_b, dot, combination.shared["t"])
+        flat_a, flat_b = a.reshape(-1).numpy(), b.reshape(-1).numpy()
+        dot = Summing(flat_a.size, flat_a.dtype).dot
+        norm_a, norm_b = (math.sqrt(dot(x, x)) for x in (flat_a, flat_b))
+        pair = slerp_coefficients(norm_a, norm_b, dot(flat_a, flat_b), combination.shared["t"])
         one, two = (torch.tensor([value], dtype=a.dtype) for value in pair)
         return Prepared(coefficients=(one, two))
     a, b = (whole(term.weight) for term in combination.terms)

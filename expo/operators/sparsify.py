@@ -52,8 +52,9 @@ def ranked_mask(delta: Tensor, draws: Tensor, density: float, epsilon: float) ->
 
 def norm_ratio(delta: Tensor, mask: Tensor) -> float:
     """What the kept elements are multiplied by, so that ‖Δ‖₁ stays; 1 where nothing is left."""
-    before = float(delta.abs().sum(dtype=torch.float64))
-    after = float((delta.abs() * mask).sum(dtype=torch.float64))
+    magnitudes = delta.abs().numpy()
+    before = float(magnitudes.sum(dtype=np.float64))
+    after = float(np.multiply(magnitudes, mask.numpy(), out=magnitudes).sum(dtype=np.float64))
     return before / after if before >= 1e-7 and after >= 1e-7 else 1.0
 
 
