@@ -88,7 +88,8 @@ def merge(
     def run(request: Request, place: Path, is_part: bool) -> "MergeResult":
         plan = build_plan(request)
         replaces = overwrite or is_part
-        return run_plan(plan, place, overwrite=replaces, verify=verify, progress=progress)
+        checks = verify and not is_part
+        return run_plan(plan, place, overwrite=replaces, verify=checks, progress=progress)
 
     if isinstance(spec, Request | Mapping):
         return run(_request(spec), Path(out), False)
@@ -135,7 +136,7 @@ def verify(
 ) -> "VerifyResult":
     """Whether the model directory `out` is whole, tokenizes and speaks as it should.
 
-    Tokenizer and template are tried in child processes without network, secrets or remote code.
+    Tokenizer and template are tried in child processes: offline, without secrets or remote code.
 
     Args:
         against: the aligned model, to compare with: a directory, a Hub id, or `model+adapter`.

@@ -260,10 +260,12 @@ def test_fused_and_stacked_tensors_are_taken_apart(tmp_path: Path) -> None:
         "model.layers.0.self_attn.qkv_proj.weight": noise(32, 16),
         "model.layers.0.mlp.experts.gate_up_proj": noise(3 * 12, 16).view(3, 12, 16),
         "model.layers.0.mlp.gate.weight": noise(3, 16),
+        "model.layers.1.mlp.experts.gate_up_proj": noise(2 * 16, 12).view(2, 16, 12),  # gpt-oss
+        "model.layers.1.attention.query_key_value.weight": noise(32, 16),  # interleaved
         "model.embed_tokens.weight": noise(10, 16),
         "model.layers.0.input_layernorm.weight": noise(16, 1).view(-1),
     }
-    config = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "moe_intermediate_size": 6}
     folder = write_checkpoint(tmp_path / "m", tensors, config=config)
     checkpoint = open_checkpoint(parse_reference(str(folder)))
     found = {matrix.label: matrix.shape for matrix in matrices(checkpoint)}
@@ -273,12 +275,26 @@ def test_fused_and_stacked_tensors_are_taken_apart(tmp_path: Path) -> None:
     assert found == {
         f"{qkv}:q": (16, 16), f"{qkv}:k": (8, 16), f"{qkv}:v": (8, 16),
         **{f"{experts}[{e}]:{part}": (6, 16) for e in range(3) for part in ("gate", "up")},
+        **{f"model.layers.1.mlp.experts.gate_up_proj[{e}]": (16, 12) for e in range(2)},
+        "model.layers.1.attention.query_key_value.weight": (32, 16),
     }  # fmt: skip
     spectra = {one.tensor: one for one in door.spectrum(folder)}
     expected = torch.linalg.svdvals(tensors["model.layers.0.mlp.experts.gate_up_proj"][1, 6:])
     sigma = noise_level(expected, 6, 16)
     assert spectra[f"{experts}[1]:up"].noise_sigma == pytest.approx(sigma, rel=1e-4)
     assert [m.label for m in matrices(checkpoint, "embed")] == ["model.embed_tokens.weight"]
+
+
+def test_zeros_have_no_noise_and_no_rank(tmp_path: Path, expo) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    write_checkpoint(tmp_path / "a", {name: torch.zeros(40, 60)})
+    (found,) = door.spectrum(tmp_path / "a")
+    assert (found.rank_mp, found.rank_gavish_donoho, found.rank_laser_rmt) == (0, 0, 0)
+    assert (found.snr_mp, found.snr_compat, found.bulk_fit) == (None, None, None)
+    assert found.effective_rank == 0.0
+    drawn = expo("spectrum", tmp_path / "a", "--plot", tmp_path / "plot.png", "-q")
+    assert drawn.code == 0, drawn.err
+    assert (tmp_path / "plot.png").stat().st_size > 0
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -130,3 +130,100 @@ def test_what_does_not_go_with_it(workplace: Path, text: str, message: str) -> N
     with pytest.raises(SpecError) as caught:
         door.plan("spec.yml")
     assert message in str(caught.value)
+
+
+SHORT = """\
+merge_method: linear
+slices:
+  - sources:
+      - {model: sft, layer_range: [0, 1], parameters: {weight: 0.5}}
+      - {model: aligned, layer_range: [0, 1], parameters: {weight: 0.5}}
+dtype: bfloat16
+"""
+MODULES = """\
+merge_method: passthrough
+modules:
+  default:
+    slices:
+      - sources: [{model: PLACE/./sft/, layer_range: [1, 2]}]
+      - sources: [{model: PLACE/./aligned/, layer_range: [0, 2]}]
+dtype: bfloat16
+"""
+STAGES = """\
+name: halfway
+merge_method: linear
+models: [{model: sft, parameters: {weight: 0.5}}, {model: aligned, parameters: {weight: 0.5}}]
+dtype: bfloat16
+---
+merge_method: passthrough
+slices:
+  - sources: [{model: halfway, layer_range: [0, 2]}]
+  - sources: [{model: aligned, layer_range: [1, 2]}]
+dtype: bfloat16
+"""
+
+
+def layers(out: Path) -> set[str]:
+    names = {name for file in out.glob("*.safetensors") for name in load_file(file)}
+    return {name.split(".")[2] for name in names if ".layers." in name}
+
+
+def test_slices_that_end_before_the_model_does(workplace: Path, expo) -> None:
+    (workplace / "spec.yml").write_text(SHORT)
+    planned = expo("plan", "spec.yml")
+    assert "slices end at layer 1, sft has 2" in planned.out
+    assert expo("merge", "spec.yml", "out", verify=True).code == 0
+    assert layers(workplace / "out") == {"0"}
+    assert json.loads((workplace / "out" / "config.json").read_text())["num_hidden_layers"] == 1
+    (workplace / "spec.yml").write_text(SHORT + "rounding: stochastic\n")
+    refused = expo("plan", "spec.yml")
+    assert refused.code == 2
+    assert "slices end at layer 1, sft has 2: that needs mergekit's engine" in refused.err
+
+
+def test_models_anywhere_in_a_spec_are_found_and_no_path_leaks(workplace: Path, expo) -> None:
+    (workplace / "spec.yml").write_text(MODULES.replace("PLACE", str(workplace)))
+    ran = expo("merge", "spec.yml", "out", verify=True)
+    assert ran.code == 0, ran.err
+    out = workplace / "out"
+    assert layers(out) == {"0", "1", "2"}
+    manifest = json.loads((out / "expo.json").read_text())
+    assert manifest["donor"]
+    for path in out.iterdir():
+        assert str(workplace).encode() not in path.read_bytes(), path.name
+        assert path.name in (*manifest["files"], "expo.json")
+
+
+def test_a_stage_is_a_model_of_a_spec_for_mergekit(workplace: Path, expo) -> None:
+    (workplace / "spec.yml").write_text(STAGES)
+    ran = expo("merge", "spec.yml", "out", verify=True)
+    assert ran.code == 0, ran.err
+    assert layers(workplace / "out") == {"0", "1", "2"}
+    assert {path.name for path in workplace.iterdir()} == {"sft", "aligned", "spec.yml", "out"}
+
+
+@pytest.mark.parametrize(
+    "flag", [("--dtype", "float32"), ("--rounding", "stochastic"), ("--allow-missing", "lm_head*")]
+)
+def test_flags_of_our_engine_are_refused_with_the_other(
+    workplace: Path, expo, flag: tuple[str, str]
+) -> None:
+    (workplace / "spec.yml").write_text(KARCHER)
+    ran = expo("merge", "spec.yml", "out", *flag)
+    assert ran.code == 2
+    assert (
+        f"{flag[0]}: not with mergekit's engine (karcher does not stream through expo)" in ran.err
+    )
+    assert not (workplace / "out").exists()
+
+
+def test_the_output_says_what_is_known_of_it(workplace: Path, expo) -> None:
+    (workplace / "spec.yml").write_text(UNION)
+    assert "tokenizer  from mergekit, as the spec asks" in expo("plan", "spec.yml").out
+    assert expo("merge", "spec.yml", "out", "--max-shard-size", "20KB", verify=True).code == 0
+    out = workplace / "out"
+    manifest = json.loads((out / "expo.json").read_text())
+    assert manifest["donor"] is None
+    assert manifest["dtypes"] == ["BF16"]
+    assert len(list(out.glob("*.safetensors"))) > 1
+    assert "byte for byte" not in (out / "README.md").read_text()

@@ -369,6 +369,27 @@ def test_nan_in_one_of_several_models_is_refused(models: Path, tmp_path: Path) -
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "donor", "same"),
+    [
+        ({"models": [{"model": "a", "parameters": {"alpha": 1.7}}, {"model": "b", "parameters": {"alpha": 1.4}}], "exclude": ["norms", "head"]}, "a", "norm"),
+        ({"models": [{"model": "a", "parameters": {"alpha": 1.7}}], "onto": "b", "donor": "b", "exclude": ["norms"]}, "b", "norm"),
+        ({"models": [{"model": "a", "parameters": {"alpha": 1.7}}], "transforms": [{"magnitude": {"density": 0.5}}], "fix_first_layers": 1}, "a", "layers.0."),
+        ({"models": [{"model": "a", "parameters": {"alpha": 1.7}}], "transforms": [{"dare": {"density": 0.5}}], "fix_last_layers": 1}, "a", "layers.1."),
+    ],
+    ids=["several models", "onto", "transform", "random transform"],
+)  # fmt: skip
+def test_what_is_left_alone_is_the_donors(
+    more: Spec, donor: str, same: str, models: Path, tmp_path: Path
+) -> None:
+    out = run({"merge_method": "expo", "base_model": "base", **more}, models, tmp_path / "out")
+    tensors = load_file(models / donor / "model.safetensors")
+    stayed = {name for name in tensors if same in name}
+    assert stayed
+    assert all(torch.equal(out[name], tensors[name]) for name in stayed)
+    assert not any(torch.equal(out[n], tensors[n]) for n in tensors if "q_proj" in n and n not in stayed)  # fmt: skip
+
+
 STAGES = """\
 name: halfway
 merge_method: linear

@@ -69,7 +69,7 @@ def merge(
     from expo.engine.stages import run_stages
 
     def run(request: Request, place: Path, is_part: bool) -> None:
-        how = replace(options, overwrite=True) if is_part else options
+        how = replace(options, overwrite=True, verify=False) if is_part else options
         run_merge(overrides.apply(request), place, how, output)
 
     run_stages(stages, out, run)

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import click
 
 from expo.cli.output import Output
+from expo.errors import SpecError
 from expo.planning.chunks import DEFAULT_THREADS
 from expo.spec.request import DTYPES, ROUNDINGS, Request, resolve_alpha
 
 Decorator = Callable[[Callable], Callable]
 
+_ONLY_OURS = {"dtype", "rounding", "allow_missing"}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -47,6 +49,9 @@ class Overrides:
 
     def apply(self, request: Request) -> Request:
         given = {name: value for name, value in vars(self).items() if value not in (None, ())}
+        if request.foreign is not None and (wrong := given.keys() & _ONLY_OURS):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(wrong))
+            raise SpecError(f"{flags}: not with mergekit's engine ({request.foreign.reasons[0]})")
         return replace(request, **given)
 
 

@@ -24,7 +24,10 @@ def plan_text(plan: PlanReport) -> str:
             ("mismatched", tensors.mismatched),
         )
     )
-    donor = plan.tokenizer_donor or "nobody: the aligned model has none"
+    donor = (
+        plan.tokenizer_donor
+        or f"nobody: the {'aligned' if plan.method == 'expo' else 'first'} model has none"
+    )
     asked = f"ExPO, {alpha}" if plan.method == "expo" else plan.method
     lines = [
         *((role.replace("sft", "SFT"), _source(source)) for role, source in plan.sources.items()),

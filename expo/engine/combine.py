@@ -25,6 +25,7 @@ from expo.operators.sparsify import (
     ranked_mask,
 )
 from expo.operators.statistics import Summing
+from expo.planning.chunks import BLOCK_ELEMENTS
 from expo.planning.plan import Combination, TensorJob
 
 Load = Callable[[Weight], Tensor]
@@ -90,7 +91,7 @@ def prepare(job: TensorJob, seed: int, whole: Load) -> Prepared:
         if density >= 1:
             masks.append(None)
             continue
-        delta = whole(term.weight) - base
+        delta = whole(term.weight).sub_(base)
         mask = _mask(job, number, delta, combination, seed)
         ratio = norm_ratio(delta, mask) if combination.shared.get("rescale") else 1.0
         masks.append(Mask(np.packbits(mask.reshape(-1).numpy()), ratio))
@@ -158,22 +159,30 @@ def _mask(
 ) -> Tensor:
     values = combination.terms[number].parameters
     density = values["density"]
-
-    def draws() -> Tensor:
-        integers = uniform_draws(seed, f"{job.name}#{number}", 0, job.count)
-        return (integers.float() / _DRAW_STEPS).view(delta.shape)  # exact: 24 bits
-
     match combination.sparsifier:
         case "magnitude":
             return magnitude_mask(delta, density)
         case "outliers":
             return outlier_mask(delta, density, values["gamma"])
-        case "random":
-            return random_mask(draws(), density)
-        case "ranked":
-            return ranked_mask(delta, draws(), density, values["epsilon"])
-        case other:
-            raise AssertionError(other)
+    mask = torch.empty(delta.shape, dtype=torch.bool)
+    begin = 0
+    # Row by row they are independent, so that the draws need room for some rows only.
+    for part, kept in zip(_rows(delta), _rows(mask), strict=True):
+        integers = uniform_draws(seed, f"{job.name}#{number}", begin, part.numel())
+        draws = (integers.float() / _DRAW_STEPS).view(part.shape)  # exact: 24 bits
+        if combination.sparsifier == "random":
+            kept.copy_(random_mask(draws, density))
+        else:
+            kept.copy_(ranked_mask(part, draws, density, values["epsilon"]))
+        begin += part.numel()
+    return mask
+
+
+def _rows(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Some whole rows at a time; a vector is one row."""
+    if tensor.ndim < 2:
+        return (tensor,)
+    return tensor.split(max(1, BLOCK_ELEMENTS // max(tensor[0].numel(), 1)))
 
 
 def _prepare_arc(combination: Combination, whole: Load) -> Prepared:
@@ -189,7 +198,8 @@ def _prepare_arc(combination: Combination, whole: Load) -> Prepared:
     a, b = (whole(term.weight) for term in combination.terms)
     if combination.base is not None:
         base = whole(combination.base)
-        a, b = a - base, b - base
+        a, b = a.sub_(base), b.sub_(base)
+        del base
     by_column = bool(combination.shared["nuslerp_row_wise"])
     flat = bool(combination.shared["nuslerp_flatten"])
     dim = None if flat else 0 if by_column else -1

@@ -16,9 +16,9 @@ from expo.engine.combine import Combined, Prepared, combine, prepare
 from expo.engine.sources import (
     Side,
     Sources,
+    read_tensor,
     torch_dtype,
     typed_output,
-    whole_tensor,
     working_dtype,
 )
 from expo.errors import CheckpointError
@@ -126,7 +126,7 @@ class Combining:
         return self._preparations.get(
             job,
             lambda: prepare(
-                job, self._seed, lambda weight: whole_tensor(self._sources, weight, dtype)
+                job, self._seed, lambda w: read_tensor(self._sources, w, w.shape, dtype=dtype)
             ),
         )
 

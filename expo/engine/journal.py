@@ -59,6 +59,7 @@ def fingerprint(plan: Plan, identities: dict[str, dict[str, str | int]]) -> Fing
     parts = {
         "format": str(FORMAT),
         "method": request.method,
+        "mergekit": repr(request.foreign),
         "values": hashlib.sha256(_values(plan).encode()).hexdigest(),
         "rounding": request.rounding,
         "seed": str(request.seed),

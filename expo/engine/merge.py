@@ -14,6 +14,7 @@ from expo.checkpoint.reader import aligned_buffer
 from expo.checkpoint.sidecars import CARD
 from expo.checkpoint.writer import ShardWriter
 from expo.engine.combining import Preparations
+from expo.engine.foreign import produce_foreign
 from expo.engine.journal import Fingerprint, FinishedShard, fingerprint, identities
 from expo.engine.kernel import Kernel, PieceResult, Sample
 from expo.engine.outputs import card, manifest, write_file, write_manifest, write_sidecars
@@ -108,13 +109,6 @@ def run_plan(
     """
     started = time.monotonic()
     _check_plan(plan)
-    if plan.request.foreign is not None:
-        from expo.engine.foreign import run_foreign
-
-        content = run_foreign(plan, out, overwrite=overwrite, verify=verify)
-        placed = out.resolve()
-        nbytes = sum((placed / name).stat().st_size for name in content["files"])
-        return _result(content, placed, nbytes, content["seconds"])
     check_out(out, plan.request, overwrite=overwrite)
     _fetch(plan)
     known = _identities(plan, hash_inputs=hash_inputs)
@@ -126,18 +120,18 @@ def run_plan(
         try:
             content = staging.complete_manifest(print_)
             if content is None:
-                finished, reason = staging.resume(print_)
-                if say and (reason or finished):
-                    say(reason or f"resuming: {len(finished)} of {len(plan.shards)} shards done")
                 work = _Work(plan, staging, print_, known, tuning)
-                content = _produce(work, finished, verify=verify, progress=progress)
+                content = _produce(work, verify=verify, progress=progress, say=say)
             staging.place()
-        except CheckpointError:
+        except (CheckpointError, SpecError):
             staging.discard()
             raise
         except OSError as error:
             raise _explained(error, staging) from error
-    return _result(content, staging.out, plan.write_bytes, time.monotonic() - started)
+    written = plan.write_bytes
+    if plan.request.foreign is not None:  # only now it is known
+        written = sum((staging.out / name).stat().st_size for name in content["files"])
+    return _result(content, staging.out, written, time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -152,10 +146,16 @@ class _Work:
 
 
 def _produce(
-    work: _Work, finished: list[FinishedShard], *, verify: bool, progress: Progress | None
+    work: _Work, *, verify: bool, progress: Progress | None, say: Callable[[str], None] | None
 ) -> dict:
     """Everything up to the placement; returns the manifest."""
     plan, staging = work.plan, work.staging
+    if plan.request.foreign is not None:
+        staging.start_afresh(work.print_)
+        return produce_foreign(plan, staging, work.print_.digest, work.known, verify=verify)
+    finished, reason = staging.resume(work.print_)
+    if say and (reason or finished):
+        say(reason or f"resuming: {len(finished)} of {len(plan.shards)} shards done")
     _check_space(plan, staging, finished)
     hashes = write_sidecars(plan, staging.path)
     with ExitStack() as stack:
@@ -193,7 +193,6 @@ def _verify(work: _Work, tokenizers: Tokenizers, finished: list[FinishedShard]) 
         aligned=work.plan.donor,
         sft=None if sft is None else sft.tokenizer_files,
         asked_dtype=work.plan.request.dtype,
-        ignored=work.staging.own_files,
         golden=_golden(work.plan),
         stop_at=work.plan.request.stop_at,
     )

@@ -20,6 +20,7 @@ from expo.operators.statistics import Sums
 from expo.planning.plan import Plan
 from expo.spec.request import both_conventions, paper_alpha
 from expo.spec.resolved import mergekit_spec, resolved
+from expo.spec.surgery import renamed
 
 _COPY_BYTES = 1 << 20
 
@@ -121,28 +122,29 @@ def foreign_manifest(
     digest: str,
     identities: dict[str, dict[str, str | int]],
     hashes: dict[str, str],
+    dtypes: list[str],
 ) -> dict:
     """The manifest of an output that mergekit computed: what it did to each tensor is not known."""
     from importlib.metadata import version
 
     foreign = plan.request.foreign
     assert foreign is not None
-    labels = dict(zip(map(str, plan.request.references()), plan.labels, strict=True))
-    dtypes = sorted({tensor.dtype for tensor in plan.donor.tensors.values()})
+    labels = dict(zip(plan.request.references(), plan.labels, strict=True))
+    spec = renamed(foreign.spec, {text: labels[model] for text, model in foreign.models.items()})
     return {
         "schema": "expo.manifest/1",
         "plan": digest,
         "method": plan.request.method,
         "engine": "mergekit",
         "reasons": list(foreign.reasons),
-        "spec": _relabelled(foreign.spec, labels),
-        "mergekit_spec": _relabelled(foreign.spec, labels),
+        "spec": spec,
+        "mergekit_spec": spec,
         "alpha": None,
         "paper_alpha": None,
         "sources": {role: _source(checkpoint) for role, checkpoint in plan.sources.items()},
-        "donor": plan.donor.label,
+        "donor": None if foreign.changes_tokenizer else plan.donor.label,
         "inputs": identities,
-        "dtypes": [plan.request.dtype or TORCH_NAMES.get(dtypes[0], dtypes[0])],
+        "dtypes": dtypes,
         "rounding": "nearest",
         "seed": plan.request.seed,
         "statistics": asdict(statistics(Sums())),
@@ -158,15 +160,6 @@ def foreign_manifest(
     }
 
 
-def _relabelled(value: object, labels: dict[str, str]) -> object:
-    """A spec that names models as the manifest does: no absolute path."""
-    if isinstance(value, dict):
-        return {key: _relabelled(item, labels) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_relabelled(item, labels) for item in value]
-    return labels.get(value, value) if isinstance(value, str) else value
-
-
 def write_manifest(folder: Path, content: dict) -> None:
     raw = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(folder / MANIFEST, raw.encode())
@@ -180,10 +173,16 @@ def card(content: dict) -> str:
     front += ["- expo"] if content["method"] == "expo" else ["- mergekit"]
     if hub:
         front += ["base_model:", *(f"- {name}" for name in hub), "base_model_relation: merge"]
-    measured = content["statistics"]["effective_alpha"]
-    effective = "not defined (the models are equal)" if measured is None else f"{measured:.4g}"
-    title, text = _expo_text(sources) if content["method"] == "expo" else _merge_text(content)
-    asked = both_conventions(content["alpha"]) if content["method"] == "expo" else content["method"]
+    is_expo = content["method"] == "expo"
+    title, text = _expo_text(sources) if is_expo else _merge_text(content)
+    asked = both_conventions(content["alpha"]) if is_expo else content["method"]
+    donor = content["donor"]
+    tokenizer = "tokenizer and chat template: made by mergekit, as the spec asks"
+    if donor is not None:
+        tokenizer = (
+            "tokenizer, chat template and generation configuration: those of "
+            f"{_markdown(donor)}, byte for byte"
+        )
     return "\n".join(
         [
             *front,
@@ -193,16 +192,23 @@ def card(content: dict) -> str:
             "",
             text,
             "",
-            f"- {asked}; effective α after rounding: {effective}",
+            f"- {asked}; {_effective(content)}",
             f"- output dtype {', '.join(content['dtypes'])}, rounding {content['rounding']}, "
             f"seed {content['seed']}",
-            f"- tokenizer, chat template and generation configuration: those of "
-            f"{_markdown(content['donor'])}, byte for byte",
+            f"- {tokenizer}",
             f"- made with expo {content['versions']['expo']}; every input, figure and hash is in "
             f"`{MANIFEST}`",
             "",
         ]
     )
+
+
+def _effective(content: dict) -> str:
+    if content.get("engine") == "mergekit":
+        return "computed by mergekit, so what rounding left of it is not known"
+    measured = content["statistics"]["effective_alpha"]
+    effective = "not defined (the models are equal)" if measured is None else f"{measured:.4g}"
+    return f"effective α after rounding: {effective}"
 
 
 def _expo_text(sources: dict[str, dict]) -> tuple[str, str]:

@@ -174,14 +174,22 @@ def working_dtype(*sides: Side) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def whole_tensor(sources: Sources, weight: Weight, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A whole tensor in the working precision, its adapter's update included."""
-    whole = torch.empty(weight.shape, dtype=dtype)
+def read_tensor(
+    sources: Sources,
+    weight: Weight,
+    shape: tuple[int, ...],
+    *,
+    first: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The elements of a tensor from `first` that fill `shape`, in the working precision, its
+    adapter's update included."""
+    whole = torch.empty(shape, dtype=dtype)
     flat = whole.view(-1)
     step = max(sources.buffer_bytes // 8 // BLOCK_ELEMENTS, 1) * BLOCK_ELEMENTS
     for begin in range(0, flat.numel(), step):
         count = min(step, flat.numel() - begin)
-        side = Side(sources, weight, begin, count, side=0)
+        side = Side(sources, weight, first + begin, count, side=0)
         for start in range(0, count, BLOCK_ELEMENTS):
             stop = min(start + BLOCK_ELEMENTS, count)
             side.load(start, flat[begin + start : begin + stop])

@@ -11,7 +11,7 @@ from torch import Tensor
 from expo.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import Reference
-from expo.engine.sources import OpenFiles, Sources, whole_tensor
+from expo.engine.sources import OpenFiles, Sources, read_tensor
 from expo.errors import CheckpointError
 from expo.operators.low_rank import (
     bulk_fit,
@@ -36,7 +36,7 @@ class MatrixSpectrum:
     """One matrix: noise level and edge in its units, ranks by each rule, signal against noise.
 
     `snr_compat` is Spectrum's (None where that is infinite), `bulk_fit` the Kolmogorov–Smirnov distance
-    of what lies below the edge to pure noise: 0 is noise, 0.1 is not.
+    of what lies below the edge to pure noise.
     """
 
     tensor: str
@@ -146,10 +146,10 @@ def _summary(matrix: Matrix, values: Tensor) -> MatrixSpectrum:
 
 def _load(matrix: Matrix, base: Checkpoint | None, sources: Sources) -> Tensor:
     """The matrix, or its change, in float32."""
-    tensor = whole_tensor(sources, matrix.weight)
+    values = read_tensor(sources, matrix.weight, matrix.shape, first=matrix.begin)
     if base is not None:
-        tensor -= whole_tensor(sources, base.weights[matrix.tensor])
-    part = tensor if matrix.expert is None else tensor[matrix.expert]
-    if not bool(part.isfinite().all()):
+        other = base.weights[matrix.tensor]
+        values -= read_tensor(sources, other, matrix.shape, first=matrix.begin)
+    if not bool(values.isfinite().all()):
         raise CheckpointError(f"{printable(matrix.tensor)} holds NaN or Inf: it is damaged")
-    return part[matrix.first : matrix.end]
+    return values

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from expo.errors import CheckpointError, SpecError
 from expo.spec.read import Stage
 from expo.spec.request import Request
 
@@ -16,8 +17,8 @@ def run_stages(
 ) -> Result:
     """Run every stage; the last result.
 
-    The last stage becomes `out`. Those before it are made beside it, are kept while the run can be
-    resumed, and go when it is done.
+    The last stage becomes `out`. Those before it are made beside it and go when it is done or refused;
+    an interrupted run resumes the stage that it was at, after making the ones before it again.
 
     Args:
         run: makes one merge: (request, its place, whether it is one of those before the last).
@@ -25,11 +26,15 @@ def run_stages(
     *before, last = stages
     parts = out.with_name(f".{out.name}.expo-parts")
     outputs: dict[str, Path] = {}
-    for stage in before:
-        assert stage.name is not None
-        place = parts / stage.name
-        run(stage.request(outputs), place, True)
-        outputs[stage.name] = place
-    result = run(last.request(outputs), out, False)
+    try:
+        for stage in before:
+            assert stage.name is not None
+            place = parts / stage.name
+            run(stage.request(outputs), place, True)
+            outputs[stage.name] = place
+        result = run(last.request(outputs), out, False)
+    except (CheckpointError, SpecError):
+        shutil.rmtree(parts, ignore_errors=True)
+        raise
     shutil.rmtree(parts, ignore_errors=True)
     return result

@@ -100,8 +100,8 @@ def nuslerp_coefficients(a: Tensor, b: Tensor, t: float, dim: int | None) -> tup
     """
     if dim is None:
         a, b, dim = a.reshape(-1), b.reshape(-1), 0
-    unit_a, unit_b = (x / x.norm(dim=dim, keepdim=True).clamp(min=1e-7) for x in (a, b))
-    cosine = (unit_a * unit_b).sum(dim=dim, keepdim=True).clamp(-1, 1)
+    norm_a, norm_b = (x.norm(dim=dim, keepdim=True).clamp(min=1e-7) for x in (a, b))
+    cosine = ((a * b).sum(dim=dim, keepdim=True) / norm_a / norm_b).clamp(-1, 1)
     is_line = 1 - cosine.square() <= 1e-16
     angle = torch.acos(torch.where(is_line, torch.zeros_like(cosine), cosine))
     arc_a, arc_b = torch.sin((1 - t) * angle) / angle.sin(), torch.sin(t * angle) / angle.sin()

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_BLOCK = 1 << 18  # elements of a histogram's part: what it needs stays in the processor's cache
+
 
 def magnitude_mask(delta: Tensor, density: float) -> Tensor:
     """The `density` share of the elements with the largest magnitude (TIES, arXiv 2306.01708)."""
@@ -81,9 +83,12 @@ def _kth_smallest(magnitudes: Tensor, k: int) -> float:
     if magnitudes.dtype != torch.float32:
         return float(magnitudes.kthvalue(k).values)
     bits = magnitudes.numpy().view(np.uint32)
-    upper = (bits >> 16).astype(np.uint16)
-    below = np.bincount(upper, minlength=1 << 16).cumsum()
+    blocks = [bits[at : at + _BLOCK] for at in range(0, len(bits), _BLOCK)]
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for block in blocks:
+        counts += np.bincount(block >> 16, minlength=1 << 16)
+    below = counts.cumsum()
     bucket = int(np.searchsorted(below, k))
     rank = k - 1 - (int(below[bucket - 1]) if bucket else 0)
-    candidates = bits[upper == bucket]
+    candidates = np.concatenate([block[block >> 16 == bucket] for block in blocks])
     return float(np.partition(candidates, rank)[rank : rank + 1].view(np.float32)[0])

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from fnmatch import fnmatch
 
 from expo.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import auto_map_files, is_model_sidecar, is_tokenizer_file
@@ -13,8 +15,10 @@ from expo.planning.combine import Matcher
 from expo.planning.findings import Findings, summarize
 from expo.planning.pair import match_pair
 from expo.planning.plan import Plan, ShardPlan, Sidecar, TensorJob
+from expo.planning.values import layer_count
 from expo.spec.methods import METHODS
-from expo.spec.request import Request
+from expo.spec.request import Foreign, Request
+from expo.spec.resolved import mergekit_spec
 
 
 def build_plan(request: Request) -> Plan:
@@ -29,8 +33,11 @@ def build_plan(request: Request) -> Plan:
     opened = {reference: open_checkpoint(reference) for reference in request.references()}
     found = Findings(notes=[note for checkpoint in opened.values() for note in checkpoint.notes])
     donor = opened[donor_of(request)]
+    request = _routed(request, donor)
     jobs = {} if request.foreign else _jobs(request, opened, donor, allowed, found)
     sidecars, left_behind = _sidecars(donor, request.include, found)
+    if request.foreign is not None:
+        sidecars = tuple(s for s in sidecars if not _is_mergekits(s.name, request.foreign))
     models = " → ".join(checkpoint.label for checkpoint in opened.values())
     summarize(found, models, is_expo=request.method == "expo")
     _remark(request, opened, donor, found)
@@ -50,6 +57,22 @@ def build_plan(request: Request) -> Plan:
     )
 
 
+def _routed(request: Request, donor: Checkpoint) -> Request:
+    """The request, through mergekit where its slices end before the model does, or after."""
+    layers, covered = layer_count(donor), request.slices[-1].layers
+    if request.foreign is not None or covered is None or covered[1] == layers:
+        return request
+    reason = f"slices end at layer {covered[1]}, {donor.label} has {layers}"
+    if request.method == "expo" or request.rounding != "nearest":
+        raise SpecError(f"{reason}: that needs mergekit's engine, which knows no ExPO or rounding")
+    floats = [tensor.dtype for tensor in donor.tensors.values() if tensor.dtype in FLOATS]
+    out_dtype = request.dtype or (TORCH_NAMES[floats[0]] if floats else "float32")
+    models = {str(reference): reference for reference in request.references()}
+    spec = mergekit_spec(request, out_dtype)
+    assert spec is not None
+    return replace(request, foreign=Foreign(spec, models, (reason,), changes_tokenizer=False))
+
+
 def donor_of(request: Request) -> Reference:
     """Whose shapes, dtypes, configuration, tokenizer and template the output has.
 
@@ -60,6 +83,11 @@ def donor_of(request: Request) -> Reference:
     if request.donor is not None or request.method == "expo":
         return request.donor or first
     return request.base or first
+
+
+def _is_mergekits(name: str, foreign: Foreign) -> bool:
+    """What mergekit makes anew because it was asked to; everything else is the donor's own."""
+    return name == "config.json" or (foreign.changes_tokenizer and is_tokenizer_file(name))
 
 
 def _jobs(

@@ -11,7 +11,10 @@ from expo.planning.pair import output_dtype, tied_partner
 from expo.planning.plan import Combination, TensorJob, Term
 from expo.planning.values import Values
 from expo.spec.methods import ELECTS_SIGN, METHODS, SPARSIFIERS, TRANSFORMS, Default
-from expo.spec.request import Request
+from expo.spec.request import Request, Transform
+
+_SHARED = {"rescale"}
+"""Parameters of a transform that are the merge's, not a model's."""
 
 
 class Matcher:
@@ -64,6 +67,8 @@ class Matcher:
             return TensorJob(
                 name, "copy_if_equal" if other else "copy", weight.dtype, weight, other
             )
+        if self._request.method == "expo" and self._values.stays(name):
+            return TensorJob(name, "copy", dtype, weight, None)
         combination = self._combination(name, weights)
         if combination is None:
             return None
@@ -109,10 +114,7 @@ class Matcher:
             k: self._values.shared(k, default, name) for k, default in self._method.shared.items()
         }
         for transform in self._request.transforms:
-            for key in ("rescale",):
-                if key in TRANSFORMS[transform.name]:
-                    value = transform.parameters.get(key, TRANSFORMS[transform.name][key])
-                    wanted[key] = value if isinstance(value, bool | int | float) else None
+            wanted |= {k: v for k, v in _given(transform).items() if k in _SHARED}
         return self._all_given(wanted, name, None)
 
     def _term(self, name: str, number: int, weight: Weight) -> Term | None:
@@ -123,7 +125,7 @@ class Matcher:
         if self._request.method == "expo":
             wanted["alpha"] = self._values.alpha(number, name)
             for transform in self._request.transforms:
-                wanted |= _transformed(transform.name, dict(transform.parameters))
+                wanted |= {k: v for k, v in _given(transform).items() if k not in _SHARED}
         given = self._all_given(wanted, name, self._models[number].label)
         if given is None or not self._epsilon_fits(given):
             return None
@@ -174,6 +176,6 @@ class Matcher:
                     self._found.extra.append(name)
 
 
-def _transformed(name: str, given: dict) -> dict[str, Default]:
-    values = TRANSFORMS[name] | given
-    return {key: value for key, value in values.items() if key != "rescale"}
+def _given(transform: Transform) -> dict[str, Default]:
+    """A transform's parameters, defaults filled in."""
+    return {**TRANSFORMS[transform.name], **transform.parameters}

@@ -9,7 +9,7 @@ from expo.checkpoint.dtypes import FLOATS
 from expo.checkpoint.names import is_of_kind
 
 _GATE = re.compile(r"(block_sparse_moe\.gate|mlp\.gate|router(\.\w+)?|shared_expert_gate)\.weight$")
-_FUSED_QKV = re.compile(r"\.(qkv_proj|query_key_value|Wqkv|c_attn)\.weight$")
+_FUSED_QKV = re.compile(r"\.(qkv_proj|Wqkv|c_attn)\.weight$")  # query_key_value is interleaved
 _FUSED_GATE_UP = re.compile(r"\.gate_up_proj(\.weight)?$")
 
 
@@ -23,6 +23,12 @@ class Matrix:
     first: int
     end: int
     expert: int | None = None
+
+    @property
+    def begin(self) -> int:
+        """Its first element, counted from the start of the tensor."""
+        *_, rows, columns = self.weight.shape
+        return ((self.expert or 0) * rows + self.first) * columns
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -56,7 +62,8 @@ def _parts(checkpoint: Checkpoint, name: str, weight: Weight) -> Iterator[Matrix
 
 def _rows(config: dict, name: str, rows: int) -> list[tuple[str, int, int]]:
     """Which rows belong together: (suffix of the label, first, end)."""
-    if _FUSED_GATE_UP.search(name) and rows % 2 == 0:
+    wide = (config.get("intermediate_size"), config.get("moe_intermediate_size"))
+    if _FUSED_GATE_UP.search(name) and rows % 2 == 0 and rows // 2 in wide:
         return [(":gate", 0, rows // 2), (":up", rows // 2, rows)]
     heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if _FUSED_QKV.search(name) and isinstance(heads, int) and heads > 0:

@@ -171,9 +171,9 @@ class Plan:
 
     @property
     def preparation_bytes(self) -> int:
-        """What the largest tensor takes that has to be looked at whole: three float32 copies."""
+        """What the largest tensor takes that has to be looked at whole: four float32 copies."""
         whole = [job for job in self.jobs if job.combination and job.combination.needs_whole]
-        return max((3 * 4 * job.count for job in whole), default=0)
+        return max((4 * 4 * job.count for job in whole), default=0)
 
     @property
     def download_bytes(self) -> int:

@@ -83,7 +83,6 @@ def report(
     if plan.write_bytes > free:
         room = f"{plan.write_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free"
         refusals = (*refusals, f"the disk of {out or 'this directory'} is too full: {room}")
-    has_tokenizer = any(sidecar.name.startswith("tokenizer") for sidecar in plan.sidecars)
     sources = {role: _source(checkpoint) for role, checkpoint in plan.sources.items()}
     actions = [job.action for job in plan.jobs]
     models = max((len(job.inputs) for job in plan.jobs), default=2)
@@ -113,13 +112,20 @@ def report(
         memory_bytes=memory_bytes(threads, models=models) + plan.preparation_bytes,
         free_disk_bytes=free,
         shards={shard.file: shard.file_bytes for shard in plan.shards},
-        tokenizer_donor=plan.donor.tokenizer_files.label if has_tokenizer else None,
+        tokenizer_donor=_tokenizer_donor(plan),
         sidecars=tuple(sidecar.name for sidecar in plan.sidecars),
         left_behind=plan.left_behind,
         notes=plan.notes,
         warnings=plan.warnings,
         refusals=(*plan.refusals, *refusals),
     )
+
+
+def _tokenizer_donor(plan: Plan) -> str | None:
+    if plan.request.foreign is not None and plan.request.foreign.changes_tokenizer:
+        return "mergekit, as the spec asks"
+    has_tokenizer = any(sidecar.name.startswith("tokenizer") for sidecar in plan.sidecars)
+    return plan.donor.tokenizer_files.label if has_tokenizer else None
 
 
 def _alpha_range(plan: Plan) -> tuple[float, float] | None:

@@ -8,13 +8,18 @@ from expo.spec.request import Request, Slice
 from expo.spec.settings import Scalar, first_value
 
 
+def layer_count(checkpoint: Checkpoint) -> int:
+    """How many layers the tensors of a model belong to."""
+    numbers = [layer for name in checkpoint.tensors if (layer := module_of(name)[0]) is not None]
+    return max(numbers, default=-1) + 1
+
+
 class Values:
     """Looks up parameters by precedence: operand, slice, spec, default."""
 
     def __init__(self, request: Request, donor: Checkpoint) -> None:
         self._request = request
-        numbers = [layer for name in donor.tensors if (layer := module_of(name)[0]) is not None]
-        self.layers = max(numbers, default=-1) + 1
+        self.layers = layer_count(donor)
 
     def of_operand(self, number: int, key: str, default: Default, name: str) -> Scalar | None:
         """A parameter of one model for one tensor; None where it is required and missing."""
@@ -31,13 +36,14 @@ class Values:
         return default if value is None else value
 
     def alpha(self, number: int, name: str) -> float | None:
-        """α of one aligned model: 1 where the tensor stays as it is there."""
-        if self._stays(name):
+        """α of one aligned model; 1 where the tensor stays as it is there."""
+        if self.stays(name):
             return 1.0
         value = self.of_operand(number, "alpha", None, name)
         return None if value is None else float(value)
 
-    def _stays(self, name: str) -> bool:
+    def stays(self, name: str) -> bool:
+        """Whether the spec leaves a tensor as the donor has it."""
         request, (layer, _) = self._request, module_of(name)
         fixed = layer is not None and (
             layer < request.fixed_first_layers or layer >= self.layers - request.fixed_last_layers
@@ -54,4 +60,4 @@ class Values:
             first, end = slice_.layers or (0, self.layers)
             if first <= layer < end:
                 return slice_, (layer - first) / (end - first - 1) if end - first > 1 else 1.0
-        return slices[-1], 1.0
+        raise AssertionError(f"no slice holds layer {layer}")  # build_plan has checked the cover

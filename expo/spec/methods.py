@@ -21,33 +21,30 @@ class Method:
     each: dict[str, Default] = field(default_factory=dict)
     shared: dict[str, Default] = field(default_factory=dict)
     models: tuple[int, int | None] = (1, None)
-    reference: str = ""
 
 
 _WEIGHTED: dict[str, Default] = {"weight": None, "density": 1.0}
 
 
-def _arithmetic(
-    reference: str, *, normalize: bool = False, rescale: bool = False, **each: Default
-) -> Method:
+def _arithmetic(*, normalize: bool = False, rescale: bool = False, **each: Default) -> Method:
     shared: dict[str, Default] = {"normalize": normalize, "rescale": rescale, "lambda": 1.0}
-    return Method("required", _WEIGHTED | each, shared, reference=reference)
+    return Method("required", _WEIGHTED | each, shared)
 
 
 METHODS: dict[str, Method] = {
-    "expo": Method("required", {"alpha": None}, reference="arXiv 2404.16792"),
-    "linear": Method("operand", {"weight": None}, {"normalize": True}, reference="arXiv 2203.05482"),
-    "task_arithmetic": _arithmetic("arXiv 2212.04089"),
-    "ties": _arithmetic("arXiv 2306.01708", normalize=True),
-    "dare_linear": _arithmetic("arXiv 2311.03099", rescale=True),
-    "dare_ties": _arithmetic("arXiv 2311.03099", rescale=True),
-    "della_linear": _arithmetic("arXiv 2406.11617", rescale=True, epsilon=0.15),
-    "della": _arithmetic("arXiv 2406.11617", normalize=True, rescale=True, epsilon=0.15),
-    "breadcrumbs": _arithmetic("arXiv 2312.06795", gamma=0.01),
-    "breadcrumbs_ties": _arithmetic("arXiv 2312.06795", gamma=0.01),
-    "slerp": Method("required", {}, {"t": None}, (1, 1), "Shoemake 1985"),
-    "nuslerp": Method("optional", {"weight": None}, {"nuslerp_row_wise": False, "nuslerp_flatten": True}, (2, 2), "mergekit"),
-    "passthrough": Method("operand", {"scale": 1.0}, {}, (1, 1), "mergekit"),
+    "expo": Method("required", {"alpha": None}),
+    "linear": Method("operand", {"weight": None}, {"normalize": True}),
+    "task_arithmetic": _arithmetic(),
+    "ties": _arithmetic(normalize=True),
+    "dare_linear": _arithmetic(rescale=True),
+    "dare_ties": _arithmetic(rescale=True),
+    "della_linear": _arithmetic(rescale=True, epsilon=0.15),
+    "della": _arithmetic(normalize=True, rescale=True, epsilon=0.15),
+    "breadcrumbs": _arithmetic(gamma=0.01),
+    "breadcrumbs_ties": _arithmetic(gamma=0.01),
+    "slerp": Method("required", {}, {"t": None}, (1, 1)),
+    "nuslerp": Method("optional", {"weight": None}, {"nuslerp_row_wise": False, "nuslerp_flatten": True}, (2, 2)),
+    "passthrough": Method("operand", {"scale": 1.0}, {}, (1, 1)),
 }  # fmt: skip
 
 TRANSFORMS: dict[str, dict[str, Default]] = {

@@ -14,7 +14,7 @@ from expo.spec.schema import MergeSpec, Model, SliceOf, Source
 from expo.spec.settings import Setting, Settings, is_number, mapped, parse_setting
 from expo.spec.source import Path_
 from expo.spec.strict import Document, nearest
-from expo.spec.surgery import surgery
+from expo.spec.surgery import named_models, renamed, surgery
 
 
 def read_spec(source: Path | str | Mapping[str, object]) -> Request:
@@ -122,29 +122,27 @@ class _Reader:
             self.document.fault((key,), f"does not go with mergekit's engine ({reasons[0]})")
         if spec.merge_method == "expo":
             self.document.fault(("merge_method",), f"expo does not go with it: {reasons[0]}")
-        listed = spec.models or [source for part in spec.slices or [] for source in part.sources]
-        named = [
-            self._reference(model.model, ("models", n, "model")) for n, model in enumerate(listed)
-        ]
-        base = self._reference(spec.base_model, ("base_model",))
-        operands = dict.fromkeys(reference for reference in named if reference is not None)
-        if not operands and base is None:
-            self.document.fault((), "names no model")
-        self.document.check()
         assert isinstance(self.document.value, dict)
         own = _OURS | {"seed", "verify", "warning", "name"}
-        raw = {key: value for key, value in self.document.value.items() if key not in own}
+        places = {name: str(place) for name, place in self.outputs.items()}
+        raw = renamed({k: v for k, v in self.document.value.items() if k not in own}, places)
+        models = {text: self._reference(text, path) for path, text in named_models(raw)}
+        if not models:
+            self.document.fault((), "names no model")
+        vectors = self._vectors(spec)
+        self.document.check()
+        known = {text: reference for text, reference in models.items() if reference is not None}
         changes = bool(spec.tokenizer or spec.tokenizer_source or spec.chat_template)
         return Request(
-            (Slice(tuple(Operand(reference) for reference in operands or [base] if reference)),),
+            (Slice(tuple(Operand(reference) for reference in dict.fromkeys(known.values()))),),
             spec.merge_method,
-            base,
+            known.get(str(raw.get("base_model"))),
             dtype=spec.out_dtype or spec.dtype,
             seed=spec.seed,
             remarks=(spec.warning,) if spec.warning else (),
-            vectors=self._vectors(spec),
+            vectors=vectors,
             stop_at=spec.verify.stop_at if spec.verify else "error",
-            foreign=Foreign(raw, reasons, changes),
+            foreign=Foreign(raw, known, reasons, changes),
         )
 
     def _reference(self, text: str | None, path: Path_) -> Reference | None:
@@ -289,8 +287,10 @@ class _Reader:
             self.document.fault(("transforms", 1), "one transform at a time")
         return tuple(transforms)
 
-    def _transform(self, name: str, parameters: Mapping[str, object], path: Path_) -> Settings:
-        settings: dict[str, Setting] = {}
+    def _transform(
+        self, name: str, parameters: Mapping[str, object], path: Path_
+    ) -> dict[str, bool | float]:
+        settings: dict[str, bool | float] = {}
         for key, value in parameters.items():
             if key not in TRANSFORMS[name]:
                 fault = f"is not a parameter of {name}{nearest(key, list(TRANSFORMS[name]))}"
@@ -320,18 +320,8 @@ class _Reader:
         return tuple(kinds)
 
     def _refuse_expo_keys(self, spec: MergeSpec) -> None:
-        for key in (
-            "onto",
-            "transforms",
-            "exclude",
-            "fix_first_layers",
-            "fix_last_layers",
-            "interpolate",
-        ):
-            if key in spec.model_fields_set:
-                self.document.fault(
-                    (key,), f"belongs to merge_method expo, not {spec.merge_method}"
-                )
+        for key in sorted(spec.model_fields_set & _EXPO_ONLY):
+            self.document.fault((key,), f"belongs to merge_method expo, not {spec.merge_method}")
 
     def _check_models(self, request: Request, method: Method, spec: MergeSpec) -> None:
         if not self.document.is_sound:
@@ -356,7 +346,8 @@ class _Reader:
             self.document.fault(("onto",), fault)
 
 
-_OURS = {
-    "onto", "donor", "transforms", "exclude", "fix_first_layers", "fix_last_layers", "rounding", "interpolate",
+_EXPO_ONLY = {
+    "onto", "transforms", "exclude", "fix_first_layers", "fix_last_layers", "interpolate",
 }  # fmt: skip
+_OURS = _EXPO_ONLY | {"donor", "rounding"}
 """Keys that only expo's engine understands."""

@@ -1,7 +1,7 @@
 """The request: what a merge is asked to compute, from flags or from a spec, defaults filled in."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -38,14 +38,18 @@ class Transform:
     """What is done to every Δ before it is scaled: `name` is one of `spec.methods.TRANSFORMS`."""
 
     name: str
-    parameters: Settings
+    parameters: Mapping[str, bool | float]
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A spec that runs through the mergekit library, word for word, and why it has to."""
+    """A spec that runs through the mergekit library, word for word, and why it has to.
+
+    `models` are the references behind the texts by which the spec names its models.
+    """
 
     spec: dict
+    models: Mapping[str, Reference]
     reasons: tuple[str, ...]
     changes_tokenizer: bool
 
@@ -56,7 +60,7 @@ class Request:
 
     `settings` are the spec's own `parameters`, which a slice's and an operand's override. An ExPO
     request without α is only good for a plan or a diff. `excluded` kinds of tensors and the fixed
-    layers stay as they are in the aligned model. `vectors` and `stop_at` are for the verification.
+    layers stay as they are in the donor. `vectors` and `stop_at` are for the verification.
     """
 
     slices: tuple[Slice, ...]

@@ -30,7 +30,7 @@ def resolved(request: Request, name: Callable[[Reference], str] = str) -> dict:
         if reference is not None:
             spec[key] = name(reference)
     if request.transforms:
-        spec["transforms"] = [{t.name: _plain_settings(t.parameters)} for t in request.transforms]
+        spec["transforms"] = [{t.name: dict(t.parameters)} for t in request.transforms]
     if request.method == "expo":
         alphas = [o.settings.get("alpha") for part in request.slices for o in part.operands]
         spec["interpolate"] = any(isinstance(a, float) and 0.0 < a < 1.0 for a in alphas)

@@ -1,9 +1,11 @@
 """What a spec asks for that only mergekit's own engine can do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from expo.spec.methods import IN_MERGEKIT
 from expo.spec.schema import MergeSpec, SliceOf
+from expo.spec.source import Path_
 
 
 def surgery(spec: MergeSpec) -> Iterator[str]:
@@ -17,6 +19,30 @@ def surgery(spec: MergeSpec) -> Iterator[str]:
     if spec.chat_template not in (None, "auto"):
         yield "another chat template than the donor's"
     yield from _rearranged(spec.slices or [])
+
+
+def named_models(value: object, path: Path_ = ()) -> Iterator[tuple[Path_, str]]:
+    """Every model that a spec names, wherever it does, with the place."""
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    for key, item in items:
+        if key in ("model", "base_model") and isinstance(item, str):
+            yield (*path, key), item
+        yield from named_models(item, (*path, key))
+
+
+def renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """A spec with every string that is one of `names` replaced."""
+    if isinstance(value, dict):
+        return {key: renamed(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [renamed(item, names) for item in value]
+    return names.get(value, value) if isinstance(value, str) else value
 
 
 def _rearranged(slices: list[SliceOf]) -> Iterator[str]:

@@ -43,7 +43,7 @@ def tokenizer(request: dict, tell: Any) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
-    added = {token: index for index, token in _added(tokenizer).items()}
+    added = _added(tokenizer)
     tell(loaded=_facts(tokenizer, added))
     specials = list(added)[:_SPECIAL_PROBES]
     around = [form.format(token) for token in specials for form in ("{}", "a{}b", " {} x", "{} ")]
@@ -59,9 +59,9 @@ def _hide(*packages: str) -> None:
     importlib.util.find_spec = lambda name, *more: None if name in packages else find(name, *more)
 
 
-def _added(tokenizer: Any) -> dict[int, str]:
+def _added(tokenizer: Any) -> dict[str, int]:
     decoder = getattr(tokenizer, "added_tokens_decoder", {})
-    return {index: str(token.content) for index, token in sorted(decoder.items())}
+    return {str(token.content): index for index, token in sorted(decoder.items())}
 
 
 def _facts(tokenizer: Any, added: dict[str, int]) -> dict:

@@ -61,7 +61,7 @@ class Process:
     def __init__(
         self, request: dict, *, memory_bytes: int = MEMORY_BYTES, seconds: int = SECONDS
     ) -> None:
-        self._seconds = seconds
+        self._seconds, self._memory_bytes = seconds, memory_bytes
         self._stack = stack = ExitStack()
         home = stack.enter_context(tempfile.TemporaryDirectory(prefix="expo-verify-"))
         self._said = stack.enter_context(_unnamed_file())
@@ -111,7 +111,8 @@ class Process:
         self._talk.seek(0)
         words = self._talk.read()[-4000:].decode(errors="replace").strip().splitlines()
         if code < 0:
-            return f"was killed by signal {-code} (its limits are {self._seconds} s and some GB of memory)"
+            limits = f"{self._seconds} s and {self._memory_bytes / 1e9:.1f} GB of memory"
+            return f"was killed by signal {-code} (its limits are {limits})"
         return printable(words[-1], 300) if words else f"ended with code {code}"
 
 

@@ -93,7 +93,6 @@ def verify_folder(
     generate: bool = False,
     progress: Progress | None = None,
     stop_at: StopAt = "error",
-    ignored: frozenset[str] = frozenset(),
 ) -> VerifyResult:
     """Run every check on the directory `out`. Writes nothing there.
 
@@ -104,13 +103,8 @@ def verify_folder(
         generate: build the model for real and let it answer a few prompts.
         progress: called with (bytes read, bytes in all).
         stop_at: from which severity on the folder does not verify.
-        ignored: files that lie there for the moment.
-
-    Raises:
-        SpecError: there is no such directory.
     """
-    check_directory(out)
-    subject = Subject(open_directory(out), aligned, golden=golden, ignored=ignored)
+    subject = Subject(open_directory(out), aligned, golden=golden)
     with ExitStack() as stack:
         loading = _start_load(subject, stack)
         tokenizers = stack.enter_context(Tokenizers(out, aligned, golden))
@@ -131,7 +125,6 @@ def verify_stream(
     aligned: Checkpoint,
     sft: Files | None,
     asked_dtype: str | None,
-    ignored: frozenset[str],
     golden: Golden | None = None,
     stop_at: StopAt = "error",
 ) -> VerifyResult:
@@ -142,7 +135,6 @@ def verify_stream(
         sft,
         golden=golden,
         tensor_facts=facts,
-        ignored=ignored,
         is_fresh=True,
     )
     subject.asked_dtype = asked_dtype

@@ -64,7 +64,7 @@ def stale_weights(s: Subject) -> Iterator[str]:
 
 
 def orphans(s: Subject) -> Iterator[str]:
-    known = set(s.weight_files) | set(s.weight_map.values()) | s.ignored | {INDEX}
+    known = set(s.weight_files) | set(s.weight_map.values()) | {INDEX}
     listed = (s.manifest or {}).get("files") or {}
     for name in s.out.sizes:
         if name in known or name in listed or name in _BESIDE:
@@ -88,7 +88,7 @@ def total_size(s: Subject) -> Iterator[str]:
 
 
 def modes(s: Subject) -> Iterator[str]:
-    """Whoever may list the folder should be able to read its files, and nobody else write them."""
+    """Whoever may list the folder should be able to read its files."""
     folder = s.out.root.stat().st_mode
     for name in s.out.sizes:
         mode = (s.out.root / name).stat().st_mode

@@ -74,7 +74,6 @@ class Subject:
     golden: Golden | None = None
     tensor_facts: TensorFacts | None = None
     reports: Reports = Reports()
-    ignored: frozenset[str] = frozenset()
     is_fresh: bool = False
 
     @property
