@@ -16,6 +16,7 @@ from expo.checkpoint.reference import parse_reference
 from expo.demo.toy import MODELS
 from expo.engine.spectrum import MatrixSpectrum
 from expo.errors import CheckpointError, SpecError
+from expo.operators.decompose import singular_values
 from expo.operators.low_rank import (
     bulk_fit,
     effective_rank,
@@ -30,7 +31,6 @@ from expo.operators.low_rank import (
     rank_above,
     shrink_frobenius,
     shrink_operator,
-    singular_values,
     snr_compat,
     snr_mp,
 )
@@ -109,7 +109,7 @@ def test_planted_rank_is_found_and_laser_rmt_finds_another(m: int, n: int) -> No
 
 @pytest.mark.parametrize(("m", "n"), [(400, 400), (200, 800)])
 def test_what_each_rule_leaves_of_the_error(m: int, n: int) -> None:
-    """FIELD's order: shrinkage, then Gavish–Donoho and the edge, then laserRMT, then nothing done."""
+    """The known order: shrinkage, then Gavish–Donoho and the edge, then laserRMT, then nothing done."""
     signal, observed = planted(m, n, 20, 0.02)
     u, values, vh = torch.linalg.svd(observed, full_matrices=False)
     sigma = noise_level(values, m, n)

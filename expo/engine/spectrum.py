@@ -13,6 +13,7 @@ from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import Reference
 from expo.engine.sources import OpenFiles, Sources, read_tensor
 from expo.errors import CheckpointError
+from expo.operators.decompose import singular_values
 from expo.operators.low_rank import (
     bulk_fit,
     effective_rank,
@@ -21,7 +22,6 @@ from expo.operators.low_rank import (
     mp_edge,
     noise_level,
     rank_above,
-    singular_values,
     snr_compat,
     snr_mp,
 )

@@ -14,25 +14,6 @@ from torch import Tensor
 _GRID = 20_001  # points of the quadrature: the median is good to 1e-8
 
 
-def singular_values(matrix: Tensor) -> Tensor:
-    """All singular values of a float matrix (rows, columns): float64, descending.
-
-    From the eigenvalues of the Gram matrix over the short side: the products in float32, the
-    eigenvalues in float64. Values below 2e-4·S₀ are not resolved so; where the noise lies that low,
-    the products are taken in float64 as well, which resolves down to 1e-7·S₀.
-    """
-    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    values = _from_gram(short.float())
-    m, n = short.shape
-    edge = mp_edge(noise_level(values, m, n), m, n)
-    return values if values[0] <= 300.0 * edge else _from_gram(short.double())
-
-
-def _from_gram(short: Tensor) -> Tensor:
-    gram = (short @ short.T).double()
-    return torch.linalg.eigvalsh(gram).clamp_(min=0.0).sqrt_().flip(0)
-
-
 def mp_edge(sigma: float, m: int, n: int) -> float:
     """The largest singular value that noise alone has: σ(√n + √m)."""
     return sigma * (math.sqrt(n) + math.sqrt(m))

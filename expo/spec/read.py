@@ -1,15 +1,25 @@
 """From a spec to a request: references parsed, parameters checked against the method, α in one form."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from expo.checkpoint.names import KINDS
 from expo.checkpoint.reference import Reference, parse_reference
 from expo.errors import SpecError
+from expo.spec.keep import RULES
 from expo.spec.methods import IN_MERGEKIT, METHODS, TRANSFORMS, WITHOUT_EFFECT, Method
 from expo.spec.recipes import spec_path, vectors_path
-from expo.spec.request import Foreign, Operand, Request, Slice, Transform, resolve_alpha
+from expo.spec.request import (
+    Foreign,
+    MatrixEdit,
+    Operand,
+    Request,
+    Slice,
+    Transform,
+    matrix_edit,
+    resolve_alpha,
+)
 from expo.spec.schema import MergeSpec, Model, SliceOf, Source
 from expo.spec.settings import Setting, Settings, is_number, mapped, parse_setting
 from expo.spec.source import Path_
@@ -102,6 +112,8 @@ class _Reader:
             donor,
             self._settings(spec.parameters, ("parameters",), spec, method),
             self._transforms(spec),
+            self._low_rank(spec),
+            self._edits(spec),
             self._kinds(spec.exclude),
             spec.fix_first_layers,
             spec.fix_last_layers,
@@ -266,26 +278,63 @@ class _Reader:
             return None
 
     def _transforms(self, spec: MergeSpec) -> tuple[Transform, ...]:
-        transforms = []
-        for number, entry in enumerate(spec.transforms or []):
-            path: Path_ = ("transforms", number)
-            if len(entry) != 1:
-                self.document.fault(
-                    path, "needs one name and its parameters, such as {dare: {density: 0.5}}"
-                )
-                continue
-            ((name, parameters),) = entry.items()
-            if name not in TRANSFORMS:
-                self.document.fault(
-                    path, f"{name!r} is not a transform{nearest(name, list(TRANSFORMS))}"
-                )
-                continue
-            transforms.append(
-                Transform(name, self._transform(name, parameters or {}, (*path, name)))
-            )
-        if len(transforms) > 1:
+        if len(spec.transforms or []) > 1:
             self.document.fault(("transforms", 1), "one transform at a time")
-        return tuple(transforms)
+        return tuple(
+            Transform(name, self._transform(name, parameters, path))
+            for name, parameters, path in self._named("transforms", [*TRANSFORMS, _LOW_RANK], spec)
+            if name != _LOW_RANK
+        )
+
+    def _low_rank(self, spec: MergeSpec) -> MatrixEdit | None:
+        for name, parameters, path in self._named("transforms", None, spec):
+            if name == _LOW_RANK:
+                return self._matrix_edit(parameters, ("keep", "target", "layers", "force"), path)
+        return None
+
+    def _edits(self, spec: MergeSpec) -> tuple[MatrixEdit, ...]:
+        edits = (
+            self._matrix_edit(parameters, ("keep", "target", "layers"), path)
+            for _, parameters, path in self._named("edits", [_LASER], spec)
+        )
+        return tuple(edit for edit in edits if edit is not None)
+
+    def _named(
+        self, key: str, known: list[str] | None, spec: MergeSpec
+    ) -> Iterator[tuple[str, Mapping[str, object], Path_]]:
+        """(name, parameters, place) of every entry {name: {parameters}} below `key`.
+
+        What has no name, or none of those `known`, is left out, and a fault if they are given.
+        """
+        for number, entry in enumerate(getattr(spec, key) or []):
+            path: Path_ = (key, number)
+            name, parameters = next(iter(entry.items()), ("", None))
+            if known is None or (len(entry) == 1 and name in known):
+                yield name, parameters or {}, (*path, name)
+            elif len(entry) != 1:
+                example = "{dare: {density: 0.5}}" if key == "transforms" else "{laser: {keep: gd}}"
+                fault = f"needs one name and its parameters, such as {example}"
+                self.document.fault(path, fault)
+            else:
+                fault = f"{name!r} is not {_AN[key]}{nearest(name, known)}"
+                self.document.fault(path, fault)
+
+    def _matrix_edit(
+        self, parameters: Mapping[str, object], known: tuple[str, ...], path: Path_
+    ) -> MatrixEdit | None:
+        for key in parameters.keys() - set(known):
+            fault = f"is not a parameter of {path[-1]}{nearest(key, list(known))}"
+            self.document.fault((*path, key), fault)
+        keep, target, layers, force = (
+            parameters.get(key) for key in ("keep", "target", "layers", "force")
+        )
+        if keep is None:
+            self.document.fault(path, f"needs keep: {RULES}")
+            return None
+        return self.document.attempt(
+            path,
+            lambda: matrix_edit(str(keep), target=target, layers=layers, force=force),
+        )
 
     def _transform(
         self, name: str, parameters: Mapping[str, object], path: Path_
@@ -346,8 +395,11 @@ class _Reader:
             self.document.fault(("onto",), fault)
 
 
+_LOW_RANK, _LASER = "low_rank", "laser"
+_AN = {"transforms": "a transform", "edits": "an edit"}
+
 _EXPO_ONLY = {
     "onto", "transforms", "exclude", "fix_first_layers", "fix_last_layers", "interpolate",
 }  # fmt: skip
-_OURS = _EXPO_ONLY | {"donor", "rounding"}
+_OURS = _EXPO_ONLY | {"donor", "rounding", "edits"}
 """Keys that only expo's engine understands."""

@@ -1,6 +1,7 @@
 """The request: what a merge is asked to compute, from flags or from a spec, defaults filled in."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Literal
 
 from expo.checkpoint.reference import Reference
 from expo.errors import SpecError
+from expo.spec.keep import Keep, parse_keep
 from expo.spec.settings import Settings
 
 Rounding = Literal["nearest", "stochastic"]
@@ -42,6 +44,20 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class MatrixEdit:
+    """How much of matrices to keep: of every Δ (the transform `low_rank`), or of the result (`laser`).
+
+    `target` is searched for in the labels of the matrices; without it, those of the layers are meant.
+    `layers` are [first, after the last). `force` cuts a Δ even where what goes is not rounding noise.
+    """
+
+    keep: Keep
+    target: str | None = None
+    layers: tuple[int, int] | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
 class Foreign:
     """A spec that runs through the mergekit library, word for word, and why it has to.
 
@@ -60,7 +76,8 @@ class Request:
 
     `settings` are the spec's own `parameters`, which a slice's and an operand's override. An ExPO
     request without α is only good for a plan or a diff. `excluded` kinds of tensors and the fixed
-    layers stay as they are in the donor. `vectors` and `stop_at` are for the verification.
+    layers stay as they are in the donor. `low_rank` is done to every Δ before it is scaled, `edits` to
+    the result, one after the other. `vectors` and `stop_at` are for the verification.
     """
 
     slices: tuple[Slice, ...]
@@ -70,6 +87,8 @@ class Request:
     donor: Reference | None = None
     settings: Settings = field(default_factory=dict)
     transforms: tuple[Transform, ...] = ()
+    low_rank: MatrixEdit | None = None
+    edits: tuple[MatrixEdit, ...] = ()
     excluded: tuple[str, ...] = ()
     fixed_first_layers: int = 0
     fixed_last_layers: int = 0
@@ -91,7 +110,7 @@ class Request:
 
     @property
     def is_pair(self) -> bool:
-        """Plain ExPO of one aligned model, which has the fast and most exact path."""
+        """ExPO of one aligned model, which has the fast and most exact path where nothing is edited."""
         one = len(self.slices) == 1 and len(self.operands) == 1
         plain = self.onto is None and not self.transforms and self.foreign is None
         return self.method == "expo" and one and plain
@@ -120,6 +139,35 @@ class Request:
             self.donor,
         )
         yield from dict.fromkeys(reference for reference in named if reference is not None)
+
+
+def matrix_edit(
+    keep: str, *, target: object = None, layers: object = None, force: object = None
+) -> MatrixEdit:
+    """An edit from what a spec or the flags say.
+
+    Raises:
+        SpecError: the rule is none, or something is not of its kind.
+    """
+    rule = parse_keep(keep)
+    if target is not None:
+        try:
+            re.compile(str(target))
+        except re.error as error:
+            raise SpecError(f"target: {target}: not a regular expression: {error}") from None
+    span = None
+    if layers is not None:
+        if not (
+            isinstance(layers, list | tuple)
+            and len(layers) == 2
+            and all(isinstance(n, int) and not isinstance(n, bool) for n in layers)
+            and 0 <= layers[0] < layers[1]
+        ):
+            raise SpecError(f"layers: [first, after the last], not {layers!r}")
+        span = (layers[0], layers[1])
+    if force not in (None, True, False):
+        raise SpecError(f"force: true or false, not {force!r}")
+    return MatrixEdit(rule, None if target is None else str(target), span, bool(force))
 
 
 def expo_request(base: Reference, aligned: Reference, alpha: float | None) -> Request:

@@ -7,7 +7,7 @@ import yaml
 
 from expo.checkpoint.reference import Reference
 from expo.spec.methods import METHODS
-from expo.spec.request import Operand, Request, Slice
+from expo.spec.request import MatrixEdit, Operand, Request, Slice
 from expo.spec.settings import Conditional, Setting, Settings
 
 
@@ -31,6 +31,10 @@ def resolved(request: Request, name: Callable[[Reference], str] = str) -> dict:
             spec[key] = name(reference)
     if request.transforms:
         spec["transforms"] = [{t.name: dict(t.parameters)} for t in request.transforms]
+    if request.low_rank is not None:
+        spec["transforms"] = [{"low_rank": _matrix_edit(request.low_rank)}]
+    if request.edits:
+        spec["edits"] = [{"laser": _matrix_edit(edit)} for edit in request.edits]
     if request.method == "expo":
         alphas = [o.settings.get("alpha") for part in request.slices for o in part.operands]
         spec["interpolate"] = any(isinstance(a, float) and 0.0 < a < 1.0 for a in alphas)
@@ -41,6 +45,15 @@ def resolved(request: Request, name: Callable[[Reference], str] = str) -> dict:
         vectors = {} if request.vectors is None else {"vectors": request.vectors.stem}
         spec["verify"] = vectors | {"stop_at": request.stop_at}
     return spec | {"out_dtype": request.dtype, "rounding": request.rounding, "seed": request.seed}
+
+
+def _matrix_edit(edit: MatrixEdit) -> dict:
+    given: dict[str, object] = {"keep": str(edit.keep)}
+    if edit.target is not None:
+        given["target"] = edit.target
+    if edit.layers is not None:
+        given["layers"] = list(edit.layers)
+    return given | ({"force": True} if edit.force else {})
 
 
 def _operand(operand: Operand, request: Request, name: Callable[[Reference], str]) -> dict:
@@ -86,6 +99,8 @@ def mergekit_spec(
 
     Its arithmetic is set to float32, as ours is; it takes config and tokenizer from the base.
     """
+    if request.edits or request.low_rank:
+        return None
     plain = not (request.transforms or request.onto or request.excluded)
     if request.method != "expo":
         spec = {k: v for k, v in resolved(request, name).items() if k not in _OURS}

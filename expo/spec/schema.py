@@ -58,6 +58,7 @@ class MergeSpec(Strict):
     onto: str | None = None
     donor: str | None = None
     transforms: list[dict[str, Parameters | None]] | None = None
+    edits: list[dict[str, Parameters | None]] | None = None
     exclude: list[str] = Field(default_factory=list, description=f"any of {', '.join(KINDS)}")
     fix_first_layers: int = Field(0, ge=0)
     fix_last_layers: int = Field(0, ge=0)

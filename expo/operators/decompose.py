@@ -1,0 +1,260 @@
+"""The kernels of low-rank edits: all singular values of a matrix, and the part of it that a rule keeps.
+
+Everything goes through the Gram matrix over the short side, products in float32 and eigenvalues in
+float64: several times cheaper than an SVD. Products in float64 take over where that is too coarse.
+One thread a matrix; matrices run side by side.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from expo.operators.keep import fixed_rank, kept_values, threshold
+from expo.operators.low_rank import bulk_fit, mp_edge, noise_level
+from expo.spec.keep import Keep
+
+_GRAM_ERROR = 1.2e-6
+"""Of an eigenvalue of float32 products, relative to ‖Gram‖_F / m: 16 ulp of it were the most that was
+seen. The kept part turns by that over the gap to the next eigenvalue."""
+
+_VECTOR_ERROR = 5e-5
+"""What the kept part may be off by through that, relative to itself."""
+
+_SMALL_RANK = 16
+"""Ranks up to 1/16 of the short side go the randomized way."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a rule left of a matrix.
+
+    `removed_energy` is the share of ΣS² that went. Noise level and fit of the bulk (see
+    `low_rank.bulk_fit`) are known where the whole spectrum was; `gain` where it was not: by how much
+    the last iteration still lowered the residual ‖A − kept‖², relative to it.
+    """
+
+    matrix: Tensor
+    rank: int
+    removed_energy: float
+    noise_sigma: float | None = None
+    bulk_fit: float | None = None
+    gain: float | None = None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """left (rows, k) @ right (k, columns), the best approximation of rank k."""
+
+    left: Tensor
+    right: Tensor
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """All singular values of a float matrix (rows, columns): float64, descending.
+
+    Values below 2e-4·S₀ are not resolved by products in float32; where the noise lies that low, the
+    products are taken in float64 as well, which resolves down to 1e-7·S₀.
+    """
+    short = _lying(matrix).float()
+    values = _roots(torch.linalg.eigvalsh((short @ short.T).double()))
+    if _is_too_fine(values, *short.shape):
+        short = short.double()
+        values = _roots(torch.linalg.eigvalsh(short @ short.T))
+    return values
+
+
+def cut(matrix: Tensor, keep: Keep, *, seed: int = 0, name: str = "") -> Cut:
+    """The part of a float32 or float64 matrix that `keep` keeps, in its shape and dtype.
+
+    Args:
+        seed, name: of the random start where the rank is small.
+    """
+    short = _lying(matrix)
+    m, n = short.shape
+    rank = fixed_rank(keep, m, n)
+    if rank is not None and rank >= m:
+        return Cut(matrix, m, 0.0)
+    if rank is not None and rank <= m // _SMALL_RANK:
+        return _cut_small(matrix, rank, seed, name)
+    spectrum, kept = _spectrum(short, keep)
+    values = spectrum.values
+    total = float(values.square().sum())
+    sigma = noise_level(values, m, n)
+    part = _part(short, spectrum, kept)
+    return Cut(
+        part if short is matrix else part.T.contiguous(),
+        len(kept),
+        1.0 - float(kept.square().sum()) / total if total else 0.0,
+        sigma,
+        bulk_fit(values, sigma, m, n),
+    )
+
+
+def factors(
+    matrix: Tensor, keep: Keep, *, seed: int = 0, name: str = "", iterations: int = 4
+) -> Factors:
+    """The kept part as a product, for rules that do not shrink."""
+    short = _lying(matrix)
+    rank = fixed_rank(keep, *short.shape)
+    if rank is not None and rank <= short.shape[0] // _SMALL_RANK:
+        return _randomized(matrix, rank, seed, name, iterations)[0]
+    spectrum, kept = _spectrum(short, keep)
+    basis = spectrum.vectors(0, len(kept)).to(matrix.dtype)
+    if short is matrix:
+        return Factors(basis, basis.T @ matrix)
+    return Factors(matrix @ basis, basis.T.contiguous())
+
+
+def _lying(matrix: Tensor) -> Tensor:
+    """The matrix with its short side first: itself or its transpose."""
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+
+
+def _roots(eigenvalues: Tensor) -> Tensor:
+    return eigenvalues.clamp_(min=0.0).sqrt_().flip(0)
+
+
+def _is_too_fine(values: Tensor, m: int, n: int) -> bool:
+    """Whether the noise lies below what products in float32 resolve."""
+    edge = mp_edge(noise_level(values, m, n), m, n)
+    return bool(values[0] > 300.0 * edge)
+
+
+class _Spectrum:
+    """A Gram matrix brought to tridiagonal form once: all its eigenvalues, and the vectors asked for."""
+
+    def __init__(self, short: Tensor) -> None:
+        import numpy as np
+        from scipy.linalg import eigh_tridiagonal, get_blas_funcs, get_lapack_funcs
+
+        with _one_thread():
+            # The transpose of a row-major array is what BLAS calls column-major: no copy.
+            columns = short.contiguous().numpy().T
+            (syrk,) = get_blas_funcs(("syrk",), (columns,))
+            gram = syrk(1.0, columns, trans=1, lower=1)
+            gram = np.asfortranarray(gram, dtype=np.float64)
+            sytrd, sytrd_lwork = get_lapack_funcs(("sytrd", "sytrd_lwork"), (gram,))
+            work = int(sytrd_lwork(len(gram), lower=1)[0])
+            reduced, self._diagonal, self._beside, self._tau, _ = sytrd(
+                gram, lower=1, lwork=work, overwrite_a=1
+            )
+            self._reflectors = np.asfortranarray(reduced[1:, :-1])
+            eigenvalues = eigh_tridiagonal(self._diagonal, self._beside, eigvals_only=True)
+        self.values = _roots(torch.from_numpy(eigenvalues))
+
+    def vectors(self, first: int, end: int) -> Tensor:
+        """Those of values[first:end], as columns, float64."""
+        import numpy as np
+        from scipy.linalg import eigh_tridiagonal, get_lapack_funcs
+
+        size = len(self._diagonal)
+        if first == end:
+            return torch.empty(size, 0, dtype=torch.float64)
+        with _one_thread():
+            chosen = (size - end, size - 1 - first)
+            _, found = eigh_tridiagonal(
+                self._diagonal, self._beside, select="i", select_range=chosen, lapack_driver="stemr"
+            )
+            vectors = found[:, ::-1].copy(order="F")
+            if size > 1:
+                (ormqr,) = get_lapack_funcs(("ormqr",), (vectors,))
+                turned, _, _ = ormqr(
+                    "L", "N", self._reflectors, self._tau,
+                    np.asfortranarray(vectors[1:]), lwork=64 * vectors.shape[1],
+                )  # fmt: skip
+                vectors[1:] = turned
+        return torch.from_numpy(vectors)
+
+
+def _spectrum(short: Tensor, keep: Keep) -> tuple[_Spectrum, Tensor]:
+    """The spectrum of a lying matrix, fine enough for the rule, and the values that it keeps."""
+    m, n = short.shape
+    spectrum = _Spectrum(short)
+    kept = kept_values(keep, spectrum.values, m, n)
+    if short.dtype == torch.float32 and _is_ambiguous(spectrum.values, len(kept), keep, m, n):
+        spectrum = _Spectrum(short.double())
+        kept = kept_values(keep, spectrum.values, m, n)
+    return spectrum, kept
+
+
+def _is_ambiguous(values: Tensor, rank: int, keep: Keep, m: int, n: int) -> bool:
+    """Whether errors of a Gram matrix in float32 could change the rank, or turn the kept part."""
+    squares = values.square()
+    error = _GRAM_ERROR * float(squares.norm()) / m
+    if keep.is_automatic and _is_too_fine(values, m, n):
+        return True
+    least = threshold(keep, values, m, n)
+    if least is not None:
+        nearest = (squares - least * least).abs().min()
+        if float(nearest) < error:
+            return True
+    if not 0 < rank < len(values):
+        return False
+    gap, norm = float(squares[rank - 1] - squares[rank]), float(values[:rank].norm())
+    return error * float(values[rank - 1]) > _VECTOR_ERROR * norm * gap
+
+
+def _part(short: Tensor, spectrum: _Spectrum, kept: Tensor) -> Tensor:
+    """Q Qᵀ A, or A less the part that goes where that is the smaller one."""
+    size, rank = len(spectrum.values), len(kept)
+    top = spectrum.values[:rank]
+    shrinks = not torch.equal(kept, top)
+    if rank > size // 2 and not shrinks:
+        basis = spectrum.vectors(rank, size).to(short.dtype)
+        return short - basis @ (basis.T @ short)
+    basis = spectrum.vectors(0, rank).to(short.dtype)
+    inner = basis.T @ short
+    if shrinks:
+        inner *= (kept / top).to(short.dtype)[:, None]
+    return basis @ inner
+
+
+def _cut_small(matrix: Tensor, rank: int, seed: int, name: str) -> Cut:
+    found, gained = _randomized(matrix, rank, seed, name, 4)
+    part = found.left @ found.right
+    total, kept = (float(x.double().square().sum()) for x in (matrix, found.right))
+    residual = max(total - kept, 0.0)
+    return Cut(
+        part,
+        rank,
+        residual / total if total else 0.0,
+        gain=gained / residual if residual else 0.0,
+    )
+
+
+def _randomized(
+    matrix: Tensor, rank: int, seed: int, name: str, iterations: int
+) -> tuple[Factors, float]:
+    """A randomized SVD (Halko, Martinsson & Tropp, 0909.4061): `left` has orthonormal columns.
+
+    Returns the factors and the energy that the last iteration added.
+    """
+    rows, columns = matrix.shape
+    width = min(rank + max(16, rank // 2), rows, columns)
+    generator = torch.Generator().manual_seed(_start(seed, name))
+    start = torch.randn(columns, width, generator=generator, dtype=matrix.dtype)
+    basis = torch.linalg.qr(matrix @ start).Q
+    before = after = 0.0
+    for _ in range(iterations):
+        across = matrix.T @ basis
+        before, after = after, float(across.double().square().sum())
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(across).Q).Q
+    inner = basis.T @ matrix
+    before, after = after, float(inner.double().square().sum())
+    wide = inner.double()
+    turn = torch.linalg.eigh(wide @ wide.T).eigenvectors.flip(1)[:, :rank].to(matrix.dtype)
+    return Factors(basis @ turn, turn.T @ inner), max(after - before, 0.0)
+
+
+def _start(seed: int, name: str) -> int:
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _one_thread():
+    """scipy's BLAS on one thread: two contend for the same cores in eigenvalue problems."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, "blas")
