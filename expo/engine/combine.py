@@ -1,8 +1,8 @@
 """What a combination computes: facts about whole tensors first, then block by block."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,6 +46,15 @@ class Mask:
         kept = torch.from_numpy(np.unpackbits(packed, count=delta.numel())).view(torch.bool)
         masked = delta * kept
         return masked if self.ratio == 1.0 else masked * self.ratio
+
+
+@dataclass(frozen=True)
+class EditedMatrix:
+    """What an edit made of a matrix, its elements from `begin` on: the Δ of every term, or the result."""
+
+    begin: int
+    deltas: tuple[Tensor, ...] = ()
+    result: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -99,14 +108,43 @@ def prepare(job: TensorJob, seed: int, whole: Load) -> Prepared:
 
 
 def combine(
-    combination: Combination, load: Load, prepared: Prepared | None, begin: int, width: int
+    combination: Combination,
+    load: Load,
+    prepared: Prepared | None,
+    begin: int,
+    width: int,
+    edited: Sequence[EditedMatrix] = (),
 ) -> Combined:
     """One block.
 
     Args:
         load: gives the block of a weight in the working precision.
         begin: the first element of the block in the tensor; `width`: elements of its last axis.
+        edited: the edited matrices that reach into the block.
     """
+    done = _combine(combination, load, prepared, begin, width, edited)
+    results = [(one.begin, one.result) for one in edited if one.result is not None]
+    return replace(done, exact=_overlaid(done.exact, begin, results)) if results else done
+
+
+def _overlaid(values: Tensor, begin: int, parts: Iterable[tuple[int, Tensor]]) -> Tensor:
+    """`values`, elements from `begin`, replaced where `parts` (first element, values) reach."""
+    overlaid = values.clone()
+    for start, part in parts:
+        first, end = max(begin, start), min(begin + values.numel(), start + part.numel())
+        if first < end:
+            overlaid[first - begin : end - begin] = part[first - start : end - start]
+    return overlaid
+
+
+def _combine(
+    combination: Combination,
+    load: Load,
+    prepared: Prepared | None,
+    begin: int,
+    width: int,
+    edited: Sequence[EditedMatrix],
+) -> Combined:
     thetas = [load(term.weight) for term in combination.terms]
     values = [term.parameters for term in combination.terms]
     shared = combination.shared
@@ -120,7 +158,7 @@ def combine(
         case "slerp" | "nuslerp":
             exact = _arc(combination, load, thetas, prepared, begin, width)
         case _:
-            return _arithmetic(combination, load, thetas, start, prepared, begin)
+            return _arithmetic(combination, load, thetas, start, prepared, begin, edited)
     return Combined(exact, start, exact - start, start)
 
 
@@ -131,12 +169,18 @@ def _arithmetic(
     start: Tensor,
     prepared: Prepared | None,
     begin: int,
+    edited: Sequence[EditedMatrix],
 ) -> Combined:
     assert combination.base is not None
     base = load(combination.base)
     deltas = [theta - base for theta in thetas]
     masks = prepared.masks if prepared else (None,) * len(deltas)
     kept = [d if m is None else m.apply(d, begin) for d, m in zip(deltas, masks, strict=True)]
+    if any(one.deltas for one in edited):
+        kept = [
+            _overlaid(d, begin, [(one.begin, one.deltas[n]) for one in edited if one.deltas])
+            for n, d in enumerate(kept)
+        ]
     is_expo = combination.method == "expo"
     exact = add_task_vectors(
         start,

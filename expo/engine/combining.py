@@ -1,9 +1,8 @@
 """The kernel for tensors of several models: load a block of each, combine, round once, sum."""
 
 import math
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,7 +11,9 @@ from torch import Tensor
 from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
-from expo.engine.combine import Combined, Prepared, combine, prepare
+from expo.engine.combine import Combined, EditedMatrix, Prepared, combine, prepare
+from expo.engine.editing import EditReport, edit_matrix
+from expo.engine.preparations import Preparations, Unit
 from expo.engine.sources import (
     Side,
     Sources,
@@ -25,35 +26,8 @@ from expo.errors import CheckpointError
 from expo.operators.rounding import round_into
 from expo.operators.statistics import Summing, Sums
 from expo.planning.chunks import Piece
-from expo.planning.plan import TensorJob
+from expo.planning.plan import MatrixJob, TensorJob
 from expo.spec.request import Rounding
-
-
-class Preparations:
-    """Facts about whole tensors, made by the first worker that needs them and shared by all."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._made: dict[str, Prepared] = {}
-        self._locks: dict[str, threading.Lock] = {}
-        self._left: dict[str, int] = {}
-
-    def get(self, job: TensorJob, make: Callable[[], Prepared]) -> Prepared:
-        with self._lock:
-            lock = self._locks.setdefault(job.name, threading.Lock())
-        with lock:
-            if job.name not in self._made:
-                self._made[job.name] = make()
-            return self._made[job.name]
-
-    def done(self, job: TensorJob, count: int) -> None:
-        """Forget a tensor once all its elements are computed."""
-        with self._lock:
-            left = self._left.get(job.name, job.count) - count
-            self._left[job.name] = left
-            if left == 0:
-                self._made.pop(job.name, None)
-                self._locks.pop(job.name, None)
 
 
 @dataclass
@@ -74,8 +48,17 @@ class _Blocks:
         return self._loaded[id(weight)]
 
 
+@dataclass(frozen=True)
+class Made:
+    """A preparation: of a whole tensor, or the edit of one matrix."""
+
+    whole: Prepared | None = None
+    matrix: EditedMatrix | None = None
+    reports: tuple[EditReport, ...] = ()
+
+
 class Combining:
-    """One worker's steps for jobs that combine several models."""
+    """One worker's steps for jobs that combine several models, or are edited."""
 
     def __init__(
         self,
@@ -83,21 +66,24 @@ class Combining:
         rounding: Rounding,
         seed: int,
         block_elements: int,
-        preparations: Preparations,
+        preparations: Preparations[Made],
     ) -> None:
         self._sources, self._rounding, self._seed = sources, rounding, seed
         self._block, self._preparations = block_elements, preparations
 
-    def run(self, piece: Piece, out: Bytes) -> list[Sums]:
-        """Fill `out` with the piece; the sums of its blocks.
+    def run(self, piece: Piece, out: Bytes) -> tuple[list[Sums], tuple[EditReport, ...]]:
+        """Fill `out` with the piece; the sums of its blocks, and what edits did to the matrices that
+        begin in it.
 
         Raises:
-            CheckpointError: an input holds NaN or Inf, or a result overflows the output dtype.
+            CheckpointError: an input holds NaN or Inf, a result overflows the output dtype, or an edit
+                is refused.
         """
         job, combination = piece.job, piece.job.combination
         assert combination is not None
         target = typed_output(out, torch_dtype(job.dtype), piece.count)
         prepared = self._prepared(job)
+        edited = self._edited(piece)
         sides = {
             id(weight): Side(self._sources, weight, piece.aligned, piece.count, side=number)
             for number, weight in enumerate(combination.weights)
@@ -108,27 +94,56 @@ class Combining:
         for result in target.split(self._block):
             blocks = _Blocks(sides, working, start, result.numel())
             begin = piece.aligned + start
-            done = combine(combination, blocks.load, prepared, begin, width)
+            matrices = [made.matrix for made in edited.values() if made.matrix is not None]
+            done = combine(combination, blocks.load, prepared, begin, width, matrices)
             round_into(result, done.exact, self._rounding, self._seed, job.name, begin)
             sums.append(_sums(job, result, done))
             start += result.numel()
         if target.data_ptr() != out.ctypes.data:
             out[:] = target.view(torch.uint8).numpy()
-        self._preparations.done(job, piece.count)
-        return sums
+        self._preparations.done((job, None), piece.count, job.count)
+        reports: list[EditReport] = []
+        for number, made in edited.items():
+            matrix = job.matrices[number]
+            self._preparations.done((job, number), _overlap(piece, matrix), matrix.count)
+            if piece.aligned <= matrix.begin:
+                reports += made.reports
+        return sums, tuple(reports)
 
     def _prepared(self, job: TensorJob) -> Prepared | None:
         assert job.combination is not None
         if not job.combination.needs_whole:
             return None
+        return self._preparations.get((job, None), self._make).whole
+
+    def _edited(self, piece: Piece) -> dict[int, Made]:
+        """The edited matrices that reach into the piece, by number."""
+        return {
+            number: self._preparations.get((piece.job, number), self._make)
+            for number, matrix in enumerate(piece.job.matrices)
+            if _overlap(piece, matrix)
+        }
+
+    def _make(self, unit: Unit) -> Made:
+        job, number = unit
         double = any(weight.stored.dtype == "F64" for weight in job.inputs)
         dtype = torch.float64 if double else torch.float32
-        return self._preparations.get(
-            job,
-            lambda: prepare(
+        if number is None:
+            whole = prepare(
                 job, self._seed, lambda w: read_tensor(self._sources, w, w.shape, dtype=dtype)
-            ),
-        )
+            )
+            return Made(whole)
+        matrix = job.matrices[number]
+        shape, begin = (matrix.count,), matrix.begin
+        load = lru_cache(lambda w: read_tensor(self._sources, w, shape, first=begin, dtype=dtype))
+        edited, reports = edit_matrix(job, matrix, self._seed, load, self._prepared(job))
+        return Made(None, edited, reports)
+
+
+def _overlap(piece: Piece, matrix: MatrixJob) -> int:
+    """How many elements a piece has in common with a matrix."""
+    end = min(piece.aligned + piece.count, matrix.begin + matrix.count)
+    return max(0, end - max(piece.aligned, matrix.begin))
 
 
 def _sums(job: TensorJob, out: Tensor, done: Combined) -> Sums:

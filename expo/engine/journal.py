@@ -7,15 +7,16 @@ counts once it is complete, so a torn last line only costs the work of one shard
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from expo.checkpoint.checkpoint import Checkpoint, header_identity
+from expo.engine.editing import EditReport
 from expo.engine.kernel import Sample
 from expo.operators.statistics import Sums
 from expo.planning.plan import Plan
 
-FORMAT = 2  # of the journal and of the bytes of the output: a change starts every run afresh
+FORMAT = 3  # of the journal and of the bytes of the output: a change starts every run afresh
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class FinishedShard:
     sha256: str
     sums: dict[str, Sums]
     samples: dict[str, Sample]
+    edits: list[EditReport] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -35,7 +37,8 @@ class FinishedShard:
     def from_json(cls, entry: dict) -> "FinishedShard":
         sums = {name: Sums(*values) for name, values in entry["sums"].items()}
         samples = {name: Sample(*values) for name, values in entry["samples"].items()}
-        return cls(entry["file"], entry["file_bytes"], entry["sha256"], sums, samples)
+        edits = [EditReport(**edit) for edit in entry["edits"]]
+        return cls(entry["file"], entry["file_bytes"], entry["sha256"], sums, samples, edits)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def _values(plan: Plan) -> str:
             terms = [(term.weight.files.label, term.parameters) for term in combination.terms]
             method = (combination.method, combination.sparsifier, combination.elects_sign)
             entry += [method, terms, combination.shared]
+        entry += [str(matrix) for matrix in job.matrices]
         entries.append(entry)
     return repr(entries)
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
-from expo.engine.combining import Combining, Preparations
+from expo.engine.combining import Combining, Made
+from expo.engine.editing import EditReport
+from expo.engine.preparations import Preparations
 from expo.engine.sources import Side, Sources, torch_dtype, typed_output, working_dtype
 from expo.errors import CheckpointError
 from expo.operators.extrapolate import extrapolate
@@ -33,6 +35,7 @@ class PieceResult(NamedTuple):
     job: TensorJob
     blocks: list[Sums]
     sample: Sample | None
+    edits: tuple[EditReport, ...] = ()
 
 
 class Kernel:
@@ -50,7 +53,7 @@ class Kernel:
         seed: int,
         statistics: bool = True,
         block_elements: int = BLOCK_ELEMENTS,
-        preparations: Preparations | None = None,
+        preparations: Preparations[Made] | None = None,
     ) -> None:
         self._sources = sources
         self._combining = Combining(
@@ -75,7 +78,8 @@ class Kernel:
             return PieceResult(job, [], None)
         with np.errstate(over="ignore", invalid="ignore"):  # sums that are not finite are looked at
             if job.action == "combine":
-                return PieceResult(job, self._combining.run(piece, out), None)
+                blocks, edits = self._combining.run(piece, out)
+                return PieceResult(job, blocks, None, edits)
             return self._compute(piece, out)
 
     def compare(self, piece: Piece) -> list[Sums]:

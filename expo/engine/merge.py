@@ -13,12 +13,14 @@ from expo.checkpoint.checkpoint import hash_file
 from expo.checkpoint.reader import aligned_buffer
 from expo.checkpoint.sidecars import CARD
 from expo.checkpoint.writer import ShardWriter
-from expo.engine.combining import Preparations
+from expo.engine.combining import Made
+from expo.engine.editing import EditReport
 from expo.engine.foreign import produce_foreign
 from expo.engine.journal import Fingerprint, FinishedShard, fingerprint, identities
 from expo.engine.kernel import Kernel, PieceResult, Sample
 from expo.engine.outputs import card, manifest, write_file, write_manifest, write_sidecars
 from expo.engine.pipeline import Pipeline, Sealed
+from expo.engine.preparations import Preparations
 from expo.engine.sources import OpenFiles, Sources
 from expo.engine.staging import Staging
 from expo.engine.summary import Alternative, Statistics, alternative, by_module, statistics, total
@@ -62,6 +64,7 @@ class Tuning:
 class MergeResult:
     """A placed output; `modules` holds the parts of `statistics`.
 
+    `edits` are the matrices that were cut, in the order of the files.
     `alpha` is None where it differs between tensors or models, or the method is not ExPO;
     `verified` is None where the verification was skipped, else whether no check found an error.
     """
@@ -73,6 +76,7 @@ class MergeResult:
     statistics: Statistics
     alternative: Alternative | None
     modules: dict[str, Statistics]
+    edits: tuple[EditReport, ...]
     written_bytes: int
     seconds: float
     warnings: tuple[str, ...]
@@ -213,13 +217,14 @@ class _ShardSink:
     _writer: ShardWriter | None = None
     _sums: dict[str, Sums] = field(default_factory=dict)
     _samples: dict[str, Sample] = field(default_factory=dict)
+    _edits: list[EditReport] = field(default_factory=list)
 
     def write(self, sealed: Sealed) -> None:
         shard = self.plan.shards[sealed.computed.chunk.shard]
         if self._writer is None:
             self._writer = ShardWriter(self.staging.temporary(shard.file), shard.file_bytes)
             self._writer.write(0, _in_pages(shard.header))
-            self._sums, self._samples = {}, {}
+            self._sums, self._samples, self._edits = {}, {}, []
         self._writer.write(sealed.offset, sealed.pages)
         self.written_bytes += sealed.computed.chunk.nbytes
         for result in sealed.computed.results:
@@ -228,7 +233,12 @@ class _ShardSink:
             self._writer.finish()
             self._writer = None
             done = FinishedShard(
-                shard.file, shard.file_bytes, sealed.sha256, self._sums, self._samples
+                shard.file,
+                shard.file_bytes,
+                sealed.sha256,
+                self._sums,
+                self._samples,
+                self._edits,
             )
             self.staging.record(done)
             self.finished.append(done)
@@ -243,6 +253,7 @@ class _ShardSink:
             self._sums[name] = self._sums.get(name, Sums()).plus(block)
         if result.sample is not None:
             self._samples[name] = result.sample
+        self._edits += result.edits
 
 
 def _stream(
@@ -257,7 +268,8 @@ def _stream(
     sink = _ShardSink(plan, staging, list(finished))
     skipped_bytes = sum(shard.file_bytes for shard in finished)
     files = OpenFiles()
-    preparations = Preparations()
+    left = (job for shard in plan.shards if shard.file not in done for job in shard.jobs)
+    preparations: Preparations[Made] = Preparations(left, ahead=tuning.threads - 1)
     kernels = [_kernel(plan, files, tuning, preparations) for _ in range(tuning.threads)]
 
     def tick() -> None:
@@ -281,7 +293,9 @@ def _stream(
     return [by_file[shard.file] for shard in plan.shards]
 
 
-def _kernel(plan: Plan, files: OpenFiles, tuning: Tuning, preparations: Preparations) -> Kernel:
+def _kernel(
+    plan: Plan, files: OpenFiles, tuning: Tuning, preparations: Preparations[Made]
+) -> Kernel:
     return Kernel(
         Sources(files, buffer_bytes(tuning.chunk_bytes)),
         rounding=plan.request.rounding,
@@ -313,6 +327,7 @@ def _manifest(work: _Work, finished: list[FinishedShard], hashes: dict[str, str]
         other,
         {name: statistics(value) for name, value in sums.items()},
         {name: statistics(value) for name, value in by_module(sums).items()},
+        [edit for shard in finished for edit in shard.edits],
     )
 
 
@@ -326,6 +341,7 @@ def _result(content: dict, out: Path, written_bytes: int, seconds: float) -> Mer
         statistics=Statistics(**content["statistics"]),
         alternative=Alternative(**other) if other else None,
         modules={name: Statistics(**value) for name, value in content["modules"].items()},
+        edits=tuple(EditReport(**edit) for edit in content["edits"]),
         written_bytes=written_bytes,
         seconds=seconds,
         warnings=tuple(content["warnings"]),

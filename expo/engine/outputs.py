@@ -14,6 +14,7 @@ from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.sidecars import MANIFEST
+from expo.engine.editing import EditReport
 from expo.engine.journal import Fingerprint, sync_directory
 from expo.engine.summary import Alternative, Statistics, statistics
 from expo.operators.statistics import Sums
@@ -73,6 +74,7 @@ def manifest(
     other: Alternative | None,
     tensors: dict[str, Statistics],
     modules: dict[str, Statistics],
+    edits: list[EditReport],
 ) -> dict:
     """`expo.json`: how this model was made, and the SHA-256 of every file beside it."""
     request = plan.request
@@ -95,6 +97,7 @@ def manifest(
         "alternative": asdict(other) if other else None,
         "modules": {name: asdict(value) for name, value in modules.items()},
         "tensors": {name: asdict(value) for name, value in tensors.items()},
+        "edits": [asdict(edit) for edit in edits],
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
         "versions": {
@@ -151,6 +154,7 @@ def foreign_manifest(
         "alternative": None,
         "modules": {},
         "tensors": {},
+        "edits": [],
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
         "versions": {"expo": expo.__version__, "mergekit": version("mergekit")},

@@ -12,6 +12,7 @@ from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import auto_map_files, is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError
 from expo.planning.combine import Matcher
+from expo.planning.edits import with_edits
 from expo.planning.findings import Findings, summarize
 from expo.planning.pair import match_pair
 from expo.planning.plan import Plan, ShardPlan, Sidecar, TensorJob
@@ -35,6 +36,7 @@ def build_plan(request: Request) -> Plan:
     donor = opened[donor_of(request)]
     request = _routed(request, donor)
     jobs = {} if request.foreign else _jobs(request, opened, donor, allowed, found)
+    jobs = with_edits(request, donor, jobs, found)
     sidecars, left_behind = _sidecars(donor, request.include, found)
     if request.foreign is not None:
         sidecars = tuple(s for s in sidecars if not _is_mergekits(s.name, request.foreign))

@@ -39,17 +39,19 @@ def matrices(checkpoint: Checkpoint, pattern: str | None = None) -> Iterator[Mat
     """Every matrix of the layers, in the order of the files.
 
     Embeddings, head, norms, biases and router gates are left out, unless a `pattern` (`re.search` on
-    the full name) asks for them. What is in a fused tensor is told apart by rows.
+    the label, which starts with the full name) asks for them. What is in a fused tensor is told apart
+    by rows: `qkv_proj.weight:v`; the experts of a stack by number: `gate_up_proj[3]:up`.
     """
     for name, weight in checkpoint.weights.items():
         if weight.dtype not in FLOATS or len(weight.shape) not in (2, 3) or min(weight.shape) < 2:
             continue
-        if pattern is not None:
-            if not re.search(pattern, name):
-                continue
-        elif is_of_kind(name, ("embeddings", "head", "norms", "biases")) or _GATE.search(name):
+        if pattern is None and (
+            is_of_kind(name, ("embeddings", "head", "norms", "biases")) or _GATE.search(name)
+        ):
             continue
-        yield from _parts(checkpoint, name, weight)
+        for matrix in _parts(checkpoint, name, weight):
+            if pattern is None or re.search(pattern, matrix.label):
+                yield matrix
 
 
 def _parts(checkpoint: Checkpoint, name: str, weight: Weight) -> Iterator[Matrix]:

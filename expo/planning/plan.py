@@ -11,7 +11,8 @@ from expo.checkpoint.dtypes import ITEM_BYTES
 from expo.checkpoint.files import Files
 from expo.checkpoint.headers import layout
 from expo.planning.rows import RowRun
-from expo.spec.request import Request
+from expo.spec.keep import Keep
+from expo.spec.request import MatrixEdit, Request
 
 Action = Literal["extrapolate", "combine", "copy", "copy_if_equal"]
 
@@ -54,12 +55,35 @@ class Combination:
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixJob:
+    """A matrix in a tensor, rows × columns elements from `begin`, of which only a part is kept.
+
+    `delta` says how much of every Δ, `result` how much of what comes out, one after the other.
+    """
+
+    label: str
+    begin: int
+    shape: tuple[int, int]
+    delta: MatrixEdit | None = None
+    result: tuple[Keep, ...] = ()
+
+    @property
+    def count(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def working_bytes(self) -> int:
+        """What one takes: five float32 copies, and three Gram matrices in float64."""
+        return 4 * 5 * self.count + 8 * 3 * min(self.shape) ** 2
+
+
+@dataclass(frozen=True, slots=True)
 class TensorJob:
     """One tensor of the output.
 
     `copy` takes the donor's tensor (`aligned`); `copy_if_equal` (integers, booleans) does so when
     both sides agree and refuses when they do not; `combine` does what `combination` says. `rows` is
-    empty where element i matches element i.
+    empty where element i matches element i. `matrices`, in order, are those that are edited.
     """
 
     name: str
@@ -70,6 +94,7 @@ class TensorJob:
     alpha: float = 1.0
     rows: tuple[RowRun, ...] = ()
     combination: Combination | None = None
+    matrices: tuple[MatrixJob, ...] = ()
 
     @property
     def inputs(self) -> tuple[Weight, ...]:
@@ -169,11 +194,12 @@ class Plan:
     def write_bytes(self) -> int:
         return sum(shard.file_bytes for shard in self.shards)
 
-    @property
-    def preparation_bytes(self) -> int:
-        """What the largest tensor takes that has to be looked at whole: four float32 copies."""
+    def preparation_bytes(self, threads: int) -> int:
+        """What the largest tensor takes that has to be looked at whole: four float32 copies; and what
+        the matrices take that are edited side by side."""
         whole = [job for job in self.jobs if job.combination and job.combination.needs_whole]
-        return max((4 * 4 * job.count for job in whole), default=0)
+        edited = [matrix.working_bytes for job in self.jobs for matrix in job.matrices]
+        return max((4 * 4 * j.count for j in whole), default=0) + threads * max(edited, default=0)
 
     @property
     def download_bytes(self) -> int:

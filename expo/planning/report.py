@@ -109,7 +109,7 @@ def report(
         read_bytes=plan.read_bytes,
         write_bytes=plan.write_bytes,
         download_bytes=plan.download_bytes,
-        memory_bytes=memory_bytes(threads, models=models) + plan.preparation_bytes,
+        memory_bytes=memory_bytes(threads, models=models) + plan.preparation_bytes(threads),
         free_disk_bytes=free,
         shards={shard.file: shard.file_bytes for shard in plan.shards},
         tokenizer_donor=_tokenizer_donor(plan),
