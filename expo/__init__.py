@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expo.api import apply, diff, extrapolate, merge, plan, spectrum, verify
+    from expo.api import apply, diff, extrapolate, laser, merge, plan, spectrum, verify
     from expo.engine.diff import DiffResult
     from expo.engine.merge import MergeResult
     from expo.engine.spectrum import MatrixSpectrum
@@ -40,6 +40,7 @@ __all__ = [
     "apply",
     "diff",
     "extrapolate",
+    "laser",
     "merge",
     "plan",
     "spectrum",
@@ -55,6 +56,7 @@ _HOMES = {
     "apply": "expo.api",
     "diff": "expo.api",
     "extrapolate": "expo.api",
+    "laser": "expo.api",
     "merge": "expo.api",
     "plan": "expo.api",
     "spectrum": "expo.api",

@@ -12,6 +12,7 @@ from expo import __version__
 from expo.cli.demo import demo
 from expo.cli.diff import diff
 from expo.cli.extrapolate import extrapolate
+from expo.cli.laser import laser
 from expo.cli.merge import merge
 from expo.cli.plan import plan
 from expo.cli.run import RESUMABLE
@@ -40,7 +41,7 @@ def cli() -> None:
     """
 
 
-for _command in (extrapolate, merge, plan, diff, verify, spectrum, demo):
+for _command in (extrapolate, merge, plan, diff, verify, spectrum, laser, demo):
     cli.add_command(_command)
 
 

@@ -40,12 +40,18 @@ Examples:
     callback=_list,
     help="List the recipes that come with expo, and exit.",
 )
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Cut changes at their noise level even where that is not rounding noise.",
+)
 @flags.overrides
 @flags.running
 @flags.talk
 def merge(
     spec: Path,
     out: Path,
+    force: bool,
     overrides: flags.Overrides,
     options: flags.RunOptions,
     output: Output,
@@ -58,9 +64,14 @@ def merge(
 
     from expo.spec.read import read_stages
 
+    def final(request: Request) -> Request:
+        if force and request.low_rank is not None:
+            request = replace(request, low_rank=replace(request.low_rank, force=True))
+        return overrides.apply(request)
+
     stages = read_stages(spec)
     if len(stages) == 1:
-        run_merge(overrides.apply(stages[0].request({})), out, options, output)
+        run_merge(final(stages[0].request({})), out, options, output)
         return
     if options.dry_run:
         raise stages[1].document.error(
@@ -70,6 +81,6 @@ def merge(
 
     def run(request: Request, place: Path, is_part: bool) -> None:
         how = replace(options, overwrite=True, verify=False) if is_part else options
-        run_merge(overrides.apply(request), place, how, output)
+        run_merge(final(request), place, how, output)
 
     run_stages(stages, out, run)

@@ -33,6 +33,7 @@ def plan_text(plan: PlanReport) -> str:
         *((role.replace("sft", "SFT"), _source(source)) for role, source in plan.sources.items()),
         ("request", f"{asked}, {plan.rounding} rounding, seed {plan.seed}"),
         ("tensors", f"{tensors.matched} {'extrapolated' if plan.method == 'expo' else 'merged'}, {tensors.copied} copied, {unmatched}"),
+        *((("edits", f"{tensors.edited_matrices} matrices are cut"),) if tensors.edited_matrices else ()),
         ("engine", "expo's own, streaming" if plan.engine == "expo" else "the mergekit library's"),
         ("reads", f"{gigabytes(plan.read_bytes)}, {gigabytes(plan.download_bytes)} to download"),
         ("writes", f"{gigabytes(plan.write_bytes)} in {len(plan.shards)} files, {'/'.join(plan.dtypes)}"),

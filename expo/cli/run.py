@@ -1,5 +1,6 @@
 """What `extrapolate`, `merge` and `plan` share: plan, show it or run it, report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from expo.spec.request import Request, both_conventions
 from expo.verification.check import VerifyResult
 
 if TYPE_CHECKING:
+    from expo.engine.editing import EditReport
     from expo.engine.merge import MergeResult
     from expo.planning.plan import Plan
 
@@ -61,7 +63,31 @@ def _report(result: "MergeResult", output: Output) -> None:
     if result.verified is not None:
         found = VerifyResult(result.verified, result.checks)
         output.say(findings(found, str(result.out)))
+    if result.edits:
+        output.say(edits_text(result.edits))
     output.data(outcome(result))
+
+
+def edits_text(edits: "tuple[EditReport, ...]") -> str:
+    """One line about the matrices that were cut."""
+    ranks = sorted(edit.rank for edit in edits)
+    removed = sorted(edit.removed_energy for edit in edits)
+    fits = sorted(edit.bulk_fit for edit in edits if edit.bulk_fit is not None)
+    text = (
+        f"cut {len(edits)} matrices: rank {_spread(ranks, 'd')} of up to "
+        f"{max(edit.full_rank for edit in edits)}, {_spread([100 * r for r in removed], '.3g')} % of "
+        "the energy removed"
+    )
+    if fits:
+        text += f"; the bulk is {_spread(fits, '.2g')} from pure noise (0 to 1)"
+    return text
+
+
+def _spread(ordered: Sequence[float], form: str) -> str:
+    low, middle, high = (ordered[0], ordered[len(ordered) // 2], ordered[-1])
+    if low == high:
+        return f"{low:{form}}"
+    return f"{low:{form}} to {high:{form}} (median {middle:{form}})"
 
 
 def show_plan(plan: "Plan", out: Path | None, options: RunOptions, output: Output) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -135,7 +134,14 @@ class Combining:
             return Made(whole)
         matrix = job.matrices[number]
         shape, begin = (matrix.count,), matrix.begin
-        load = lru_cache(lambda w: read_tensor(self._sources, w, shape, first=begin, dtype=dtype))
+        loaded: dict[int, Tensor] = {}
+
+        def load(weight: Weight) -> Tensor:
+            if id(weight) not in loaded:
+                values = read_tensor(self._sources, weight, shape, first=begin, dtype=dtype)
+                loaded[id(weight)] = values
+            return loaded[id(weight)]
+
         edited, reports = edit_matrix(job, matrix, self._seed, load, self._prepared(job))
         return Made(None, edited, reports)
 

@@ -30,6 +30,7 @@ class TensorReport:
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     mismatched: tuple[str, ...]
+    edited_matrices: int
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def report(
             missing=plan.missing,
             extra=plan.extra,
             mismatched=plan.mismatched,
+            edited_matrices=sum(len(job.matrices) for job in plan.jobs),
         ),
         read_bytes=plan.read_bytes,
         write_bytes=plan.write_bytes,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from expo.checkpoint.reference import Reference
+from expo.checkpoint.reference import Reference, parse_reference
 from expo.errors import SpecError
 from expo.spec.keep import Keep, parse_keep
 from expo.spec.settings import Settings
@@ -174,6 +174,12 @@ def expo_request(base: Reference, aligned: Reference, alpha: float | None) -> Re
     """Plain ExPO of a pair."""
     settings: Settings = {} if alpha is None else {"alpha": alpha}
     return Request((Slice((Operand(aligned, settings),)),), base=base)
+
+
+def laser_request(model: str, edit: MatrixEdit) -> Request:
+    """One model with an edit."""
+    reference = parse_reference(model, role="MODEL")
+    return Request((Slice((Operand(reference),)),), "passthrough", edits=(edit,))
 
 
 def paper_alpha(alpha: float) -> float:
