@@ -1,6 +1,7 @@
 """Low-rank edits in merges: of Δ before it is scaled, of the result, and `expo laser`."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import expo as door
+from expo.demo.toy import MODELS
+from expo.engine.acceptance import perplexity
 from expo.engine.merge import Tuning, run_plan
 from expo.errors import CheckpointError, SpecError
 from expo.operators.keep import kept_values
@@ -367,3 +370,52 @@ def test_the_published_rank_is_reproduced() -> None:
         assert len(kept_values(parse_keep("rho=0.1"), s, *short)) == int(min(m, n) * 0.1)
         edge = mp_edge(noise_level(s, *short), *short)
         assert len(kept_values(parse_keep("mp"), s, *short)) == int((s > edge).sum())
+
+
+TEXTS = "u:hello\nok world\nno gnome\num birds\nok plane\nno tiger\n"
+
+
+def test_an_edit_stays_only_where_held_out_texts_agree(tmp_path: Path, expo) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (tmp_path / "texts.txt").write_text(TEXTS)
+    aligned = MODELS / "aligned"
+    ran = expo("laser", aligned, tmp_path / "out", "--keep", "rho=0.5", "--accept-if", "perplexity",
+               "--texts", tmp_path / "texts.txt")  # fmt: skip
+    assert ran.code == 0, ran.err
+    manifest = json.loads((tmp_path / "out" / "expo.json").read_text())
+    (note,) = manifest["notes"]
+    assert note in ran.err
+    found = re.fullmatch(
+        r"(\d+) of 14 edits accepted; perplexity (\S+) → (\S+) on the half that decided, (\S+) → (\S+) on the other",
+        note,
+    )
+    assert found
+    kept = [edit["matrix"] for edit in manifest["edits"]]
+    assert len(kept) == int(found[1])
+    assert 0 < len(kept) < 14
+    assert float(found[3]) <= float(found[2])
+    tokenizer = AutoTokenizer.from_pretrained(aligned)
+    tokens = [tokenizer(t, return_tensors="pt")["input_ids"] for t in TEXTS.splitlines()]
+    for folder, places in ((aligned, (2, 4)), (tmp_path / "out", (3, 5))):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        for half, place in zip((tokens[::2], tokens[1::2]), places, strict=True):
+            assert perplexity(model, half) == pytest.approx(float(found[place]), rel=1e-3)
+    names = "|".join(map(re.escape, kept))
+    door.laser(aligned, tmp_path / "again", keep="rho=0.5", target=f"^({names})$", verify=False)
+    files = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "again")]
+    assert files[0] == files[1]
+
+
+def test_what_cannot_be_accepted(tmp_path: Path, expo) -> None:
+    (tmp_path / "one.txt").write_text("one\n\n")
+    arguments = ("laser", MODELS / "aligned", tmp_path / "out", "--keep", "rank=1")
+    ran = expo(*arguments, "--accept-if", "perplexity")
+    assert (ran.code, "--accept-if and --texts go together" in ran.err) == (2, True)
+    ran = expo(*arguments, "--accept-if", "perplexity", "--texts", tmp_path / "one.txt")
+    assert (ran.code, "needs two texts at least" in ran.err) == (2, True)
+    (tmp_path / "texts.txt").write_text(TEXTS)
+    ran = expo(*arguments, "--target", "layers.0.*v_proj", "--accept-if", "perplexity", "--texts", tmp_path / "texts.txt")  # fmt: skip
+    assert ran.code == 1
+    assert "none of 1 edits keeps the perplexity of" in ran.err
+    assert not (tmp_path / "out").exists()

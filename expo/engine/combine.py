@@ -124,7 +124,12 @@ def combine(
     """
     done = _combine(combination, load, prepared, begin, width, edited)
     results = [(one.begin, one.result) for one in edited if one.result is not None]
-    return replace(done, exact=_overlaid(done.exact, begin, results)) if results else done
+    if not results:
+        return done
+    exact = _overlaid(done.exact, begin, results)
+    if combination.method == "expo":
+        return replace(done, exact=exact)
+    return replace(done, exact=exact, delta=exact - done.start)  # the edit is a part of the change
 
 
 def _overlaid(values: Tensor, begin: int, parts: Iterable[tuple[int, Tensor]]) -> Tensor:

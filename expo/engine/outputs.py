@@ -200,11 +200,21 @@ def card(content: dict) -> str:
             f"- output dtype {', '.join(content['dtypes'])}, rounding {content['rounding']}, "
             f"seed {content['seed']}",
             f"- {tokenizer}",
+            *([f"- low-rank edits: {_edits(content['edits'])}"] if content["edits"] else []),
             f"- made with expo {content['versions']['expo']}; every input, figure and hash is in "
             f"`{MANIFEST}`",
             "",
         ]
     )
+
+
+def _edits(edits: list[dict]) -> str:
+    kinds = dict.fromkeys((edit["keep"], edit["on"] == "result") for edit in edits)
+    rules = ", ".join(
+        f"{keep} of the {'weights' if is_result else 'change'}" for keep, is_result in kinds
+    )
+    matrices = len({edit["matrix"] for edit in edits})
+    return f"{matrices} matrices, keep {rules}; ranks and removed energy are in `{MANIFEST}`"
 
 
 def _effective(content: dict) -> str:
@@ -233,6 +243,8 @@ def _expo_text(sources: dict[str, dict]) -> tuple[str, str]:
 
 def _merge_text(content: dict) -> tuple[str, str]:
     names = ", ".join(_markdown(source["model"]) for source in content["sources"].values())
+    if content["method"] == "passthrough" and content["edits"]:
+        return f"Low-rank edit of {names}", f"{names} with only a part of some matrices kept."
     return f"{content['method']} merge", f"A `{content['method']}` merge of {names}."
 
 

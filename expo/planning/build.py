@@ -164,6 +164,7 @@ def _remark(
     request: Request, opened: dict[Reference, Checkpoint], donor: Checkpoint, found: Findings
 ) -> None:
     found.warnings += request.remarks
+    found.notes += request.notes
     if request.foreign is not None:
         found.notes += [
             f"runs through the mergekit library: {why}" for why in request.foreign.reasons

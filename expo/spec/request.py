@@ -99,6 +99,7 @@ class Request:
     allow_missing: str | None = None
     include: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     vectors: Path | None = None
     stop_at: StopAt = "error"
     foreign: Foreign | None = None
