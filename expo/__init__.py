@@ -8,8 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expo.api import apply, diff, extrapolate, laser, merge, plan, spectrum, verify
+    from expo.api import (
+        apply,
+        diff,
+        extract_lora,
+        extrapolate,
+        laser,
+        merge,
+        plan,
+        spectrum,
+        verify,
+    )
     from expo.engine.diff import DiffResult
+    from expo.engine.extract import ExtractResult
     from expo.engine.merge import MergeResult
     from expo.engine.spectrum import MatrixSpectrum
     from expo.errors import (
@@ -29,6 +40,7 @@ __all__ = [
     "CheckpointError",
     "DiffResult",
     "ExpoError",
+    "ExtractResult",
     "HubError",
     "MatrixSpectrum",
     "MergeResult",
@@ -39,6 +51,7 @@ __all__ = [
     "VerifyResult",
     "apply",
     "diff",
+    "extract_lora",
     "extrapolate",
     "laser",
     "merge",
@@ -49,12 +62,14 @@ __all__ = [
 
 _HOMES = {
     "DiffResult": "expo.engine.diff",
+    "ExtractResult": "expo.engine.extract",
     "MatrixSpectrum": "expo.engine.spectrum",
     "MergeResult": "expo.engine.merge",
     "PlanReport": "expo.planning.report",
     "VerifyResult": "expo.verification.check",
     "apply": "expo.api",
     "diff": "expo.api",
+    "extract_lora": "expo.api",
     "extrapolate": "expo.api",
     "laser": "expo.api",
     "merge": "expo.api",

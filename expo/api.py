@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from expo.checkpoint.reference import parse_reference
 from expo.errors import CheckpointError, SpecError
+from expo.spec.keep import parse_keep
 from expo.spec.request import (
     DTYPES,
     ROUNDINGS,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from expo.engine.diff import DiffResult
+    from expo.engine.extract import ExtractResult
     from expo.engine.merge import MergeResult
     from expo.engine.spectrum import MatrixSpectrum
     from expo.planning.report import PlanReport
@@ -124,6 +126,53 @@ def laser(
     edit = matrix_edit(keep, target=target, layers=layers)
     request = replace(laser_request(str(model), edit), dtype=dtype)
     return merge(request, out, overwrite=overwrite, verify=verify, progress=progress)
+
+
+def extract_lora(
+    aligned: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    minus: str | PathLike[str],
+    rank: int | None = None,
+    energy: float | None = None,
+    alpha: float = 1.0,
+    dtype: str = "float32",
+    save_whole: bool = False,
+    overwrite: bool = False,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> "ExtractResult":
+    """Write α(θ_aligned − θ_sft) of the linear modules as a PEFT adapter for `minus`, the SFT model.
+
+    Args:
+        rank, energy: one of them: the rank of every module, or the share of ΣS² that it has to hold.
+        alpha: 1 gives the aligned model, 1.5 the ExPO model of that α.
+        dtype: of the adapter: "float32", "bfloat16" or "float16".
+        save_whole: save norms, embeddings and head whole (`modules_to_save`).
+        progress: called with (tensors done, tensors in all).
+
+    Raises:
+        SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
+    """
+    import torch
+
+    from expo.engine.extract import run_extract
+
+    if (rank is None) == (energy is None):
+        raise SpecError("give rank or energy")
+    keep = parse_keep(f"rank={rank}" if energy is None else f"energy={energy}")
+    pair = (parse_reference(str(minus), role="SFT"), parse_reference(str(aligned), role="ALIGNED"))
+    return run_extract(
+        expo_request(*pair, None),
+        Path(out),
+        keep,
+        scale=alpha,
+        dtype=getattr(torch, dtype),
+        save_whole=save_whole,
+        overwrite=overwrite,
+        threads=threads,
+        progress=progress,
+    )
 
 
 def plan(spec: Spec) -> "PlanReport":

@@ -235,7 +235,7 @@ def test_a_change_of_full_rank_is_refused_with_the_numbers(tmp_path: Path, expo)
     assert "keep gd would cut the change of model.layers.0.mlp.up_proj.weight" in message or (
         "keep gd would cut the change of model.layers.0.self_attn.q_proj.weight" in message
     )
-    assert "times the rounding noise of bfloat16; from 0.8 to 1.15" in message
+    assert "times the noise of rounding its weights; from 0.8 to 1.15" in message
     assert "--force" in message
     assert {p.name for p in tmp_path.iterdir()} == {"sft16", "aligned16"}
     forced = {"transforms": [{"low_rank": {"keep": "gd", "force": True}}]}

@@ -11,6 +11,7 @@ import click
 from expo import __version__
 from expo.cli.demo import demo
 from expo.cli.diff import diff
+from expo.cli.extract_lora import extract_lora
 from expo.cli.extrapolate import extrapolate
 from expo.cli.laser import laser
 from expo.cli.merge import merge
@@ -41,7 +42,7 @@ def cli() -> None:
     """
 
 
-for _command in (extrapolate, merge, plan, diff, verify, spectrum, laser, demo):
+for _command in (extrapolate, merge, plan, diff, verify, spectrum, laser, extract_lora, demo):
     cli.add_command(_command)
 
 

@@ -120,6 +120,12 @@ def _write(
     )
 
 
+def _of_change(one: "MatrixSpectrum") -> tuple[str, ...]:
+    """What a change has beside: σ over the noise of one rounding."""
+    ratio = vars(one).get("ulp_ratio", "")
+    return () if ratio == "" else (number(ratio, ".3g"),)
+
+
 def spectrum_text(result: "tuple[MatrixSpectrum, ...]", top: int) -> str:
     ranked = sorted(result, key=lambda one: -(one.snr_mp if one.snr_mp is not None else 1e300))
     rows = [
@@ -135,6 +141,7 @@ def spectrum_text(result: "tuple[MatrixSpectrum, ...]", top: int) -> str:
             number(one.snr_compat, ".3g"),
             number(one.effective_rank, ".1f"),
             number(one.bulk_fit, ".3f"),
+            *_of_change(one),
         )
         for one in ranked[:top]
     ]
@@ -151,6 +158,8 @@ def spectrum_text(result: "tuple[MatrixSpectrum, ...]", top: int) -> str:
         "eff. rank",
         "bulk fit",
     )
+    if any(map(_of_change, result)):
+        header = (*header, "σ/σ_ulp")
     lines = [table(header, rows)]
     if len(ranked) > top:
         lines.append(f"… and {len(ranked) - top} more (--top, --json)")

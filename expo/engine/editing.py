@@ -99,27 +99,32 @@ def _cut_delta(
     delta = (theta - load(base)).view(matrix.shape)
     done = cut(delta, edit.keep, seed=seed, name=f"{matrix.label} {label}")
     ratio = None
-    dtype = _rounded_to(term.weight, base)
-    if done.noise_sigma is not None and dtype is not None:
-        ratio = done.noise_sigma / rounding_sigma(theta, dtype)
+    noise = one_rounding(theta, term.weight, base)
+    if done.noise_sigma is not None and noise:
+        ratio = done.noise_sigma / noise
         if edit.keep.is_automatic and not edit.force:
-            _gate(matrix, edit.keep, ratio, dtype)
+            _gate(matrix, edit.keep, ratio)
     return done.matrix.reshape(-1), _report(matrix, label, edit.keep, done, ratio)
 
 
-def _rounded_to(weight: Weight, base: Weight) -> torch.dtype | None:
-    """The coarser of the dtypes that a Δ's sides were stored in; an adapter's Δ was never rounded."""
+def one_rounding(values: Tensor, weight: Weight, base: Weight) -> float | None:
+    """σ_ulp of the noise in Δ = weight − base that one rounding to the coarser of their dtypes makes.
+
+    None where it is not known: an adapter's Δ was never rounded.
+
+    Args:
+        values: those of `weight`.
+    """
     if weight.update is not None:
         return None
     dtypes = (torch_dtype(weight.stored.dtype), torch_dtype(base.stored.dtype))
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    return rounding_sigma(values, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps))
 
 
-def _gate(matrix: MatrixJob, keep: Keep, ratio: float, dtype: torch.dtype) -> None:
+def _gate(matrix: MatrixJob, keep: Keep, ratio: float) -> None:
     low, high = GATE
     if low <= ratio <= high or ratio < _EMPTY:
         return
-    name = str(dtype).removeprefix("torch.")
     hint = ""
     if low <= ratio / _TWO_ROUNDINGS <= high:
         hint = (
@@ -128,7 +133,7 @@ def _gate(matrix: MatrixJob, keep: Keep, ratio: float, dtype: torch.dtype) -> No
         )
     raise CheckpointError(
         f"keep {keep} would cut the change of {printable(matrix.label)} at its noise level, which is "
-        f"{ratio:.3g} times the rounding noise of {name}; from {low} to {high} the bulk is rounding noise "
+        f"{ratio:.3g} times the noise of rounding its weights; from {low} to {high} the bulk is rounding noise "
         f"and can go, outside of that a cut may take what was learned.{hint} See "
         "`expo spectrum ALIGNED --minus SFT`; cut it anyway with --force (force: true), or say how much "
         "to keep: rank=R, energy=E"

@@ -4,15 +4,20 @@ mergekit writes into the staging directory; then come the files that it loses, v
 manifest. There is no resume: an interrupted run starts afresh.
 """
 
-import hashlib
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from expo.checkpoint.checkpoint import read_shard
 from expo.checkpoint.files import open_directory
 from expo.checkpoint.sidecars import CARD, MANIFEST
-from expo.engine.outputs import card, copy_file, foreign_manifest, write_file, write_manifest
+from expo.engine.outputs import (
+    card,
+    copy_file,
+    foreign_manifest,
+    seal_file,
+    write_file,
+    write_manifest,
+)
 from expo.engine.staging import Staging
 from expo.errors import CheckpointError, SpecError
 from expo.planning.plan import Plan
@@ -99,15 +104,10 @@ def _dtypes(folder: Path) -> list[str]:
 
 
 def _seal(staging: Staging) -> dict[str, str]:
-    """Usual modes, everything on the disk, SHA-256 by name."""
-    mask = os.umask(0)
-    os.umask(mask)
+    """Everything on the disk, SHA-256 by name."""
     hashes = {}
     for path in sorted(staging.path.rglob("*")):
         name = path.relative_to(staging.path).as_posix()
         if path.is_file() and name not in (*staging.own_files, MANIFEST):
-            path.chmod(0o666 & ~mask)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            hashes[name] = seal_file(path)
     return hashes

@@ -51,6 +51,16 @@ def write_file(path: Path, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def seal_file(path: Path) -> str:
+    """Make a file durable that a library has written, with the mode that files have; its SHA-256."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def copy_file(source: Path, target: Path) -> str:
     """Copy a file of any size, durably, and return its SHA-256."""
     digest = hashlib.sha256()

