@@ -1,6 +1,6 @@
 """What low-rank edits cost, in CPU seconds of one thread, side by side with an SVD.
 
-python -m benchmarks.low_rank --runs 3 [--only spectra|edits|small]
+python -m benchmarks.low_rank --runs 3 [--only spectra|edits|small|gate]
 """
 
 import argparse
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from expo.operators.decompose import cut, factors, singular_values
+from expo.operators.keep import rounding_sigma
 from expo.spec.keep import parse_keep
 
 SHAPES = ((4096, 4096), (4096, 1024), (4096, 14336))
@@ -21,7 +22,7 @@ RANK = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", choices=("spectra", "edits", "small"))
+    parser.add_argument("--only", choices=("spectra", "edits", "small", "gate"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kinds = {"spectra": spectra, "edits": edits, "small": small}
@@ -30,6 +31,8 @@ def main() -> None:
             print("| shape | way | CPU s: median (min – max) | error |\n|---|---|---|---|")
             for shape in SHAPES:
                 compare(shape, arguments.runs)
+    if arguments.only in (None, "gate"):
+        gate()
 
 
 def spectra(shape: tuple[int, int], runs: int) -> None:
@@ -82,6 +85,27 @@ def small(shape: tuple[int, int], runs: int) -> None:
         "torch.linalg.svd float32, cut": usual,
     }
     interleave(shape, runs, ways, lambda got: f"+{100 * (float((matrix.double() - got.double()).norm()) / best - 1):.3f} %")  # fmt: skip
+
+
+def gate() -> None:
+    """σ̂ over σ_ulp, and the relative error of Δ before and after a cut, in bfloat16."""
+    m = n = 1024
+    print("| change | size | rounded | σ̂/σ_ulp | rank kept | error of Δ | after the cut |\n|---|---|---|---|---|---|---|")  # fmt: skip
+    for kind in ("rank 64", "full rank"):
+        for size in (0.002, 0.005, 0.025):
+            for rounded in ("aligned", "both"):
+                exact = noise((m, n), 0.02)
+                sft = exact.bfloat16().float()
+                change = noise((m, n), 1.0, 5)
+                if kind == "rank 64":
+                    change = noise((m, RANK), 1.0, 5) @ noise((RANK, n), 1.0, 6)
+                change *= size * float(exact.norm() / change.norm())
+                aligned = ((sft if rounded == "aligned" else exact) + change).bfloat16()
+                delta = aligned.float() - sft
+                done = cut(delta, parse_keep("gd"))
+                ratio = (done.noise_sigma or 0.0) / rounding_sigma(aligned.float(), torch.bfloat16)
+                errors = " | ".join(f"{relative(d, change.double()):.3f}" for d in (delta, done.matrix))  # fmt: skip
+                print(f"| {kind} | {size:.1%} | {rounded} | {ratio:.2f} | {done.rank} | {errors} |", flush=True)  # fmt: skip
 
 
 def interleave(

@@ -47,6 +47,7 @@ def workplace(tmp_path: Path) -> Path:
     for side in ("sft", "aligned"):
         shutil.copytree(MODELS / side, tmp_path / side)
     (tmp_path / "spec.yml").write_text(blocks("yaml")[0])
+    (tmp_path / "texts.txt").write_text("ok world\nno gnome\num birds\nok plane\n")
     shutil.copytree(ROOT / "merge_configs", tmp_path / "merge_configs")
     return tmp_path
 
@@ -63,14 +64,26 @@ def run(command: list[str], folder: Path, hub: Hub) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
-def test_the_commands_of_the_readme(workplace: Path, hub: Hub) -> None:
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
-    assert len(lines) >= 6
+def run_commands(text: str, workplace: Path, hub: Hub) -> int:
+    """Run every line of the bash blocks; how many there were."""
+    lines = [line for block in blocks("bash", text) for line in block.splitlines() if line.strip()]
     for line in lines:
         words = shlex.split(line, comments=True)
         assert words[0] == "expo", line
         run([sys.executable, "-m", *words], workplace, hub)
+    return len(lines)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_low_rank_page(workplace: Path, hub: Hub) -> None:
+    assert run_commands(LOW_RANK, workplace, hub) == 7
+    assert (workplace / "unfrozen" / "axolotl.yml").exists()
+    assert (workplace / "from-adapter" / "expo.json").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme(workplace: Path, hub: Hub) -> None:
+    assert run_commands(README, workplace, hub) >= 6
     assert (workplace / "delta.png").exists()
     assert (workplace / "starling-expo" / "expo.json").exists()
 
@@ -89,7 +102,7 @@ def test_the_line_of_the_readme_is_what_a_run_prints(workplace: Path, hub: Hub) 
 def test_the_help_texts_of_the_docs() -> None:
     text = (ROOT / "docs" / "usage.md").read_text()
     documented = dict(
-        re.findall(r"^## `expo ?(\w*)`\n\n```text\n(.*?)^```", text, flags=re.M | re.S)
+        re.findall(r"^## `expo ?([\w-]*)`\n\n```text\n(.*?)^```", text, flags=re.M | re.S)
     )
     assert documented.keys() == {"", *cli.commands}
     for name, shown in documented.items():
@@ -103,11 +116,11 @@ def test_a_recipe_plans_by_name_from_the_hub(workplace: Path, hub: Hub) -> None:
     assert "21 extrapolated, 0 copied, 0 missing" in run(command, workplace, hub)
 
 
-METHODS = (ROOT / "docs" / "methods.md").read_text()
+METHODS, LOW_RANK = ((ROOT / "docs" / name).read_text() for name in ("methods.md", "low_rank.md"))
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("text", blocks("yaml", METHODS), ids=lambda text: text.split()[1])
+@pytest.mark.parametrize("text", blocks("yaml", METHODS + LOW_RANK), ids=lambda t: t.split()[1])
 def test_the_specs_of_the_docs_run(
     text: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,9 +151,9 @@ def test_a_recipe_plans(name: str, places: Path, tmp_path: Path) -> None:
     plan = build_plan(read_spec(tmp_path / "spec.yml"))
     assert plan.refusals == ()
     assert plan.write_bytes > 3e9
-    assert sum(job.action in ("extrapolate", "combine") for job in plan.jobs) == len(
-        plan.donor.tensors
-    )
+    computed = [job.name for job in plan.jobs if job.action in ("extrapolate", "combine")]
+    left_alone = name == "template-lox"  # embeddings, head and norms stay as aligned
+    assert len(computed) == len(plan.donor.tensors) - (67 if left_alone else 0)
 
 
 @pytest.mark.parametrize("name", [recipe.name for recipe in recipes()])
