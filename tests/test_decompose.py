@@ -1,15 +1,21 @@
 """The kernels of low-rank edits, against float64 decompositions and the published rules."""
 
 import threading
+import time
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from expo.errors import SpecError
+from expo.engine.preparations import Preparations, Unit
+from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import cut, factors
 from expo.operators.keep import kept_values, unit_in_last_place
+from expo.operators.lapack import apply_reflectors, gram, tridiagonal
 from expo.operators.low_rank import mp_edge
+from expo.planning.plan import MatrixJob, TensorJob
 from expo.spec.keep import Keep, parse_keep
 
 RULES = ("mp", "gd", "laser_rmt", "rank=3", "rank=9", "rho=0.3", "energy=0.9", "shrink=frobenius", "shrink=operator")  # fmt: skip
@@ -156,3 +162,93 @@ def test_unit_in_last_place(dtype: torch.dtype) -> None:
     following = torch.nextafter(values.abs(), torch.tensor(torch.inf, dtype=dtype))
     expected = following.double() - values.abs().double()
     assert torch.equal(unit_in_last_place(values.double(), dtype), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 2, 7, 65])
+def test_the_reduction_is_one(dtype: type, size: int) -> None:
+    """Q T Qᵀ is the Gram matrix, and T's eigenvectors turned by Q are its own."""
+    a = np.asfortranarray(noise(90, size).numpy().astype(dtype))
+    lower = gram(a)
+    exact = a.T.astype(np.float64) @ a
+    tolerance = 1e-4 if dtype is np.float32 else 1e-12
+    assert np.allclose(np.tril(lower), np.tril(exact), atol=tolerance * size)
+    diagonal, beside, scales = tridiagonal(lower)
+    turned = np.eye(size, dtype=dtype, order="F")
+    apply_reflectors(lower, scales, turned)
+    middle = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+    assert np.allclose(turned @ middle @ turned.T, exact, atol=10 * tolerance * size)
+    assert np.allclose(turned.T @ turned, np.eye(size), atol=tolerance)
+
+
+def test_other_threads_go_on_meanwhile() -> None:
+    """scipy's wrappers would hold Python's lock through the whole reduction."""
+    lower = gram(np.asfortranarray(noise(1200, 1200).double().numpy()))
+    ticks: list[float] = []
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.wait(0.001):
+            ticks.append(time.monotonic())
+
+    watch = threading.Thread(target=tick)
+    watch.start()
+    began = time.monotonic()
+    tridiagonal(lower)
+    ended = time.monotonic()
+    done.set()
+    watch.join()
+    assert [t for t in ticks if began < t < ended]
+
+
+def test_the_next_matrices_are_made_while_one_waits() -> None:
+    """Two workers that need the same matrix: the second makes the next one, nothing is made twice."""
+    weight: Any = None
+    matrices = tuple(MatrixJob(str(n), n, (1, 1)) for n in range(4))
+    job = TensorJob("t", "combine", "F32", weight, None, matrices=matrices)
+    made: list[int | None] = []
+    both = threading.Barrier(2, timeout=20)
+
+    def make(unit: Unit) -> int | None:
+        made.append(unit[1])
+        if unit[1] in (0, 1):
+            both.wait()  # passes only if matrices 0 and 1 are made side by side
+        return unit[1]
+
+    preparations: Preparations[int | None] = Preparations([job], ahead=1)
+    found: list[int | None] = []
+
+    def work() -> None:
+        found.extend(preparations.get((job, n), make) for n in range(4))
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(map(str, made)) == ["0", "1", "2", "3"]
+    assert sorted(map(str, found)) == ["0", "0", "1", "1", "2", "2", "3", "3"]
+
+
+def test_a_failure_reaches_every_worker_that_waits() -> None:
+    weight: Any = None
+    job = TensorJob("t", "combine", "F32", weight, None, matrices=(MatrixJob("m", 0, (1, 1)),))
+    preparations: Preparations[int] = Preparations([job], ahead=2)
+    failures: list[str] = []
+
+    def make(_: Unit) -> int:
+        time.sleep(0.05)
+        raise CheckpointError("damaged")
+
+    def work() -> None:
+        try:
+            preparations.get((job, 0), make)
+        except CheckpointError as error:
+            failures.append(str(error))
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=20)
+    assert failures == ["damaged"] * 3

@@ -99,11 +99,11 @@ def _cut_delta(
     delta = (theta - load(base)).view(matrix.shape)
     done = cut(delta, edit.keep, seed=seed, name=f"{matrix.label} {label}")
     ratio = None
-    noise = one_rounding(theta, term.weight, base)
-    if done.noise_sigma is not None and noise:
-        ratio = done.noise_sigma / noise
-        if edit.keep.is_automatic and not edit.force:
-            _gate(matrix, edit.keep, ratio)
+    if done.noise_sigma is not None:
+        noise = one_rounding(theta, term.weight, base)
+        ratio = noise and done.noise_sigma / noise
+    if ratio is not None and edit.keep.is_automatic and not edit.force:
+        _gate(matrix, edit.keep, ratio)
     return done.matrix.reshape(-1), _report(matrix, label, edit.keep, done, ratio)
 
 

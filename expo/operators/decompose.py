@@ -8,10 +8,12 @@ asked, all of it is done again in float64. One thread a matrix; matrices run sid
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from expo.operators.keep import fixed_rank, kept_values, threshold
+from expo.operators.lapack import apply_reflectors, gram, tridiagonal
 from expo.operators.low_rank import bulk_fit, mp_edge, noise_level
 from expo.spec.keep import Keep
 
@@ -136,43 +138,28 @@ class _Spectrum:
     """
 
     def __init__(self, short: Tensor) -> None:
-        import numpy as np
-        from scipy.linalg import eigh_tridiagonal, get_blas_funcs, get_lapack_funcs
+        from scipy.linalg import eigh_tridiagonal
 
         # The transpose of a row-major array is what BLAS calls column-major: no copy.
-        columns = short.contiguous().numpy().T
-        (syrk,) = get_blas_funcs(("syrk",), (columns,))
-        reduce, reduce_lwork = get_lapack_funcs(("sytrd", "sytrd_lwork"), (columns,))
-        with _one_thread():
-            gram = syrk(1.0, columns, trans=1, lower=1)
-            work = int(reduce_lwork(len(gram), lower=1)[0])
-            reduced, diagonal, beside, tau, _ = reduce(gram, lower=1, lwork=work, overwrite_a=1)
-            self._diagonal, self._beside = diagonal.astype(np.float64), beside.astype(np.float64)
-            self._reflectors, self._tau = np.asfortranarray(reduced[1:, :-1]), tau
-            eigenvalues = eigh_tridiagonal(self._diagonal, self._beside, eigvals_only=True)
+        self._reduced = gram(short.contiguous().numpy().T)
+        diagonal, beside, self._scales = tridiagonal(self._reduced)
+        self._diagonal, self._beside = diagonal.astype(np.float64), beside.astype(np.float64)
+        eigenvalues = eigh_tridiagonal(self._diagonal, self._beside, eigvals_only=True)
         self.values = _roots(torch.from_numpy(eigenvalues))
 
     def vectors(self, first: int, end: int) -> Tensor:
         """Those of values[first:end], as columns."""
-        import numpy as np
-        from scipy.linalg import eigh_tridiagonal, get_lapack_funcs
+        from scipy.linalg import eigh_tridiagonal
 
         size = len(self._diagonal)
         if first == end:
-            return torch.from_numpy(np.empty((size, 0), dtype=self._reflectors.dtype))
-        with _one_thread():
-            chosen = (size - end, size - 1 - first)
-            _, found = eigh_tridiagonal(
-                self._diagonal, self._beside, select="i", select_range=chosen, lapack_driver="stemr"
-            )
-            vectors = found[:, ::-1].astype(self._reflectors.dtype, order="F")
-            if size > 1:
-                (ormqr,) = get_lapack_funcs(("ormqr",), (vectors,))
-                turned, _, _ = ormqr(
-                    "L", "N", self._reflectors, self._tau,
-                    np.asfortranarray(vectors[1:]), lwork=64 * vectors.shape[1],
-                )  # fmt: skip
-                vectors[1:] = turned
+            return torch.from_numpy(np.empty((size, 0), dtype=self._reduced.dtype))
+        chosen = (size - end, size - 1 - first)
+        _, found = eigh_tridiagonal(
+            self._diagonal, self._beside, select="i", select_range=chosen, lapack_driver="stemr"
+        )
+        vectors = found[:, ::-1].astype(self._reduced.dtype, order="F")
+        apply_reflectors(self._reduced, self._scales, vectors)
         return torch.from_numpy(vectors)
 
 
@@ -259,10 +246,3 @@ def _randomized(
 def _start(seed: int, name: str) -> int:
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def _one_thread():
-    """scipy's BLAS on one thread: two contend for the same cores in eigenvalue problems."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(1, "blas")

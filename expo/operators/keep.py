@@ -16,6 +16,11 @@ from expo.operators.low_rank import (
 )
 from expo.spec.keep import Keep
 
+_BLOCK = 1 << 16  # elements that stay in a core's cache
+_EXPONENTS = {
+    torch.float32: (torch.int32, 0x7F800000),
+    torch.float64: (torch.int64, 0x7FF0000000000000),
+}
 _SHRINKAGE = {"frobenius": shrink_frobenius, "operator": shrink_operator}
 
 
@@ -59,11 +64,14 @@ def kept_values(keep: Keep, values: Tensor, m: int, n: int) -> Tensor:
 
 def rounding_sigma(weights: Tensor, dtype: torch.dtype) -> float:
     """σ_ulp = √(mean(ulp(W)²)/12): the noise of one rounding of `weights` to `dtype`."""
-    return float(unit_in_last_place(weights, dtype).double().square().mean().sqrt()) / 12**0.5
+    blocks = weights.reshape(-1).split(_BLOCK)
+    total = sum(float(unit_in_last_place(b, dtype).double().square().sum()) for b in blocks)
+    return (total / weights.numel() / 12.0) ** 0.5
 
 
 def unit_in_last_place(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance to the next value of `dtype`, of each of the values, in their own dtype."""
+    """The distance to the next value of `dtype`, of float32 or float64 values, in their own dtype."""
     info = torch.finfo(dtype)
-    exponent = torch.frexp(values.abs().clamp(min=info.tiny)).exponent - 1
-    return torch.ldexp(torch.full_like(values, info.eps), exponent)
+    bits, exponent = _EXPONENTS[values.dtype]
+    power_of_two = (values.view(bits) & exponent).view(values.dtype)
+    return power_of_two.clamp_(min=info.tiny).mul_(info.eps)

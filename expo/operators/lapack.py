@@ -1,0 +1,116 @@
+"""Three routines of scipy's BLAS and LAPACK, called in a way that lets other threads go on.
+
+scipy's own wrappers of them hold Python's lock while they compute, so matrices could not be decomposed
+side by side. Arrays are Fortran-ordered, float32 or float64.
+"""
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+
+import numpy as np
+
+Array = np.ndarray
+
+_lock = threading.Lock()
+_depth = 0
+_limits: list = []
+
+
+def gram(a: Array) -> Array:
+    """aᵀa of (k, n), its lower triangle."""
+    k, n = a.shape
+    out = np.zeros((n, n), dtype=a.dtype, order="F")
+    one, zero = (_scalar(a.dtype, value) for value in (1.0, 0.0))
+    _call("syrk", a.dtype, b"L", b"T", n, k, one, a, k, zero, out, n)
+    return out
+
+
+def tridiagonal(symmetric: Array) -> tuple[Array, Array, Array]:
+    """Q T Qᵀ from the lower triangle, which the reflectors of Q replace: T's diagonal, what is beside it,
+    and the reflectors' scales."""
+    n, dtype = len(symmetric), symmetric.dtype
+    diagonal, beside, scales = (np.empty(max(m, 1), dtype=dtype) for m in (n, n - 1, n - 1))
+    work = np.empty(64 * n, dtype=dtype)
+    _call(
+        "sytrd", dtype, b"L", n, symmetric, n, diagonal, beside, scales, work, len(work), info=True
+    )
+    return diagonal, beside[: n - 1], scales[: n - 1]
+
+
+def apply_reflectors(reduced: Array, scales: Array, vectors: Array) -> None:
+    """vectors ← Q·vectors, for what `tridiagonal` left in `reduced`."""
+    n, count = vectors.shape
+    if n < 2:
+        return
+    reflectors = np.asfortranarray(reduced[1:, :-1])
+    below = np.asfortranarray(vectors[1:])
+    work = np.empty(64 * max(count, 1), dtype=vectors.dtype)
+    sizes = (n - 1, count, n - 1)
+    _call(
+        "ormqr", vectors.dtype, b"L", b"N", *sizes, reflectors, n - 1, scales, below, n - 1,
+        work, len(work), info=True,
+    )  # fmt: skip
+    vectors[1:] = below
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """BLAS on one thread while any caller is inside: two contend for the same cores."""
+    from threadpoolctl import threadpool_limits
+
+    global _depth
+    with _lock:
+        if _depth == 0:
+            _limits.append(threadpool_limits(1, "blas"))
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                _limits.pop().restore_original_limits()
+
+
+def _call(name: str, dtype: np.dtype, *arguments: object, info: bool = False) -> None:
+    """Fortran takes everything by reference: letters, sizes, scalars, arrays."""
+    status = ctypes.c_int(0)
+    passed = [_reference(argument) for argument in (*arguments, *([status] if info else []))]
+    with one_thread():
+        _routine(("s" if dtype == np.float32 else "d") + name)(*passed)
+    if status.value:
+        raise ArithmeticError(f"{name}: LAPACK says {status.value}")
+
+
+def _reference(argument: object) -> object:
+    match argument:
+        case bytes():
+            return ctypes.c_char_p(argument)
+        case int():
+            return ctypes.byref(ctypes.c_int(argument))
+        case np.ndarray():
+            return ctypes.c_void_p(argument.ctypes.data)
+        case _:
+            return ctypes.byref(argument)  # type: ignore[arg-type]
+
+
+def _scalar(dtype: np.dtype, value: float) -> ctypes.c_float | ctypes.c_double:
+    return ctypes.c_float(value) if dtype == np.float32 else ctypes.c_double(value)
+
+
+@cache
+def _routine(name: str) -> Callable[..., None]:
+    """A function of scipy.linalg.cython_blas or cython_lapack, by its address."""
+    modules = [import_module(f"scipy.linalg.cython_{kind}") for kind in ("blas", "lapack")]
+    known = modules[0].__pyx_capi__ | modules[1].__pyx_capi__
+    api = ctypes.pythonapi
+    api.PyCapsule_GetName.restype = ctypes.c_char_p
+    api.PyCapsule_GetName.argtypes = [ctypes.py_object]
+    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    address = api.PyCapsule_GetPointer(known[name], api.PyCapsule_GetName(known[name]))
+    return ctypes.CFUNCTYPE(None)(address)
