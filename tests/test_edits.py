@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -419,3 +420,29 @@ def test_what_cannot_be_accepted(tmp_path: Path, expo) -> None:
     assert ran.code == 1
     assert "none of 1 edits keeps the perplexity of" in ran.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_resumed_run_reports_every_edit(pair: Path, tmp_path: Path) -> None:
+    more = {"transforms": [{"low_rank": {"keep": "rank=40"}}]}
+    request = replace(read_spec(spec(pair, more)), max_shard_bytes=100_000)
+    whole = run_plan(build_plan(request), tmp_path / "whole")
+    assert len(list((tmp_path / "whole").glob("*.safetensors"))) > 2
+
+    def interrupt(written: int, total: int) -> None:
+        if list(tmp_path.glob(".out.expo-staging/model-00002-*.safetensors")):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(
+            build_plan(request),
+            tmp_path / "out",
+            tuning=Tuning(threads=1, chunk_bytes=4096, block_elements=1024),
+            progress=interrupt,
+        )
+    said: list[str] = []
+    resumed = run_plan(build_plan(request), tmp_path / "out", say=said.append)
+    assert said
+    assert said[0].startswith("resuming: ")
+    assert resumed.edits == whole.edits
+    for file in (tmp_path / "whole").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()

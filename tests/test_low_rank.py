@@ -16,7 +16,7 @@ from expo.checkpoint.reference import parse_reference
 from expo.demo.toy import MODELS
 from expo.engine.spectrum import MatrixSpectrum
 from expo.errors import CheckpointError, SpecError
-from expo.operators.decompose import singular_values
+from expo.operators.decompose import cut, singular_values
 from expo.operators.low_rank import (
     bulk_fit,
     effective_rank,
@@ -37,6 +37,7 @@ from expo.operators.low_rank import (
 from expo.planning.matrices import matrices
 from expo.report.spectra import _bulk
 from expo.report.training import choose
+from expo.spec.keep import parse_keep
 
 from .conftest import write_checkpoint
 
@@ -310,3 +311,24 @@ def test_bad_input(tmp_path: Path) -> None:
         door.spectrum(tmp_path / "c")
     with pytest.raises(SpecError, match="not a regular expression"):
         door.spectrum(tmp_path / "a", target="(")
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "errors"),
+    [
+        (1000, 1000, {"": 1.89, "laser_rmt": 1.46, "mp": 0.399, "gd": 0.389, "shrink=frobenius": 0.355}),
+        (500, 2000, {"": 1.89, "laser_rmt": 1.89, "mp": 0.438, "gd": 0.426, "shrink=frobenius": 0.383}),
+    ],
+    ids=["1000×1000", "500×2000"],
+)  # fmt: skip
+def test_the_known_errors_of_each_rule(m: int, n: int, errors: dict[str, float]) -> None:
+    """Relative errors to 20 known spikes, some below the edge, in noise 1.89 times as large."""
+    spikes = torch.linspace(30.0, 190.0, 20, dtype=torch.float64)
+    spikes *= math.sqrt(m * n) / 1.89 / spikes.norm()
+    u, v = (torch.linalg.qr(noise(k, 20, seed=k + 1)).Q for k in (m, n))
+    signal = (u * spikes) @ v.T
+    observed = signal + noise(m, n)
+    for rule, expected in errors.items():
+        kept = cut(observed, parse_keep(rule)).matrix if rule else observed
+        error = float((kept - signal).norm() / signal.norm())
+        assert error == pytest.approx(expected, rel=0.04), rule
