@@ -16,8 +16,6 @@ from expo.spec.request import (
     Request,
     Rounding,
     expo_request,
-    laser_request,
-    matrix_edit,
     resolve_alpha,
 )
 
@@ -98,34 +96,6 @@ def merge(
     if isinstance(spec, Request | Mapping):
         return run(_request(spec), Path(out), False)
     return run_stages(read_stages(Path(spec)), Path(out), run)
-
-
-def laser(
-    model: str | PathLike[str],
-    out: str | PathLike[str],
-    *,
-    keep: str,
-    target: str | None = None,
-    layers: tuple[int, int] | None = None,
-    dtype: str | None = None,
-    overwrite: bool = False,
-    verify: bool = True,
-    progress: Progress | None = None,
-) -> "MergeResult":
-    """Write `model` with only a part of its matrices kept to the directory `out`.
-
-    Args:
-        keep: `mp`, `gd`, `laser_rmt`, `rank=R`, `rho=X`, `energy=E` or `shrink=frobenius`.
-        target: only matrices whose label this regular expression finds; by default those of the layers.
-        layers: only those of layers [first, after the last).
-        dtype, overwrite, verify, progress: as in `merge`.
-
-    Raises:
-        SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
-    """
-    edit = matrix_edit(keep, target=target, layers=layers)
-    request = replace(laser_request(str(model), edit), dtype=dtype)
-    return merge(request, out, overwrite=overwrite, verify=verify, progress=progress)
 
 
 def extract_lora(
