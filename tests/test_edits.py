@@ -79,6 +79,24 @@ def spec(root: Path, more: dict, *, bits: str = "") -> dict:
     }
 
 
+def laser(
+    folder: Path,
+    out: Path,
+    *,
+    keep: str,
+    target: str | None = None,
+    layers: list[int] | None = None,
+) -> door.MergeResult:
+    edit = {"keep": keep, "target": target, "layers": layers}
+    given = {key: value for key, value in edit.items() if value is not None}
+    asked = {
+        "merge_method": "passthrough",
+        "models": [{"model": str(folder)}],
+        "edits": [{"laser": given}],
+    }
+    return door.merge(asked, out, verify=False)
+
+
 def tensors(folder: Path) -> Tensors:
     return {
         name: tensor.double() for name, tensor in load_file(folder / "model.safetensors").items()
@@ -299,7 +317,7 @@ def test_laser_edits_one_model(pair: Path, tmp_path: Path, expo) -> None:
     assert manifest["method"] == "passthrough"
     assert [edit["rank"] for edit in manifest["edits"]] == [24, 24]
     assert manifest["spec"]["edits"] == [{"laser": {"keep": "rho=0.25", "layers": [1, 2]}}]
-    again = door.laser(pair / "aligned16", tmp_path / "two", keep="rho=0.25", layers=(1, 2), verify=False)  # fmt: skip
+    again = laser(pair / "aligned16", tmp_path / "two", keep="rho=0.25", layers=[1, 2])  # fmt: skip
     assert load_file(again.out / "model.safetensors").keys() == source.keys()
     assert (again.out / "model.safetensors").read_bytes() == (
         tmp_path / "out" / "model.safetensors"
@@ -313,7 +331,7 @@ def test_an_expert_and_a_part_of_a_fused_tensor_can_be_named(tmp_path: Path) -> 
     }
     config = {"model_type": "phi3", "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24}  # fmt: skip
     folder = write_checkpoint(tmp_path / "m", fused, config=config)
-    result = door.laser(folder, tmp_path / "out", keep="rank=5", target=r":v$|\[1\]:up", verify=False)  # fmt: skip
+    result = laser(folder, tmp_path / "out", keep="rank=5", target=r":v$|\[1\]:up")  # fmt: skip
     out = load_file(tmp_path / "out" / "model.safetensors")
     labels = {edit.matrix.rsplit(".", 1)[1] for edit in result.edits}
     assert labels == {"gate_up_proj[1]:up", "weight:v"}
@@ -403,7 +421,7 @@ def test_an_edit_stays_only_where_held_out_texts_agree(tmp_path: Path, expo) -> 
         for half, place in zip((tokens[::2], tokens[1::2]), places, strict=True):
             assert perplexity(model, half) == pytest.approx(float(found[place]), rel=1e-3)
     names = "|".join(map(re.escape, kept))
-    door.laser(aligned, tmp_path / "again", keep="rho=0.5", target=f"^({names})$", verify=False)
+    laser(aligned, tmp_path / "again", keep="rho=0.5", target=f"^({names})$")
     files = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "again")]
     assert files[0] == files[1]
 
