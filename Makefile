@@ -10,10 +10,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest -n 2 -m "not slow"
-	$(BIN)/pytest -n 2 --nbmake --nbmake-timeout=120 notebooks
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -n 2 -m slow
+	$(BIN)/pytest -n 2 --nbmake --nbmake-timeout=120 notebooks
 
 check: $(STAMP)
 	$(BIN)/ruff check .

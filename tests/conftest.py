@@ -121,7 +121,7 @@ def expo(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     def run(*arguments: object, verify: bool = False) -> Ran:
         capfd.readouterr()
         words = [str(argument) for argument in arguments]
-        if words[0] in ("extrapolate", "merge") and not verify and "--help" not in words:
+        if words[0] in ("extrapolate", "laser", "merge") and not verify and "--help" not in words:
             words.append("--no-verify")
         with pytest.raises(SystemExit) as exit_:
             main(words)

@@ -88,6 +88,7 @@ def test_the_commands_of_the_readme(workplace: Path, hub: Hub) -> None:
     assert (workplace / "starling-expo" / "expo.json").exists()
 
 
+@pytest.mark.slow
 def test_the_snippets_of_the_readme(workplace: Path, hub: Hub) -> None:
     (snippet,) = blocks("python")
     assert len(run([sys.executable, "-c", snippet], workplace, hub).splitlines()) == 4

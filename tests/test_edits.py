@@ -304,7 +304,7 @@ def test_nan_is_refused(pair: Path, tmp_path: Path) -> None:
 
 
 def test_laser_edits_one_model(pair: Path, tmp_path: Path, expo) -> None:
-    ran = expo("laser", pair / "aligned16", tmp_path / "out", "--keep", "rho=0.25", "--layers", 1, 2, "-q", "--no-verify")  # fmt: skip
+    ran = expo("laser", pair / "aligned16", tmp_path / "out", "--keep", "rho=0.25", "--layers", 1, 2, "-q")  # fmt: skip
     assert ran.code == 0, ran.err
     source, out = tensors(pair / "aligned16"), tensors(tmp_path / "out")
     for name in source:
@@ -370,10 +370,10 @@ def test_bad_edits(pair: Path, more: dict, message: str) -> None:
 
 
 def test_a_target_that_finds_nothing_is_refused(pair: Path, expo, tmp_path: Path) -> None:
-    ran = expo("laser", pair / "aligned", tmp_path / "out", "--keep", "gd", "--target", "v_proj", "--no-verify")  # fmt: skip
+    ran = expo("laser", pair / "aligned", tmp_path / "out", "--keep", "gd", "--target", "v_proj")  # fmt: skip
     assert ran.code == 1
     assert "target 'v_proj' finds no matrix of aligned" in ran.err
-    ran = expo("laser", pair / "aligned", tmp_path / "out", "--keep", "gd", "--layers", 7, 9, "--no-verify")  # fmt: skip
+    ran = expo("laser", pair / "aligned", tmp_path / "out", "--keep", "gd", "--layers", 7, 9)  # fmt: skip
     assert "the edit finds no matrix in layers 7 to 9 of aligned" in ran.err
 
 

@@ -118,6 +118,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> None:
     assert resumed > 0
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_bytes(big: Path) -> None:
     kill_and_resume(big, kills=4, seed=0)
 
