@@ -129,7 +129,7 @@ def extract_lora(
     from expo.engine.extract import run_extract
 
     if (rank is None) == (energy is None):
-        raise SpecError("give rank or energy")
+        raise SpecError("give rank or energy, one of them")
     keep = parse_keep(f"rank={rank}" if energy is None else f"energy={energy}")
     pair = (parse_reference(str(minus), role="SFT"), parse_reference(str(aligned), role="ALIGNED"))
     return run_extract(

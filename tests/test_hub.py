@@ -177,3 +177,15 @@ def test_offline_without_a_cache_is_one_line(client: Client) -> None:
     assert "org/sft is not in the local cache" in ran.stderr
     assert "`hf download` it while online" in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
+
+
+def test_an_adapter_of_hub_models_names_its_base(client: Client, tmp_path: Path) -> None:
+    out = tmp_path / "lora"
+    ran = client.expo("extract-lora", "org/aligned", out, "--minus", "org/sft", "--rank", "2", "-q")
+    assert ran.returncode == 0, ran.stderr
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/sft", COMMIT)
+    assert "base_model: org/sft" in (out / "README.md").read_text()
+    refused = client.expo("extract-lora", "org/none", tmp_path / "x", "--minus", "org/sft", "--rank", "2")  # fmt: skip
+    assert refused.returncode == 1
+    assert not list(tmp_path.glob(".x*"))

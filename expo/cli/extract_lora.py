@@ -69,7 +69,7 @@ def extract_lora(
     from expo.api import extract_lora as run
 
     if (rank is None) == (energy is None):
-        raise SpecError("give --rank or --energy")
+        raise SpecError("give --rank or --energy, one of them")
     target = out or Path(f"{aligned.rstrip('/').rpartition('/')[2].partition('@')[0]}-lora")
     with output.progress(target.name, unit="tensors") as progress:
         result = run(

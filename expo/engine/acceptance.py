@@ -12,6 +12,7 @@ from torch import Tensor
 
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.headers import printable
+from expo.engine.sources import fetch
 from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import cut
 from expo.planning.build import build_plan
@@ -120,8 +121,7 @@ def _load(plan: Plan, lines: list[str]) -> tuple["PreTrainedModel", tuple[list[T
     from transformers.utils import logging
 
     files = plan.donor.files
-    for name in [shard.file for _, shard in plan.donor.inputs()] + [s.name for s in plan.sidecars]:
-        files.local_path(name)
+    fetch(plan)
     folder = files.local_path("config.json").parent
     logging.disable_progress_bar()
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,7 +20,7 @@ from expo.checkpoint.sidecars import CARD, is_tokenizer_file
 from expo.engine.journal import fingerprint, identities
 from expo.engine.outputs import copy_file, seal_file, write_file, write_manifest
 from expo.engine.side_by_side import side_by_side
-from expo.engine.sources import OpenFiles, Sources, read_tensor
+from expo.engine.sources import OpenFiles, Sources, fetch, read_tensor
 from expo.engine.staging import Staging
 from expo.errors import CheckpointError, OutputError
 from expo.operators.decompose import factors, square_sum
@@ -115,6 +115,7 @@ def run_extract(
     if plan.refusals:
         raise CheckpointError("; ".join(plan.refusals))
     check_out(out, request, overwrite=overwrite)
+    fetch(plan)
     known = identities(plan)
     jobs = [job for job in plan.jobs if job.action == "extrapolate"]
     files = OpenFiles()

@@ -21,7 +21,7 @@ from expo.engine.kernel import Kernel, PieceResult, Sample
 from expo.engine.outputs import card, manifest, write_file, write_manifest, write_sidecars
 from expo.engine.pipeline import Pipeline, Sealed
 from expo.engine.preparations import Preparations
-from expo.engine.sources import OpenFiles, Sources
+from expo.engine.sources import OpenFiles, Sources, fetch
 from expo.engine.staging import Staging
 from expo.engine.summary import Alternative, Statistics, alternative, by_module, statistics, total
 from expo.errors import CheckpointError, OutputError, SpecError
@@ -114,7 +114,7 @@ def run_plan(
     started = time.monotonic()
     _check_plan(plan)
     check_out(out, plan.request, overwrite=overwrite)
-    _fetch(plan)
+    fetch(plan)
     known = _identities(plan, hash_inputs=hash_inputs)
     print_ = fingerprint(plan, known)
     with Staging(out, overwrite=overwrite) as staging:
@@ -357,15 +357,6 @@ def _check_plan(plan: Plan) -> None:
         raise SpecError(
             "give alpha (θ_sft + α·Δ) or paper alpha (= alpha − 1); neither has a default"
         )
-
-
-def _fetch(plan: Plan) -> None:
-    """Bring every input to this disk before anything is written."""
-    for checkpoint in plan.sources.values():
-        for files, shard in checkpoint.inputs():
-            files.local_path(shard.file)
-    for sidecar in plan.sidecars:
-        sidecar.files.local_path(sidecar.name)
 
 
 def _identities(plan: Plan, *, hash_inputs: bool) -> Identities:

@@ -13,6 +13,16 @@ from expo.checkpoint.headers import TensorInfo
 from expo.checkpoint.reader import Bytes, FileReader, read_buffer
 from expo.operators.extrapolate import low_rank_product
 from expo.planning.chunks import BLOCK_ELEMENTS
+from expo.planning.plan import Plan
+
+
+def fetch(plan: Plan) -> None:
+    """Bring every input to this disk before anything is written."""
+    for checkpoint in plan.sources.values():
+        for files, shard in checkpoint.inputs():
+            files.local_path(shard.file)
+    for sidecar in plan.sidecars:
+        sidecar.files.local_path(sidecar.name)
 
 
 class OpenFiles:
