@@ -222,7 +222,7 @@ def test_out_that_is_taken_after_the_check_is_not_overwritten(
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs").touch()
 
-    monkeypatch.setattr(merge, "_fetch", fetch_while_another_run_ends)
+    monkeypatch.setattr(merge, "fetch", fetch_while_another_run_ends)
     with pytest.raises(door.OutputError, match="exists and is not empty"):
         run_plan(plan, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["theirs"]
