@@ -229,8 +229,8 @@ def spectrum(
     """Singular values of every matrix, summed up; of the change since `minus`, if that is given.
 
     Args:
-        target: only tensors whose full name this regular expression finds; by default the matrices of
-            the layers, without embeddings, head, norms and router gates.
+        target: only matrices in whose label (the tensor's full name, and the part of a fused one) this
+            regular expression is found; by default those of the layers, without embeddings, head, norms and router gates.
         threads: matrices at a time, each on one core.
         progress: called with (matrices done, matrices in all).
         values: where to leave the singular values, float64 in descending order, by tensor.

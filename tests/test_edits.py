@@ -12,7 +12,7 @@ from torch import Tensor
 
 import expo as door
 from expo.demo.toy import MODELS
-from expo.engine.acceptance import perplexity
+from expo.engine.acceptance import _check_halves, perplexity
 from expo.engine.merge import Tuning, run_plan
 from expo.errors import CheckpointError, SpecError
 from expo.operators.keep import kept_values
@@ -434,6 +434,11 @@ def test_what_cannot_be_accepted(tmp_path: Path, expo) -> None:
     ran = expo(*arguments, "--accept-if", "perplexity", "--texts", tmp_path / "one.txt")
     assert (ran.code, "needs two texts at least" in ran.err) == (2, True)
     (tmp_path / "texts.txt").write_text(TEXTS)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "theirs").touch()
+    ran = expo("laser", MODELS / "aligned", tmp_path / "taken", *arguments[3:], "--accept-if", "perplexity", "--texts", tmp_path / "texts.txt")  # fmt: skip
+    assert (ran.code, "exists and is not empty" in ran.err) == (1, True)
+    assert "matrices tried" not in ran.err  # refused before the model was tried
     ran = expo(*arguments, "--target", "layers.0.*v_proj", "--accept-if", "perplexity", "--texts", tmp_path / "texts.txt")  # fmt: skip
     assert ran.code == 1
     assert "none of 1 edits keeps the perplexity of" in ran.err
@@ -464,3 +469,9 @@ def test_a_resumed_run_reports_every_edit(pair: Path, tmp_path: Path) -> None:
     assert resumed.edits == whole.edits
     for file in (tmp_path / "whole").glob("*.safetensors"):
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+
+
+def test_a_half_without_a_text_decides_nothing(tmp_path: Path) -> None:
+    """No text has perplexity 1 before and after: every edit would be accepted."""
+    with pytest.raises(SpecError, match="needs two texts at least"):
+        _check_halves([[torch.zeros(1, 3)], []], tmp_path / "texts.txt")

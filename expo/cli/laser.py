@@ -66,7 +66,9 @@ def laser(
     request = overrides.apply(laser_request(model, edit))
     if texts is not None and not options.dry_run:
         from expo.engine.acceptance import accept
+        from expo.planning.output import check_out
 
+        check_out(out, request, overwrite=options.overwrite)  # before hours of trying
         with output.progress("matrices tried") as progress:
             found = accept(request, texts, progress=progress)
         output.say(found.summary())

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,14 +60,14 @@ def accept(request: Request, texts: Path, *, progress: Progress | None = None) -
         CheckpointError: no edit is accepted, or the loaded model is laid out differently.
     """
     lines = [line for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if len(lines) < 2:
-        raise SpecError(f"{texts}: needs two texts at least, one a line: one half decides")
+    _check_halves([lines[::2], lines[1::2]], texts)
     plan = build_plan(request)
     if plan.refusals:
         raise CheckpointError("; ".join(plan.refusals))
     if plan.donor.adapter is not None:
         raise SpecError("a model+adapter cannot be tried: merge the adapter first")
     model, halves = _load(plan, lines)
+    _check_halves(halves, texts)  # a text of one token says nothing
     matrices = [(job.name, matrix) for job in plan.jobs for matrix in job.matrices]
     places = [_place(model, plan.donor, name, matrix) for name, matrix in matrices]
     before = [perplexity(model, half) for half in halves]
@@ -98,6 +98,11 @@ def accept(request: Request, texts: Path, *, progress: Progress | None = None) -
     (edit,) = request.edits
     edits = (replace(edit, target=target, layers=None),)
     return replace(found, request=replace(request, edits=edits, notes=(found.summary(),)))
+
+
+def _check_halves(halves: Sequence[list], texts: Path) -> None:
+    if not all(halves):
+        raise SpecError(f"{texts}: needs two texts at least, one a line: one half decides")
 
 
 def perplexity(model: "PreTrainedModel", texts: list[Tensor]) -> float:
@@ -137,8 +142,8 @@ def _load(plan: Plan, lines: list[str]) -> tuple["PreTrainedModel", tuple[list[T
         tokenizer(line, return_tensors="pt", truncation=True, max_length=_LONGEST)["input_ids"].to(device)
         for line in lines
     ]  # fmt: skip
-    tokens = [ids for ids in tokens if ids.shape[1] > 1]
-    return model.eval().to(device), (tokens[::2], tokens[1::2])
+    halves = ([ids for ids in half if ids.shape[1] > 1] for half in (tokens[::2], tokens[1::2]))
+    return model.eval().to(device), tuple(halves)
 
 
 def _place(model: "PreTrainedModel", donor: Checkpoint, name: str, matrix: MatrixJob) -> Tensor:

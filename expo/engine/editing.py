@@ -30,6 +30,7 @@ class EditReport:
 
     `on` is "result", or the model whose Δ it was. The noise level and how well the bulk fits (0 is pure
     noise) are known where the whole spectrum was computed, `ulp_ratio` = σ̂/σ_ulp of a Δ as well.
+    `gain` says of a randomized SVD by how much its last iteration still lowered the residual.
     """
 
     matrix: str
@@ -41,6 +42,7 @@ class EditReport:
     noise_sigma: float | None
     bulk_fit: float | None
     ulp_ratio: float | None = None
+    gain: float | None = None
 
 
 def edit_matrix(
@@ -153,4 +155,5 @@ def _report(
         noise_sigma=done.noise_sigma,
         bulk_fit=done.bulk_fit,
         ulp_ratio=ratio,
+        gain=done.gain,
     )

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 import expo
@@ -18,10 +18,10 @@ from expo.checkpoint.headers import printable
 from expo.checkpoint.names import is_of_kind
 from expo.checkpoint.sidecars import CARD, is_tokenizer_file
 from expo.engine.journal import fingerprint, identities
-from expo.engine.outputs import copy_file, seal_file, write_file, write_manifest
+from expo.engine.outputs import copy_file, write_file, write_manifest
 from expo.engine.side_by_side import side_by_side
 from expo.engine.sources import OpenFiles, Sources, fetch, read_tensor
-from expo.engine.staging import Staging
+from expo.engine.staging import claimed
 from expo.errors import CheckpointError, OutputError
 from expo.operators.decompose import factors, square_sum
 from expo.planning.build import build_plan
@@ -103,7 +103,7 @@ def run_extract(
         keep: `rank` or `energy`.
         scale: what PEFT multiplies B·A with.
         dtype: of the matrices; their error is in the report.
-        save_whole: save what no B·A can hold (norms, biases, embeddings, head) as `modules_to_save`.
+        save_whole: save what no B·A can hold (norms, embeddings, head) as `modules_to_save`.
         progress: called with (tensors done, tensors in all).
 
     Raises:
@@ -124,7 +124,7 @@ def run_extract(
         sources = Sources(files, buffer_bytes(CHUNK_BYTES))
         return _piece(job, plan, sources, keep, scale, dtype, save_whole)
 
-    with Staging(out, overwrite=overwrite) as staging:
+    with claimed(out, request, overwrite=overwrite) as staging:
         staging.start_afresh(fingerprint(plan, known))
         try:
             pieces = list(side_by_side(one, jobs, threads, progress))
@@ -214,8 +214,7 @@ def _write(folder: Path, plan: Plan, pieces: list[_Piece], scale: float) -> dict
             "no linear module differs between aligned and SFT: there is nothing to put in an adapter"
         )
     entries = {key: tensor for piece in pieces for key, tensor in piece.entries.items()}
-    save_file(entries, folder / WEIGHTS, metadata={"format": "pt"})
-    hashes = {WEIGHTS: seal_file(folder / WEIGHTS)}
+    hashes = {WEIGHTS: write_file(folder / WEIGHTS, save(entries, metadata={"format": "pt"}))}
     config = json.dumps(_config(plan, modules, others, scale), indent=2) + "\n"
     hashes[CONFIG] = write_file(folder / CONFIG, config.encode())
     for sidecar in plan.sidecars:

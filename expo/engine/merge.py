@@ -22,7 +22,7 @@ from expo.engine.outputs import card, manifest, write_file, write_manifest, writ
 from expo.engine.pipeline import Pipeline, Sealed
 from expo.engine.preparations import Preparations
 from expo.engine.sources import OpenFiles, Sources, fetch
-from expo.engine.staging import Staging
+from expo.engine.staging import Staging, claimed
 from expo.engine.summary import Alternative, Statistics, alternative, by_module, statistics, total
 from expo.errors import CheckpointError, OutputError, SpecError
 from expo.operators.statistics import Sums
@@ -117,10 +117,7 @@ def run_plan(
     fetch(plan)
     known = _identities(plan, hash_inputs=hash_inputs)
     print_ = fingerprint(plan, known)
-    with Staging(out, overwrite=overwrite) as staging:
-        if not overwrite and staging.is_taken:  # by a run that ended since the check above
-            staging.discard()
-            check_out(out, plan.request, overwrite=False)
+    with claimed(out, plan.request, overwrite=overwrite) as staging:
         try:
             content = staging.complete_manifest(print_)
             if content is None:

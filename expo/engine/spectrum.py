@@ -74,7 +74,7 @@ def run_spectrum(
     """The spectra of `model`, or of `model` − `minus`, in the order of its files.
 
     Args:
-        pattern: only tensors whose name it finds; by default the matrices of the layers.
+        pattern: only matrices in whose label it is found; by default the matrices of the layers.
         progress: called with (matrices done, matrices in all).
         values: where to leave the singular values themselves, by label.
 

@@ -9,12 +9,15 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from expo.checkpoint.sidecars import MANIFEST
 from expo.engine.journal import Fingerprint, FinishedShard, Journal, sync_directory
 from expo.errors import OutputError
-from expo.planning.output import is_free, staging_path
+from expo.planning.output import check_out, is_free, staging_path
+from expo.spec.request import Request
 
 _JOURNAL = "journal.jsonl"
 _RENAME_EXCHANGE = 2
@@ -161,6 +164,20 @@ class Staging:
     def _is_there(self, shard: FinishedShard) -> bool:
         path = self.path / shard.file
         return path.is_file() and path.stat().st_size == shard.file_bytes
+
+
+@contextmanager
+def claimed(out: Path, request: Request, *, overwrite: bool) -> Iterator[Staging]:
+    """The claim on an OUT that `check_out` let pass, unless another run has ended there since.
+
+    Raises:
+        OutputError: as `check_out` and `Staging`.
+    """
+    with Staging(out, overwrite=overwrite) as staging:
+        if not overwrite and staging.is_taken:
+            staging.discard()
+            check_out(out, request, overwrite=False)
+        yield staging
 
 
 def _placement_order(entry: Path) -> tuple[bool, bool, str]:
