@@ -13,7 +13,7 @@ from torch import Tensor
 
 from expo.operators.decompose import cut, factors, singular_values
 from expo.operators.keep import rounding_sigma
-from expo.spec.keep import parse_keep
+from expo.operators.rules import parse_keep
 
 SHAPES = ((4096, 4096), (4096, 1024), (4096, 14336))
 RANK = 64

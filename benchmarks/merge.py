@@ -28,7 +28,7 @@ _EXPO = """
 import json, sys, time
 from pathlib import Path
 from expo.api import make_request
-from expo.engine.merge import Tuning, run_plan
+from expo.verbs.merge import Tuning, run_plan
 from expo.planning.build import build_plan
 tuning = Tuning(**json.loads(sys.argv[4]))
 print("ready", flush=True)

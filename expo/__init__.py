@@ -18,10 +18,6 @@ if TYPE_CHECKING:
         spectrum,
         verify,
     )
-    from expo.engine.diff import DiffResult
-    from expo.engine.extract import ExtractResult
-    from expo.engine.merge import MergeResult
-    from expo.engine.spectrum import MatrixSpectrum
     from expo.errors import (
         CheckpointError,
         ExpoError,
@@ -31,6 +27,10 @@ if TYPE_CHECKING:
         TokenizerError,
     )
     from expo.planning.report import PlanReport
+    from expo.verbs.diff import DiffResult
+    from expo.verbs.extract_lora import ExtractResult
+    from expo.verbs.merge import MergeResult
+    from expo.verbs.spectrum import MatrixSpectrum
     from expo.verification.check import VerifyResult
 
 __version__ = "0.1.0"
@@ -59,10 +59,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DiffResult": "expo.engine.diff",
-    "ExtractResult": "expo.engine.extract",
-    "MatrixSpectrum": "expo.engine.spectrum",
-    "MergeResult": "expo.engine.merge",
+    "DiffResult": "expo.verbs.diff",
+    "ExtractResult": "expo.verbs.extract_lora",
+    "MatrixSpectrum": "expo.verbs.spectrum",
+    "MergeResult": "expo.verbs.merge",
     "PlanReport": "expo.planning.report",
     "VerifyResult": "expo.verification.check",
     "apply": "expo.api",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from expo.checkpoint.reference import parse_reference
 from expo.errors import CheckpointError, SpecError
-from expo.spec.keep import parse_keep
+from expo.operators.rules import parse_keep
 from expo.spec.request import (
     DTYPES,
     ROUNDINGS,
@@ -22,11 +22,11 @@ from expo.spec.request import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from expo.engine.diff import DiffResult
-    from expo.engine.extract import ExtractResult
-    from expo.engine.merge import MergeResult
-    from expo.engine.spectrum import MatrixSpectrum
     from expo.planning.report import PlanReport
+    from expo.verbs.diff import DiffResult
+    from expo.verbs.extract_lora import ExtractResult
+    from expo.verbs.merge import MergeResult
+    from expo.verbs.spectrum import MatrixSpectrum
     from expo.verification.check import VerifyResult
 
 Spec = Mapping[str, object] | str | PathLike[str] | Request
@@ -82,10 +82,10 @@ def merge(
     Raises:
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
     """
-    from expo.engine.merge import run_plan
-    from expo.engine.stages import run_stages
     from expo.planning.build import build_plan
     from expo.spec.read import read_stages
+    from expo.verbs.merge import run_plan
+    from expo.verbs.stages import run_stages
 
     def run(request: Request, place: Path, is_part: bool) -> "MergeResult":
         plan = build_plan(request)
@@ -126,7 +126,7 @@ def extract_lora(
     """
     import torch
 
-    from expo.engine.extract import run_extract
+    from expo.verbs.extract_lora import run_extract
 
     if (rank is None) == (energy is None):
         raise SpecError("give rank or energy, one of them")
@@ -165,8 +165,8 @@ def diff(
     Raises:
         SpecError, CheckpointError, HubError: an input cannot be used at all.
     """
-    from expo.engine.diff import run_diff
     from expo.planning.build import build_plan
+    from expo.verbs.diff import run_diff
 
     request = expo_request(
         parse_reference(str(a), role="A"), parse_reference(str(b), role="B"), None
@@ -239,7 +239,7 @@ def spectrum(
         SpecError: `target` is not a regular expression.
         CheckpointError, HubError: an input cannot be used.
     """
-    from expo.engine.spectrum import run_spectrum
+    from expo.verbs.spectrum import run_spectrum
 
     try:
         re.compile(target or "")
@@ -264,7 +264,7 @@ def apply(
         SpecError: alpha is not finite.
         CheckpointError: names, shapes or integers differ, or a tensor is not finite.
     """
-    from expo.engine.memory import apply_tensor
+    from expo.compute.memory import apply_tensor
 
     value = resolve_alpha(alpha, None, interpolate=True)
     assert value is not None

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from expo.engine.preparations import Preparations, Unit
+from expo.compute.preparations import Preparations, Unit
 from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import cut, factors
 from expo.operators.keep import kept_values, unit_in_last_place
 from expo.operators.lapack import apply_reflectors, gram, tridiagonal
 from expo.operators.low_rank import mp_edge
+from expo.operators.rules import Keep, parse_keep
 from expo.planning.plan import MatrixJob, TensorJob
-from expo.spec.keep import Keep, parse_keep
 
 RULES = ("mp", "gd", "laser_rmt", "rank=3", "rank=9", "rho=0.3", "energy=0.9", "shrink=frobenius", "shrink=operator")  # fmt: skip
 SHAPES = [(160, 160), (96, 240), (240, 96), (64, 512), (512, 64)]

@@ -101,7 +101,7 @@ def test_the_heat_map(pair: Pair, tmp_path: Path, suffix: str, expo: Callable[..
 
 
 def test_the_heat_map_shows_the_modules(pair: Pair) -> None:
-    from expo.report.heatmap import heatmap
+    from expo.plots.heatmap import heatmap
 
     axes = heatmap(door.diff(pair.sft, pair.aligned)).axes[0]
     rows = [label.get_text() for label in axes.get_yticklabels()]

@@ -12,14 +12,14 @@ from torch import Tensor
 
 import expo as door
 from expo.demo.toy import MODELS
-from expo.engine.acceptance import _check_halves, perplexity
-from expo.engine.merge import Tuning, run_plan
 from expo.errors import CheckpointError, SpecError
 from expo.operators.keep import kept_values
 from expo.operators.low_rank import mp_edge, noise_level
+from expo.operators.rules import parse_keep
 from expo.planning.build import build_plan
-from expo.spec.keep import parse_keep
 from expo.spec.read import read_spec
+from expo.verbs.laser import _check_halves, perplexity
+from expo.verbs.merge import Tuning, run_plan
 
 from .conftest import Tensors, write_checkpoint
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from expo.checkpoint import reader, writer
+from expo.checkpoint import reader
 from expo.checkpoint.reader import FileReader, aligned_buffer, read_buffer
-from expo.checkpoint.writer import ShardWriter
 from expo.errors import CheckpointError
+from expo.output import writer
+from expo.output.writer import ShardWriter
 
 from .conftest import Pair, extrapolate
 from .test_merge import assert_same, load, naive
@@ -168,7 +169,7 @@ def test_the_writer_cuts_its_padding_off(tmp_path: Path) -> None:
 _PEAK = """
 import sys, threading, expo
 from expo.api import make_request
-from expo.engine.merge import run_plan
+from expo.verbs.merge import run_plan
 from expo.planning.build import build_plan
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()

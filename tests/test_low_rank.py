@@ -14,7 +14,6 @@ import expo as door
 from expo.checkpoint.checkpoint import open_checkpoint
 from expo.checkpoint.reference import parse_reference
 from expo.demo.toy import MODELS
-from expo.engine.spectrum import MatrixSpectrum
 from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import cut, singular_values
 from expo.operators.low_rank import (
@@ -34,10 +33,11 @@ from expo.operators.low_rank import (
     snr_compat,
     snr_mp,
 )
+from expo.operators.rules import parse_keep
+from expo.output.training import choose
 from expo.planning.matrices import matrices
-from expo.report.spectra import _bulk
-from expo.report.training import choose
-from expo.spec.keep import parse_keep
+from expo.plots.spectra import _bulk
+from expo.verbs.spectrum import MatrixSpectrum
 
 from .conftest import write_checkpoint
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import expo as door
 from expo.api import make_request
-from expo.engine.merge import Tuning, run_plan
 from expo.planning.build import build_plan
+from expo.verbs.merge import Tuning, run_plan
 
 from .conftest import CONFIG, Pair, Ran, Tensors, extrapolate, nudged, weights, write_checkpoint
 

@@ -241,7 +241,7 @@ def test_the_algebra_of_expo_against_float64(name: str, models: Path, tmp_path: 
 def test_the_bytes_do_not_depend_on_threads_or_chunks(
     name: str, models: Path, tmp_path: Path
 ) -> None:
-    from expo.engine.merge import Tuning, run_plan
+    from expo.verbs.merge import Tuning, run_plan
 
     spec = {
         "merge_method": "expo",
@@ -261,7 +261,7 @@ def test_the_bytes_do_not_depend_on_threads_or_chunks(
 
 
 def test_a_tensor_larger_than_any_buffer_is_prepared_whole(tmp_path: Path) -> None:
-    from expo.engine.merge import Tuning, run_plan
+    from expo.verbs.merge import Tuning, run_plan
 
     generator = torch.Generator().manual_seed(0)
     for name in ("base", "a"):

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 
 import expo as door
 from expo.api import make_request
-from expo.engine.journal import Journal
-from expo.engine.merge import Tuning, run_plan
+from expo.output.journal import Journal
 from expo.planning.build import build_plan
+from expo.verbs.merge import Tuning, run_plan
 
 from .conftest import Pair, Ran, nudged
 from .test_merge import digest
@@ -32,7 +32,7 @@ _RUN = """
 import sys
 from pathlib import Path
 from expo.cli import main
-from expo.engine import merge
+from expo.verbs import merge
 original = merge.run_plan  # the command line itself, with small chunks to make it slow
 def slow(*args, tuning, **more):
     tuning = merge.Tuning(threads=2, chunk_bytes=4096, block_elements=2048)
@@ -214,7 +214,7 @@ def test_concurrent_runs_one_wins_and_nothing_is_torn(pair: Pair, tmp_path: Path
 def test_out_that_is_taken_after_the_check_is_not_overwritten(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from expo.engine import merge
+    from expo.verbs import merge
 
     plan = build_plan(make_request(str(pair.sft), str(pair.aligned), alpha=1.5))
 
@@ -267,7 +267,7 @@ def test_a_torn_journal_line_costs_one_shard(tmp_path: Path, pair: Pair) -> None
 def test_killed_before_the_rename_is_placed_by_the_next_run(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from expo.engine.staging import Staging
+    from expo.output.staging import Staging
 
     plan = build_plan(make_request(str(pair.sft), str(pair.aligned), alpha=1.5))
     with monkeypatch.context() as patched:

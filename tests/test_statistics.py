@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from expo.engine.summary import statistics, total
+from expo.compute.summary import statistics, total
 from expo.operators.statistics import Summing, Sums, cosine, effective_alpha, rounding_noise
 
 

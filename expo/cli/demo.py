@@ -9,7 +9,7 @@ from expo.cli import options
 from expo.cli.output import Output, number, table
 
 if TYPE_CHECKING:
-    from expo.demo.run import DemoResult
+    from expo.verbs.demo import DemoResult
 
 
 @click.command(epilog="\b\nExample:\n  expo demo --out demo-output\n")
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @options.talk
 def demo(out: Path, output: Output) -> None:
     """Extrapolate an embedded pair of tiny trained models at several α, and plot their reward."""
-    from expo.demo.run import run_demo
+    from expo.verbs.demo import run_demo
 
     result = run_demo(out, say=output.say)
     output.result(result, lambda: demo_text(result))

@@ -9,7 +9,7 @@ from expo.cli import options
 from expo.cli.output import Output, number, percent, table
 
 if TYPE_CHECKING:
-    from expo.engine.diff import DiffResult
+    from expo.verbs.diff import DiffResult
 
 _STRUCTURE_DIFFERS = 3
 
@@ -41,18 +41,18 @@ def diff(
     Exits with 3 where the two have other tensors or shapes.
     """
     from expo.api import make_request
-    from expo.engine.diff import run_diff
     from expo.planning.build import build_plan
+    from expo.verbs.diff import run_diff
 
     if plot is not None:
-        from expo.report.heatmap import check_plot
+        from expo.plots.heatmap import check_plot
 
         check_plot(plot)
     plan = build_plan(make_request(a, b))
     with output.progress("diff") as progress:
         result = run_diff(plan, threads=threads, progress=progress)
     if plot is not None:
-        from expo.report.heatmap import draw_heatmap
+        from expo.plots.heatmap import draw_heatmap
 
         draw_heatmap(result, plot)
         output.say(f"{plot}: heat map of the relative change, layer × module")

@@ -10,7 +10,7 @@ from expo.cli.output import Output, gigabytes, percent, table
 from expo.errors import SpecError
 
 if TYPE_CHECKING:
-    from expo.engine.extract import ExtractResult
+    from expo.verbs.extract_lora import ExtractResult
 
 _ROWS = 10
 

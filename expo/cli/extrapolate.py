@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from expo.cli import options as flags
+from expo.cli.merging import run_merge
 from expo.cli.output import Output
-from expo.cli.run import run_merge
 
 
 @click.command(

@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from expo.cli import options as flags
+from expo.cli.merging import run_merge
 from expo.cli.output import Output
-from expo.cli.run import run_merge
 from expo.errors import SpecError
-from expo.spec.keep import RULES
+from expo.operators.rules import RULES
 
 
 @click.command(
@@ -65,8 +65,8 @@ def laser(
     edit = matrix_edit(keep, target=target, layers=layers)
     request = overrides.apply(laser_request(model, edit))
     if texts is not None and not options.dry_run:
-        from expo.engine.acceptance import accept
-        from expo.planning.output import check_out
+        from expo.output.claim import check_out
+        from expo.verbs.laser import accept
 
         check_out(out, request, overwrite=options.overwrite)  # before hours of trying
         with output.progress("matrices tried") as progress:

@@ -15,8 +15,8 @@ from expo.cli.extract_lora import extract_lora
 from expo.cli.extrapolate import extrapolate
 from expo.cli.laser import laser
 from expo.cli.merge import merge
+from expo.cli.merging import RESUMABLE
 from expo.cli.plan import plan
-from expo.cli.run import RESUMABLE
 from expo.cli.spectrum import spectrum
 from expo.cli.verify import verify
 from expo.errors import ExpoError, SpecError

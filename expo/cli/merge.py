@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from expo.cli import options as flags
+from expo.cli.merging import run_merge
 from expo.cli.output import Output
-from expo.cli.run import run_merge
 from expo.spec.request import Request
 
 
@@ -77,7 +77,7 @@ def merge(
         raise stages[1].document.error(
             (), "needs the first one's output: --dry-run takes one document"
         )
-    from expo.engine.stages import run_stages
+    from expo.verbs.stages import run_stages
 
     def run(request: Request, place: Path, is_part: bool) -> None:
         how = replace(options, overwrite=True, verify=False) if is_part else options

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from expo.cli import options
+from expo.cli.merging import show_plan
 from expo.cli.output import Output, to_json
-from expo.cli.run import show_plan
 
 
 @click.command(

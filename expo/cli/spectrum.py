@@ -12,8 +12,8 @@ from expo.cli.output import Output, number, table
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from expo.engine.spectrum import MatrixSpectrum
-    from expo.report.training import By
+    from expo.output.training import By
+    from expo.verbs.spectrum import MatrixSpectrum
 
 BYS = ("snr_mp", "snr_compat", "effective_rank")
 
@@ -72,7 +72,7 @@ def spectrum(
     from expo.api import spectrum as run
 
     if plot is not None:
-        from expo.report.heatmap import check_plot
+        from expo.plots.heatmap import check_plot
 
         check_plot(plot)
     values: dict[str, Tensor] | None = None if plot is None else {}
@@ -94,8 +94,8 @@ def _draw(
     title: str,
     output: Output,
 ) -> None:
-    from expo.report.heatmap import save
-    from expo.report.spectra import spectra_figure
+    from expo.plots.heatmap import save
+    from expo.plots.spectra import spectra_figure
 
     save(spectra_figure(result, values, title), plot)
     output.say(f"{plot}: spectra with the fitted bulk, and SNR by layer × module")
@@ -109,7 +109,7 @@ def _write(
     model: str,
     output: Output,
 ) -> None:
-    from expo.report.training import choose, write_training_files
+    from expo.output.training import choose, write_training_files
 
     chosen = choose(result, percent, by)
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "_", model).strip("_.") or "model"

@@ -15,7 +15,7 @@ from torch import Tensor
 from expo.operators.keep import fixed_rank, kept_values, threshold
 from expo.operators.lapack import apply_reflectors, gram, tridiagonal
 from expo.operators.low_rank import bulk_fit, mp_edge, noise_level
-from expo.spec.keep import Keep
+from expo.operators.rules import Keep
 
 _GRAM_ERROR = 7e-6
 """Of an eigenvalue in the bulk, relative to ‖Gram‖_F / m, in float32: about 100 roundings of it, the

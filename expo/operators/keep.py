@@ -14,7 +14,7 @@ from expo.operators.low_rank import (
     shrink_frobenius,
     shrink_operator,
 )
-from expo.spec.keep import Keep
+from expo.operators.rules import Keep
 
 _BLOCK = 1 << 16  # elements that stay in a core's cache
 _EXPONENTS = {

@@ -10,8 +10,8 @@ from expo.checkpoint.checkpoint import Checkpoint, Weight
 from expo.checkpoint.dtypes import ITEM_BYTES
 from expo.checkpoint.files import Files
 from expo.checkpoint.headers import layout
+from expo.operators.rules import Keep
 from expo.planning.rows import RowRun
-from expo.spec.keep import Keep
 from expo.spec.request import MatrixEdit, Request
 
 Action = Literal["extrapolate", "combine", "copy", "copy_if_equal"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from expo.checkpoint.names import KINDS
 from expo.checkpoint.reference import Reference, parse_reference
 from expo.errors import SpecError
-from expo.spec.keep import RULES
+from expo.operators.rules import RULES
 from expo.spec.methods import IN_MERGEKIT, METHODS, TRANSFORMS, WITHOUT_EFFECT, Method
 from expo.spec.recipes import spec_path, vectors_path
 from expo.spec.request import (

@@ -9,7 +9,7 @@ from typing import Literal
 
 from expo.checkpoint.reference import Reference, parse_reference
 from expo.errors import SpecError
-from expo.spec.keep import Keep, parse_keep
+from expo.operators.rules import Keep, parse_keep
 from expo.spec.settings import Settings
 
 Rounding = Literal["nearest", "stochastic"]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from expo.engine.spectrum import MatrixSpectrum
 from expo.errors import OutputError
 from expo.planning.modules import module_of
+from expo.verbs.spectrum import MatrixSpectrum
 
 By = Literal["snr_mp", "snr_compat", "effective_rank"]
 

@@ -10,10 +10,9 @@ from torch import Tensor
 from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
-from expo.engine.combine import Combined, EditedMatrix, Prepared, combine, prepare
-from expo.engine.editing import EditReport, edit_matrix
-from expo.engine.preparations import Preparations, Unit
-from expo.engine.sources import (
+from expo.compute.combine import Combined, EditedMatrix, Prepared, combine, prepare
+from expo.compute.cuts import EditReport, edit_matrix
+from expo.compute.inputs import (
     Side,
     Sources,
     read_tensor,
@@ -21,6 +20,7 @@ from expo.engine.sources import (
     typed_output,
     working_dtype,
 )
+from expo.compute.preparations import Preparations, Unit
 from expo.errors import CheckpointError
 from expo.operators.rounding import round_into
 from expo.operators.statistics import Summing, Sums

@@ -8,9 +8,9 @@ from torch import Tensor
 from expo.checkpoint.checkpoint import Checkpoint, Weight, open_checkpoint
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import Reference
-from expo.engine.editing import one_rounding
-from expo.engine.side_by_side import side_by_side
-from expo.engine.sources import OpenFiles, Sources, read_tensor
+from expo.compute.cuts import one_rounding
+from expo.compute.inputs import OpenFiles, Sources, read_tensor
+from expo.compute.threads import side_by_side
 from expo.errors import CheckpointError
 from expo.operators.decompose import singular_values
 from expo.operators.low_rank import (

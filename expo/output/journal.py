@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from expo.checkpoint.checkpoint import Checkpoint, header_identity
-from expo.engine.editing import EditReport
-from expo.engine.kernel import Sample
+from expo.compute.cuts import EditReport
+from expo.compute.worker import Sample
 from expo.operators.statistics import Sums
 from expo.planning.plan import Plan
 

@@ -14,9 +14,9 @@ from expo.spec.request import Request, both_conventions
 from expo.verification.check import VerifyResult
 
 if TYPE_CHECKING:
-    from expo.engine.editing import EditReport
-    from expo.engine.merge import MergeResult
+    from expo.compute.cuts import EditReport
     from expo.planning.plan import Plan
+    from expo.verbs.merge import MergeResult
 
 RESUMABLE: list[Path] = []
 """The outputs that this process has begun to write, for the message on an interruption."""
@@ -30,7 +30,7 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
     if options.dry_run:
         show_plan(plan, out, options, output)
         return
-    from expo.engine.merge import Tuning, run_plan
+    from expo.verbs.merge import Tuning, run_plan
 
     for warning in () if plan.refusals else plan.warnings:
         output.say(f"warning: {warning}")
@@ -94,7 +94,7 @@ def show_plan(plan: "Plan", out: Path | None, options: RunOptions, output: Outpu
     """Print the plan; exit 1 where merge would refuse."""
     from expo.cli.plan_text import plan_text
     from expo.errors import OutputError
-    from expo.planning.output import check_out
+    from expo.output.claim import check_out
     from expo.planning.report import report
 
     refusals: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from expo.engine.kernel import Sample
+from expo.compute.worker import Sample
 from expo.operators.statistics import (
     Sums,
     asked_alpha,

@@ -17,19 +17,19 @@ from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import is_of_kind
 from expo.checkpoint.sidecars import CARD, is_tokenizer_file
-from expo.engine.journal import fingerprint, identities
-from expo.engine.outputs import copy_file, write_file, write_manifest
-from expo.engine.side_by_side import side_by_side
-from expo.engine.sources import OpenFiles, Sources, fetch, read_tensor
-from expo.engine.staging import claimed
+from expo.compute.inputs import OpenFiles, Sources, fetch, read_tensor
+from expo.compute.threads import side_by_side
 from expo.errors import CheckpointError, OutputError
 from expo.operators.decompose import factors, square_sum
+from expo.operators.rules import Keep
+from expo.output.claim import check_out
+from expo.output.journal import fingerprint, identities
+from expo.output.outputs import copy_file, write_file, write_manifest
+from expo.output.staging import claimed
 from expo.planning.build import build_plan
 from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
 from expo.planning.matrices import is_router_gate
-from expo.planning.output import check_out
 from expo.planning.plan import Plan, TensorJob
-from expo.spec.keep import Keep
 from expo.spec.request import Request
 
 Progress = Callable[[int, int], None]

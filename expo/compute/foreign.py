@@ -10,7 +10,8 @@ from pathlib import Path
 from expo.checkpoint.checkpoint import read_shard
 from expo.checkpoint.files import open_directory
 from expo.checkpoint.sidecars import CARD, MANIFEST
-from expo.engine.outputs import (
+from expo.errors import CheckpointError, SpecError
+from expo.output.outputs import (
     card,
     copy_file,
     foreign_manifest,
@@ -18,8 +19,7 @@ from expo.engine.outputs import (
     write_file,
     write_manifest,
 )
-from expo.engine.staging import Staging
-from expo.errors import CheckpointError, SpecError
+from expo.output.staging import Staging
 from expo.planning.plan import Plan
 from expo.spec.request import Foreign
 from expo.spec.surgery import renamed

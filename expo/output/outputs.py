@@ -14,10 +14,10 @@ from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.sidecars import MANIFEST
-from expo.engine.editing import EditReport
-from expo.engine.journal import Fingerprint, sync_directory
-from expo.engine.summary import Alternative, Statistics, statistics
+from expo.compute.cuts import EditReport
+from expo.compute.summary import Alternative, Statistics, statistics
 from expo.operators.statistics import Sums
+from expo.output.journal import Fingerprint, sync_directory
 from expo.planning.plan import Plan
 from expo.spec.request import both_conventions, paper_alpha
 from expo.spec.resolved import mergekit_spec, resolved

@@ -12,20 +12,21 @@ import numpy as np
 from expo.checkpoint.checkpoint import hash_file
 from expo.checkpoint.reader import aligned_buffer
 from expo.checkpoint.sidecars import CARD
-from expo.checkpoint.writer import ShardWriter
-from expo.engine.combining import Made
-from expo.engine.editing import EditReport
-from expo.engine.foreign import produce_foreign
-from expo.engine.journal import Fingerprint, FinishedShard, fingerprint, identities
-from expo.engine.kernel import Kernel, PieceResult, Sample
-from expo.engine.outputs import card, manifest, write_file, write_manifest, write_sidecars
-from expo.engine.pipeline import Pipeline, Sealed
-from expo.engine.preparations import Preparations
-from expo.engine.sources import OpenFiles, Sources, fetch
-from expo.engine.staging import Staging, claimed
-from expo.engine.summary import Alternative, Statistics, alternative, by_module, statistics, total
+from expo.compute.combining import Made
+from expo.compute.cuts import EditReport
+from expo.compute.foreign import produce_foreign
+from expo.compute.inputs import OpenFiles, Sources, fetch
+from expo.compute.pipeline import Pipeline, Sealed
+from expo.compute.preparations import Preparations
+from expo.compute.summary import Alternative, Statistics, alternative, by_module, statistics, total
+from expo.compute.worker import Kernel, PieceResult, Sample
 from expo.errors import CheckpointError, OutputError, SpecError
 from expo.operators.statistics import Sums
+from expo.output.claim import check_out
+from expo.output.journal import Fingerprint, FinishedShard, fingerprint, identities
+from expo.output.outputs import card, manifest, write_file, write_manifest, write_sidecars
+from expo.output.staging import Staging, claimed
+from expo.output.writer import ShardWriter
 from expo.planning.chunks import (
     BLOCK_ELEMENTS,
     CHUNK_BYTES,
@@ -34,7 +35,6 @@ from expo.planning.chunks import (
     buffer_bytes,
     cut,
 )
-from expo.planning.output import check_out
 from expo.planning.plan import Plan
 from expo.verification.check import CheckResult, VerifyResult
 from expo.verification.golden import Golden, read_golden

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.headers import printable
-from expo.engine.combine import EditedMatrix, Load, Prepared, combine
-from expo.engine.sources import torch_dtype
+from expo.compute.combine import EditedMatrix, Load, Prepared, combine
+from expo.compute.inputs import torch_dtype
 from expo.errors import CheckpointError
 from expo.operators.decompose import Cut, cut
 from expo.operators.keep import rounding_sigma
+from expo.operators.rules import Keep
 from expo.planning.plan import Combination, MatrixJob, TensorJob, Term
-from expo.spec.keep import Keep
 from expo.spec.request import MatrixEdit
 
 GATE = (0.8, 1.15)

@@ -19,7 +19,7 @@ import torch
 
 from expo.checkpoint.headers import ALIGNMENT
 from expo.checkpoint.reader import Bytes, aligned_buffer
-from expo.engine.kernel import Kernel, PieceResult
+from expo.compute.worker import Kernel, PieceResult
 from expo.planning.chunks import Chunk, buffer_bytes
 
 _POLL_SECONDS = 0.2

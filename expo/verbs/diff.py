@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from expo.engine.kernel import Kernel
-from expo.engine.sources import OpenFiles, Sources
-from expo.engine.summary import total
+from expo.compute.inputs import OpenFiles, Sources
+from expo.compute.summary import total
+from expo.compute.worker import Kernel
 from expo.operators.statistics import Sums, cosine, relative_norm
 from expo.planning.chunks import CHUNK_BYTES, Piece, buffer_bytes, cut
 from expo.planning.modules import module_of

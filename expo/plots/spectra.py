@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expo.planning.modules import module_of
-from expo.report.heatmap import draw_map, map_size
+from expo.plots.heatmap import draw_map, map_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from expo.engine.spectrum import MatrixSpectrum
+    from expo.verbs.spectrum import MatrixSpectrum
 
 _SHOWN = 4
 _BINS = 40

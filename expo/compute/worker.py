@@ -9,10 +9,10 @@ from torch import Tensor
 
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
-from expo.engine.combining import Combining, Made
-from expo.engine.editing import EditReport
-from expo.engine.preparations import Preparations
-from expo.engine.sources import Side, Sources, torch_dtype, typed_output, working_dtype
+from expo.compute.combining import Combining, Made
+from expo.compute.cuts import EditReport
+from expo.compute.inputs import Side, Sources, torch_dtype, typed_output, working_dtype
+from expo.compute.preparations import Preparations
 from expo.errors import CheckpointError
 from expo.operators.extrapolate import extrapolate
 from expo.operators.rounding import round_into, round_nearest

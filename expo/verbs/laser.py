@@ -12,7 +12,7 @@ from torch import Tensor
 
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.headers import printable
-from expo.engine.sources import fetch
+from expo.compute.inputs import fetch
 from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import cut
 from expo.planning.build import build_plan

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from expo.api import make_request, verify
 from expo.demo.toy import MODELS, reward
-from expo.engine.merge import run_plan
 from expo.planning.build import build_plan
 from expo.spec.request import paper_alpha
+from expo.verbs.merge import run_plan
 
 ALPHAS = (0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 
@@ -66,8 +66,8 @@ def run_demo(out: Path, *, say: Callable[[str], None]) -> DemoResult:
 def _plot(points: list[DemoPoint], out: Path) -> Path | None:
     if find_spec("matplotlib") is None:
         return None
-    from expo.report.heatmap import save
-    from expo.report.reward import reward_curve
+    from expo.plots.heatmap import save
+    from expo.plots.reward import reward_curve
 
     path = out / "reward.png"
     save(reward_curve([(point.alpha, point.reward) for point in points]), path)

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from expo.checkpoint.sidecars import MANIFEST
-from expo.engine.journal import Fingerprint, FinishedShard, Journal, sync_directory
 from expo.errors import OutputError
-from expo.planning.output import check_out, is_free, staging_path
+from expo.output.claim import check_out, is_free, staging_path
+from expo.output.journal import Fingerprint, FinishedShard, Journal, sync_directory
 from expo.spec.request import Request
 
 _JOURNAL = "journal.jsonl"

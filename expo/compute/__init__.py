@@ -1,0 +1,1 @@
+"""A piece of a job → bytes and sums: readers, workers, preparations, edits, the pipeline."""

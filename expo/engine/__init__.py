@@ -1,1 +1,0 @@
-"""Runs a plan: threads, staging, journal, resume and placement."""

@@ -1,0 +1,1 @@
+"""Where bytes go: the claim on OUT, staging, journal, shards, manifest, card."""
