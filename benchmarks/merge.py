@@ -27,8 +27,9 @@ ALPHA = 1.5
 _EXPO = """
 import json, sys, time
 from pathlib import Path
-from expo.api import make_request
-from expo.verbs.merge import Tuning, run_plan
+from expo.spec.request import make_request
+from expo.compute.stream import Tuning
+from expo.verbs.merge import run_plan
 from expo.planning.build import build_plan
 tuning = Tuning(**json.loads(sys.argv[4]))
 print("ready", flush=True)

@@ -8,16 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expo.api import (
-        apply,
-        diff,
-        extract_lora,
-        extrapolate,
-        merge,
-        plan,
-        spectrum,
-        verify,
-    )
     from expo.errors import (
         CheckpointError,
         ExpoError,
@@ -26,12 +16,21 @@ if TYPE_CHECKING:
         SpecError,
         TokenizerError,
     )
-    from expo.planning.report import PlanReport
-    from expo.verbs.diff import DiffResult
-    from expo.verbs.extract_lora import ExtractResult
-    from expo.verbs.merge import MergeResult
-    from expo.verbs.spectrum import MatrixSpectrum
-    from expo.verification.check import VerifyResult
+    from expo.results import (
+        DiffResult,
+        ExtractResult,
+        MatrixSpectrum,
+        MergeResult,
+        PlanReport,
+        VerifyResult,
+    )
+    from expo.verbs.apply import apply
+    from expo.verbs.diff import diff
+    from expo.verbs.extract_lora import extract_lora
+    from expo.verbs.merge import extrapolate, merge
+    from expo.verbs.plan import plan
+    from expo.verbs.spectrum import spectrum
+    from expo.verbs.verify import verify
 
 __version__ = "0.1.0"
 
@@ -58,28 +57,16 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {
-    "DiffResult": "expo.verbs.diff",
-    "ExtractResult": "expo.verbs.extract_lora",
-    "MatrixSpectrum": "expo.verbs.spectrum",
-    "MergeResult": "expo.verbs.merge",
-    "PlanReport": "expo.planning.report",
-    "VerifyResult": "expo.verification.check",
-    "apply": "expo.api",
-    "diff": "expo.api",
-    "extract_lora": "expo.api",
-    "extrapolate": "expo.api",
-    "merge": "expo.api",
-    "plan": "expo.api",
-    "spectrum": "expo.api",
-    "verify": "expo.api",
+_VERBS = {name: f"expo.verbs.{name}" for name in __all__ if name.islower()} | {
+    "extrapolate": "expo.verbs.merge"
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'expo' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "expo.errors")), name)
+    error = "expo.errors" if name.endswith("Error") else "expo.results"
+    return getattr(import_module(_VERBS.get(name, error)), name)
 
 
 def __dir__() -> list[str]:

@@ -16,7 +16,7 @@ from expo.operators.keep import kept_values, unit_in_last_place
 from expo.operators.lapack import apply_reflectors, gram, tridiagonal
 from expo.operators.low_rank import mp_edge
 from expo.operators.rules import Keep, parse_keep
-from expo.planning.plan import MatrixJob, TensorJob
+from expo.planning.jobs import Copy, MatrixJob, TensorJob
 
 RULES = ("mp", "gd", "laser_rmt", "rank=3", "rank=9", "rho=0.3", "energy=0.9", "shrink=frobenius", "shrink=operator")  # fmt: skip
 SHAPES = [(160, 160), (96, 240), (240, 96), (64, 512), (512, 64)]
@@ -205,7 +205,7 @@ def test_the_next_matrices_are_made_while_one_waits() -> None:
     """Two workers that need the same matrix: the second makes the next one, nothing is made twice."""
     weight: Any = None
     matrices = tuple(MatrixJob(str(n), n, (1, 1)) for n in range(4))
-    job = TensorJob("t", "combine", "F32", weight, None, matrices=matrices)
+    job = TensorJob("t", "F32", weight, Copy(), matrices=matrices)
     made: list[int | None] = []
     both = threading.Barrier(2, timeout=20)
 
@@ -232,7 +232,7 @@ def test_the_next_matrices_are_made_while_one_waits() -> None:
 
 def test_a_failure_reaches_every_worker_that_waits() -> None:
     weight: Any = None
-    job = TensorJob("t", "combine", "F32", weight, None, matrices=(MatrixJob("m", 0, (1, 1)),))
+    job = TensorJob("t", "F32", weight, Copy(), matrices=(MatrixJob("m", 0, (1, 1)),))
     preparations: Preparations[int] = Preparations([job], ahead=2)
     failures: list[str] = []
 

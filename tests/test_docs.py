@@ -15,8 +15,8 @@ from click.testing import CliRunner
 import expo
 from expo.cli.main import cli
 from expo.demo.toy import MODELS
-from expo.spec.methods import IN_MERGEKIT, TRANSFORMS
-from expo.spec.methods import METHODS as METHOD_TABLE
+from expo.operators.methods import IN_MERGEKIT, TRANSFORMS
+from expo.operators.methods import METHODS as METHOD_TABLE
 from expo.verification.run import CHECKS
 
 from .hub_server import Hub

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import expo as door
+from expo.compute.stream import Tuning
 from expo.demo.toy import MODELS
 from expo.errors import CheckpointError, SpecError
 from expo.operators.keep import kept_values
@@ -19,7 +20,7 @@ from expo.operators.rules import parse_keep
 from expo.planning.build import build_plan
 from expo.spec.read import read_spec
 from expo.verbs.laser import _check_halves, perplexity
-from expo.verbs.merge import Tuning, run_plan
+from expo.verbs.merge import run_plan
 
 from .conftest import Tensors, write_checkpoint
 

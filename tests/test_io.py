@@ -23,7 +23,7 @@ from .test_merge import assert_same, load, naive
 def cached_share(path: Path) -> float:
     """The share of a file's pages that the page cache holds."""
     opened = FileReader(path, path.name)
-    share = opened.cached_share(0, path.stat().st_size)
+    share = float(opened._cached_pages(0, path.stat().st_size).mean())
     opened.close()
     return share
 
@@ -168,7 +168,7 @@ def test_the_writer_cuts_its_padding_off(tmp_path: Path) -> None:
 
 _PEAK = """
 import sys, threading, expo
-from expo.api import make_request
+from expo.spec.request import make_request
 from expo.verbs.merge import run_plan
 from expo.planning.build import build_plan
 def anonymous():

@@ -5,7 +5,6 @@ import itertools
 import json
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import expo as door
-from expo.api import make_request
+from expo.compute.stream import Tuning
 from expo.planning.build import build_plan
-from expo.verbs.merge import Tuning, run_plan
+from expo.spec.request import make_request
+from expo.verbs.merge import run_plan
 
 from .conftest import CONFIG, Pair, Ran, Tensors, extrapolate, nudged, weights, write_checkpoint
 
@@ -323,13 +323,6 @@ def test_an_input_that_changes_under_way_is_noticed(
     ):
         run_plan(plan, tmp_path / "out", progress=progress)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["aligned", "sft"]
-
-
-def test_without_statistics_and_hash_the_bytes_are_the_same(pair: Pair, tmp_path: Path) -> None:
-    plan = build_plan(make_request(str(pair.sft), str(pair.aligned), alpha=1.5))
-    run_plan(plan, tmp_path / "a")
-    run_plan(plan, tmp_path / "b", tuning=replace(Tuning(), statistics=False, hashing=False))
-    assert_same(load(tmp_path / "a"), load(tmp_path / "b"))
 
 
 def test_a_misaligned_input_is_read_right(tmp_path: Path) -> None:

@@ -12,14 +12,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import expo as door
+from expo.compute.plain import Plain
 from expo.demo.toy import MODELS
 from expo.errors import CheckpointError, SpecError
-from expo.operators.merging import (
-    add_task_vectors,
-    linear,
-    nuslerp_coefficients,
-    slerp_coefficients,
-)
+from expo.operators.merging import add_task_vectors
+from expo.operators.methods import Block, mean, nuslerp_coefficients, slerp_coefficients
 from expo.operators.sparsify import (
     magnitude_mask,
     norm_ratio,
@@ -241,7 +238,8 @@ def test_the_algebra_of_expo_against_float64(name: str, models: Path, tmp_path: 
 def test_the_bytes_do_not_depend_on_threads_or_chunks(
     name: str, models: Path, tmp_path: Path
 ) -> None:
-    from expo.verbs.merge import Tuning, run_plan
+    from expo.compute.stream import Tuning
+    from expo.verbs.merge import run_plan
 
     spec = {
         "merge_method": "expo",
@@ -261,7 +259,8 @@ def test_the_bytes_do_not_depend_on_threads_or_chunks(
 
 
 def test_a_tensor_larger_than_any_buffer_is_prepared_whole(tmp_path: Path) -> None:
-    from expo.verbs.merge import Tuning, run_plan
+    from expo.compute.stream import Tuning
+    from expo.verbs.merge import run_plan
 
     generator = torch.Generator().manual_seed(0)
     for name in ("base", "a"):
@@ -299,7 +298,10 @@ def test_alpha_is_reported_as_it_is_asked_for(models: Path, tmp_path: Path) -> N
 def test_linear_against_float64() -> None:
     tensors = [torch.randn(100, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     expected = sum(w * t.double() for w, t in zip((0.2, 0.5, 0.9), tensors, strict=True)) / 1.6
-    got = linear(tensors, (0.2, 0.5, 0.9), normalize=True)
+    thetas = [tensor.numpy() for tensor in tensors]
+    values = [{"weight": weight} for weight in (0.2, 0.5, 0.9)]
+    block = Block(thetas, None, thetas[0], values, {"normalize": True})
+    got = torch.from_numpy(mean(Plain(), block))
     assert float((got - expected).abs().max()) < 1e-6
 
 
@@ -310,7 +312,8 @@ def test_slerp_stays_on_the_sphere() -> None:
         one, two = slerp_coefficients(1.0, 1.0, float(a @ b), t)
         assert float((one * a + two * b).norm()) == pytest.approx(1.0, abs=1e-12)
     assert slerp_coefficients(1.0, 1.0, 0.9999, 0.25) == (0.75, 0.25)
-    one, two = nuslerp_coefficients(a, b, 0.3, None)
+    squares = (float(x @ y) for x, y in ((a, a), (b, b), (a, b)))
+    one, two = nuslerp_coefficients(*(np.array(square) for square in squares), 0.3)
     assert float((one * a + two * b).norm()) == pytest.approx(1.0, abs=1e-12)
 
 

@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import save_file
 
 import expo as door
-from expo.api import make_request
+from expo.compute.stream import Tuning
 from expo.output.journal import Journal
 from expo.planning.build import build_plan
-from expo.verbs.merge import Tuning, run_plan
+from expo.spec.request import make_request
+from expo.verbs.merge import run_plan
 
 from .conftest import Pair, Ran, nudged
 from .test_merge import digest

@@ -15,6 +15,7 @@ from expo.checkpoint.files import Files, open_location
 from expo.checkpoint.headers import Shard, TensorInfo, header_bytes, parse_header, printable
 from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import is_tokenizer_file
+from expo.checkpoint.vocabulary import read_vocabulary
 from expo.errors import CheckpointError
 
 SINGLE = "model.safetensors"
@@ -89,6 +90,15 @@ class Checkpoint:
         if self.adapter and any(map(is_tokenizer_file, self.adapter.files.sizes)):
             return self.adapter.files
         return self.files
+
+    @cached_property
+    def vocabulary(self) -> dict[int, str] | None:
+        """Token strings by id, None where no file says.
+
+        Raises:
+            TokenizerError: a tokenizer file is damaged.
+        """
+        return read_vocabulary(self.tokenizer_files)
 
     @property
     def label(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from expo.checkpoint.reader import FileReader, Reader
 from expo.checkpoint.reference import Location
 from expo.errors import CheckpointError
 
@@ -39,6 +40,10 @@ class Files(Protocol):
 
     def is_local(self, name: str) -> bool: ...
 
+    def reader(self, name: str) -> Reader:
+        """For ranges of a weight file, which is on this disk or in memory."""
+        ...
+
     def identity(self, name: str) -> dict[str, str | int]:
         """What tells this file from a changed one, without reading it."""
         ...
@@ -68,6 +73,9 @@ class Directory:
 
     def is_local(self, name: str) -> bool:
         return name in self.sizes
+
+    def reader(self, name: str) -> Reader:
+        return FileReader(self.local_path(name), f"{self.label}/{name}")
 
     def identity(self, name: str) -> dict[str, str | int]:
         with _readable(f"{self.label}/{name}"):

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from expo.checkpoint.files import Directory, open_directory
+from expo.checkpoint.reader import FileReader, Reader
 from expo.checkpoint.reference import Location
 from expo.errors import HubError
 
@@ -62,6 +63,9 @@ class Repository:
 
     def is_local(self, name: str) -> bool:
         return self._cached(name) is not None
+
+    def reader(self, name: str) -> Reader:
+        return FileReader(self.local_path(name), f"{self.label}/{name}")
 
     def _cached(self, name: str) -> Path | None:
         cached = huggingface_hub.try_to_load_from_cache(self.repo_id, name, revision=self.commit)

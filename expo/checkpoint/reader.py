@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +38,27 @@ def read_buffer(nbytes: int) -> Bytes:
     return aligned_buffer(nbytes + _SLACK)
 
 
+class Reader(Protocol):
+    """Ranges of one file, wherever it lies; safe to share between threads."""
+
+    def open_range(self, begin: int, nbytes: int, buffer: Bytes) -> Bytes | None:
+        """Bytes begin … begin+nbytes, in `buffer` or where they are; None where it is better to `copy` them
+        in small pieces, just before they are used: then they are still in the processor's cache.
+
+        Raises:
+            CheckpointError: the file ends before, or cannot be read.
+        """
+        ...
+
+    def copy(self, begin: int, target: Bytes) -> None:
+        """Fill `target` with the bytes from `begin`. Raises as `open_range`."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class FileReader:
-    """Reads ranges of one file; safe to share between threads."""
+    """Reads ranges of one file on this disk."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._name = name
@@ -61,14 +81,7 @@ class FileReader:
             os.close(self._direct_fd)
 
     def open_range(self, begin: int, nbytes: int, buffer: Bytes) -> Bytes | None:
-        """Bytes begin … begin+nbytes as a view into `buffer`, or None where the cache holds them.
-
-        What is cached is better copied in small pieces, with `copy`, just before it is used: then
-        it is still in the processor's cache.
-
-        Raises:
-            CheckpointError: the file ends before, or the disk fails.
-        """
+        """As `Reader`; None where the page cache holds them."""
         pages = self._cached_pages(begin, nbytes)
         if pages.all():
             return None
@@ -82,11 +95,7 @@ class FileReader:
             raise self._unreadable(error) from error
 
     def copy(self, begin: int, target: Bytes) -> None:
-        """Fill `target` with the bytes from `begin`, by way of the page cache.
-
-        Raises:
-            CheckpointError: as `open_range`.
-        """
+        """As `Reader`, by way of the page cache."""
         try:
             if os.preadv(self._fd, [target.data], begin) != target.size:
                 self._fill(self._fd, target, begin, target.size)
@@ -113,10 +122,6 @@ class FileReader:
             if count == 0:
                 raise CheckpointError(f"{self._name} was cut short while it was read")
             done += count
-
-    def cached_share(self, begin: int, nbytes: int) -> float:
-        """The share of the range's pages that the page cache holds."""
-        return float(self._cached_pages(begin, nbytes).mean())
 
     def _cached_pages(self, begin: int, nbytes: int) -> NDArray[np.bool_]:
         start = begin - begin % mmap.PAGESIZE

@@ -9,7 +9,7 @@ from expo.cli import options
 from expo.cli.output import Output, number, table
 
 if TYPE_CHECKING:
-    from expo.verbs.demo import DemoResult
+    from expo.results import DemoResult
 
 
 @click.command(epilog="\b\nExample:\n  expo demo --out demo-output\n")

@@ -9,7 +9,7 @@ from expo.cli import options
 from expo.cli.output import Output, number, percent, table
 
 if TYPE_CHECKING:
-    from expo.verbs.diff import DiffResult
+    from expo.results import DiffResult
 
 _STRUCTURE_DIFFERS = 3
 
@@ -40,17 +40,14 @@ def diff(
 
     Exits with 3 where the two have other tensors or shapes.
     """
-    from expo.api import make_request
-    from expo.planning.build import build_plan
-    from expo.verbs.diff import run_diff
+    from expo.verbs.diff import diff as run
 
     if plot is not None:
         from expo.plots.heatmap import check_plot
 
         check_plot(plot)
-    plan = build_plan(make_request(a, b))
     with output.progress("diff") as progress:
-        result = run_diff(plan, threads=threads, progress=progress)
+        result = run(a, b, threads=threads, progress=progress)
     if plot is not None:
         from expo.plots.heatmap import draw_heatmap
 

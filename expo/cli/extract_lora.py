@@ -10,7 +10,7 @@ from expo.cli.output import Output, gigabytes, percent, table
 from expo.errors import SpecError
 
 if TYPE_CHECKING:
-    from expo.verbs.extract_lora import ExtractResult
+    from expo.results import ExtractResult
 
 _ROWS = 10
 
@@ -66,7 +66,7 @@ def extract_lora(
 
     With --alpha the adapter is the ExPO model's: θ_sft + α·Δ at the size of an adapter.
     """
-    from expo.api import extract_lora as run
+    from expo.verbs.extract_lora import extract_lora as run
 
     if (rank is None) == (energy is None):
         raise SpecError("give --rank or --energy, one of them")

@@ -40,8 +40,8 @@ def extrapolate(
     SFT and ALIGNED are directories, Hub ids (org/name, org/name@revision), or model+adapter for a
     LoRA adapter. An interrupted run resumes when the same command is run again.
     """
-    from expo.api import make_request
     from expo.errors import SpecError
+    from expo.spec.request import make_request
 
     if alpha is None and (print_spec or not options.dry_run):
         raise SpecError("give --alpha or --paper-alpha (= alpha − 1); neither has a default")

@@ -10,13 +10,12 @@ from expo.cli.options import RunOptions
 from expo.cli.output import Output, gigabytes, number, percent
 from expo.cli.verify import FOUND_AN_ERROR
 from expo.cli.verify_text import findings
+from expo.results import VerifyResult
 from expo.spec.request import Request, both_conventions
-from expo.verification.check import VerifyResult
 
 if TYPE_CHECKING:
-    from expo.compute.cuts import EditReport
     from expo.planning.plan import Plan
-    from expo.verbs.merge import MergeResult
+    from expo.results import EditReport, MergeResult
 
 RESUMABLE: list[Path] = []
 """The outputs that this process has begun to write, for the message on an interruption."""
@@ -30,7 +29,8 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
     if options.dry_run:
         show_plan(plan, out, options, output)
         return
-    from expo.verbs.merge import Tuning, run_plan
+    from expo.compute.stream import Tuning
+    from expo.verbs.merge import run_plan
 
     for warning in () if plan.refusals else plan.warnings:
         output.say(f"warning: {warning}")
@@ -93,17 +93,9 @@ def _spread(ordered: Sequence[float], form: str) -> str:
 def show_plan(plan: "Plan", out: Path | None, options: RunOptions, output: Output) -> None:
     """Print the plan; exit 1 where merge would refuse."""
     from expo.cli.plan_text import plan_text
-    from expo.errors import OutputError
-    from expo.output.claim import check_out
-    from expo.planning.report import report
+    from expo.verbs.plan import plan_report
 
-    refusals: tuple[str, ...] = ()
-    if out is not None:
-        try:
-            check_out(out, plan.request, overwrite=options.overwrite)
-        except OutputError as error:
-            refusals = (str(error),)
-    shown = report(plan, out=out, threads=options.threads, refusals=refusals)
+    shown = plan_report(plan, out, overwrite=options.overwrite, threads=options.threads)
     output.result(shown, lambda: plan_text(shown))
     if not shown.ok:
         raise click.exceptions.Exit(1)

@@ -39,10 +39,10 @@ def plan(
 
     SPEC.yml may be the name of a recipe (expo merge --list). Exits with 1 where the merge would be refused.
     """
-    from expo.api import make_request
     from expo.errors import SpecError
     from expo.planning.build import build_plan
     from expo.spec.read import read_spec
+    from expo.spec.request import make_request
 
     if schema:
         from expo.spec.schema import json_schema

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from expo.output.training import By
-    from expo.verbs.spectrum import MatrixSpectrum
+    from expo.results import MatrixSpectrum
 
 BYS = ("snr_mp", "snr_compat", "effective_rank")
 
@@ -69,7 +69,7 @@ def spectrum(
     The noise of a matrix fills its singular values up to the Marchenko–Pastur edge; what is above is
     signal. Rows are sorted by snr_mp = ΣS² above the edge / ΣS² below.
     """
-    from expo.api import spectrum as run
+    from expo.verbs.spectrum import spectrum as run
 
     if plot is not None:
         from expo.plots.heatmap import check_plot

@@ -54,7 +54,7 @@ def verify(
             raise SpecError("--record only writes vectors: leave the other options out")
         _record(out, record, output)
         return
-    from expo.api import verify as run
+    from expo.verbs.verify import verify as run
 
     with output.progress("verify") as progress:
         result = run(

@@ -4,7 +4,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expo.verification.check import CheckResult, VerifyResult
+    from expo.results import CheckResult, VerifyResult
 
 _WIDTH = 100
 

@@ -1,19 +1,22 @@
-"""The edit of one matrix: cut every Δ, combine, cut the result; and the gate that a cut has to pass."""
+"""The edit of one matrix: cut every Δ, blend, cut the result; and the gate that a cut has to pass."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from expo.checkpoint.checkpoint import Weight
+from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.headers import printable
-from expo.compute.combine import EditedMatrix, Load, Prepared, combine
-from expo.compute.inputs import torch_dtype
 from expo.errors import CheckpointError
 from expo.operators.decompose import Cut, cut
 from expo.operators.keep import rounding_sigma
+from expo.operators.methods import Array
 from expo.operators.rules import Keep
-from expo.planning.plan import Combination, MatrixJob, TensorJob, Term
+from expo.planning.jobs import Blend, MatrixJob, TensorJob, Term
+from expo.results import EditReport
 from expo.spec.request import MatrixEdit
 
 GATE = (0.8, 1.15)
@@ -23,90 +26,84 @@ is, 1.35 to 4.3 where it harms."""
 _TWO_ROUNDINGS = 2**0.5
 _EMPTY = 0.05  # of σ_ulp: there is no bulk to mistake for noise, as in the Δ of an adapter
 
+Load = Callable[[Weight], Array]
+Exact = Callable[[list[Array] | None], Array]
+
 
 @dataclass(frozen=True)
-class EditReport:
-    """What an edit did to a matrix: rank kept of how many, share of ΣS² removed.
+class EditedMatrix:
+    """What blocks take where the matrix reaches, its elements from `begin` on: the exact result; None where
+    the edit removed nothing."""
 
-    `on` is "result", or the model whose Δ it was. The noise level and how well the bulk fits (0 is pure
-    noise) are known where the whole spectrum was computed, `ulp_ratio` = σ̂/σ_ulp of a Δ as well.
-    `gain` says of a randomized SVD by how much its last iteration still lowered the residual.
-    """
-
-    matrix: str
-    on: str
-    keep: str
-    rank: int
-    full_rank: int
-    removed_energy: float
-    noise_sigma: float | None
-    bulk_fit: float | None
-    ulp_ratio: float | None = None
-    gain: float | None = None
+    begin: int
+    result: Array | None
 
 
 def edit_matrix(
-    job: TensorJob, matrix: MatrixJob, seed: int, load: Load, prepared: Prepared | None
+    job: TensorJob, matrix: MatrixJob, seed: int, load: Load, exact: Exact
 ) -> tuple[EditedMatrix, tuple[EditReport, ...]]:
-    """What blocks of the matrix take in place of their Δ or result.
+    """Cut what the plan says.
 
     Args:
         load: gives the matrix's elements of a weight in the working precision, flat.
+        exact: the exact result of the matrix, given the edited Δ of every term (None: as they are).
 
     Raises:
         CheckpointError: an input holds NaN or Inf, the gate refuses, or nothing is kept of a weight.
     """
-    combination = job.combination
-    assert combination is not None
-    for weight in combination.weights:
-        if not bool(load(weight).isfinite().all()):
+    assert isinstance(job.rule, Blend)
+    for weight in job.rule.weights:
+        if not bool(np.isfinite(load(weight)).all()):
             raise CheckpointError(
                 f"{printable(job.name)} holds NaN or Inf in {weight.files.label}: it is damaged"
             )
-    reports: list[EditReport] = []
-    deltas: list[Tensor] = []
-    if matrix.delta is not None:
-        for term in combination.terms:
-            done, report = _cut_delta(combination, term, matrix, matrix.delta, seed, load)
-            deltas.append(done)
-            reports.append(report)
-    edited = EditedMatrix(matrix.begin, tuple(deltas))
-    if not matrix.result:
-        return edited, tuple(reports)
-    width = job.shape[-1]
-    result = combine(combination, load, prepared, matrix.begin, width, (edited,)).exact
+    deltas, reports = _cut_deltas(job.rule, matrix, seed, load)
+    result = exact(deltas)
+    is_edited = deltas is not None
     for number, keep in enumerate(matrix.result):
-        done = cut(result.view(matrix.shape), keep, seed=seed, name=f"{matrix.label}/{number}")
-        if not done.rank and bool(result.any()):
+        whole = torch.from_numpy(result).view(matrix.shape)
+        done = cut(whole, keep, seed=seed, name=f"{matrix.label}/{number}")
+        if not done.rank and bool(whole.any()):
             raise CheckpointError(
                 f"keep {keep} keeps nothing of {printable(matrix.label)}: all of it lies below the edge "
                 "of its noise. Leave it out with --target (target:), or choose rank=R or energy=E"
             )
-        result = done.matrix.view(-1)
+        is_edited = is_edited or done.matrix is not whole
+        result = done.matrix.reshape(-1).numpy()
         reports.append(_report(matrix, "result", keep, done))
-    return EditedMatrix(matrix.begin, (), result), tuple(reports)
+    return EditedMatrix(matrix.begin, result if is_edited else None), tuple(reports)
+
+
+def _cut_deltas(
+    rule: Blend, matrix: MatrixJob, seed: int, load: Load
+) -> tuple[list[Array] | None, list[EditReport]]:
+    """Every Δ with only a part kept; None where nothing was removed of any."""
+    if matrix.delta is None:
+        return None, []
+    cuts = [_cut_delta(rule, term, matrix, matrix.delta, seed, load) for term in rule.terms]
+    reports = [report for *_, report in cuts]
+    if not any(is_edited for _, is_edited, _ in cuts):
+        return None, reports
+    return [delta for delta, *_ in cuts], reports
 
 
 def _cut_delta(
-    combination: Combination,
-    term: Term,
-    matrix: MatrixJob,
-    edit: MatrixEdit,
-    seed: int,
-    load: Load,
-) -> tuple[Tensor, EditReport]:
-    base, label = combination.base, term.weight.files.label
+    rule: Blend, term: Term, matrix: MatrixJob, edit: MatrixEdit, seed: int, load: Load
+) -> tuple[Array, bool, EditReport]:
+    """What is kept of one Δ, and whether that is not all of it."""
+    base, label = rule.base, term.weight.files.label
     assert base is not None
     theta = load(term.weight)
-    delta = (theta - load(base)).view(matrix.shape)
+    delta = torch.from_numpy(theta - load(base)).view(matrix.shape)
     done = cut(delta, edit.keep, seed=seed, name=f"{matrix.label} {label}")
     ratio = None
     if done.noise_sigma is not None:
-        noise = one_rounding(theta, term.weight, base)
+        noise = one_rounding(torch.from_numpy(theta), term.weight, base)
         ratio = noise and done.noise_sigma / noise
     if ratio is not None and edit.keep.is_automatic and not edit.force:
         _gate(matrix, edit.keep, ratio)
-    return done.matrix.reshape(-1), _report(matrix, label, edit.keep, done, ratio)
+    report = _report(matrix, label, edit.keep, done, ratio)
+    return done.matrix.reshape(-1).numpy(), done.matrix is not delta, report
 
 
 def one_rounding(values: Tensor, weight: Weight, base: Weight) -> float | None:
@@ -119,7 +116,7 @@ def one_rounding(values: Tensor, weight: Weight, base: Weight) -> float | None:
     """
     if weight.update is not None:
         return None
-    dtypes = (torch_dtype(weight.stored.dtype), torch_dtype(base.stored.dtype))
+    dtypes = (_torch_dtype(weight), _torch_dtype(base))
     return rounding_sigma(values, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps))
 
 
@@ -157,3 +154,7 @@ def _report(
         ulp_ratio=ratio,
         gain=done.gain,
     )
+
+
+def _torch_dtype(weight: Weight) -> torch.dtype:
+    return getattr(torch, TORCH_NAMES[weight.stored.dtype])

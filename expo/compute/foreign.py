@@ -1,65 +1,24 @@
-"""The one place that uses the mergekit library: what only its engine can do, into our kind of output.
+"""The one place that uses the mergekit library: for what only its engine can do."""
 
-mergekit writes into the staging directory; then come the files that it loses, verification and
-manifest. There is no resume: an interrupted run starts afresh.
-"""
-
-from dataclasses import asdict
 from pathlib import Path
 
-from expo.checkpoint.checkpoint import read_shard
-from expo.checkpoint.files import open_directory
-from expo.checkpoint.sidecars import CARD, MANIFEST
 from expo.errors import CheckpointError, SpecError
-from expo.output.outputs import (
-    card,
-    copy_file,
-    foreign_manifest,
-    seal_file,
-    write_file,
-    write_manifest,
-)
-from expo.output.staging import Staging
 from expo.planning.plan import Plan
 from expo.spec.request import Foreign
 from expo.spec.surgery import renamed
-from expo.verification.golden import read_golden
-from expo.verification.run import verify_folder
 
 _CONFIG = "mergekit_config.yml"  # names models by their local paths; the manifest has the spec
 
 
-def produce_foreign(
-    plan: Plan,
-    staging: Staging,
-    digest: str,
-    known: dict[str, dict[str, str | int]],
-    *,
-    verify: bool,
-) -> dict:
-    """Everything up to the placement; returns the manifest.
+def merge_with_mergekit(plan: Plan, folder: Path) -> None:
+    """Let mergekit write its output into `folder`. Files that it loses are the caller's matter.
 
     Raises:
         SpecError: mergekit is not installed, or does not accept the spec.
         CheckpointError: mergekit fails.
     """
-    assert plan.request.foreign is not None
-    _merge(plan, plan.request.foreign, staging.path)
-    (staging.path / _CONFIG).unlink(missing_ok=True)
-    for sidecar in plan.sidecars:
-        copy_file(sidecar.files.local_path(sidecar.name), staging.path / sidecar.name)
-    content = foreign_manifest(plan, digest, known, _seal(staging), _dtypes(staging.path))
-    if verify:  # without the donor: layers and vocabulary may differ from every model's on purpose
-        request = plan.request
-        golden = None if request.vectors is None else read_golden(request.vectors)
-        found = verify_folder(staging.path, golden=golden, quick=True, stop_at=request.stop_at)
-        content |= {"verified": found.ok, "verification": [asdict(c) for c in found.checks]}
-    content["files"][CARD] = write_file(staging.path / CARD, card(content).encode())
-    write_manifest(staging.path, content)
-    return content
-
-
-def _merge(plan: Plan, foreign: Foreign, folder: Path) -> None:
+    foreign = plan.request.foreign
+    assert foreign is not None
     try:
         from mergekit.config import MergeConfiguration
         from mergekit.merge import run_merge
@@ -84,6 +43,7 @@ def _merge(plan: Plan, foreign: Foreign, folder: Path) -> None:
     except Exception as error:  # a library that raises whatever its tasks raise
         said = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
         raise CheckpointError(f"mergekit failed: {said}") from error
+    (folder / _CONFIG).unlink(missing_ok=True)
 
 
 def _pins(plan: Plan, foreign: Foreign) -> dict[str, str]:
@@ -94,20 +54,3 @@ def _pins(plan: Plan, foreign: Foreign) -> dict[str, str]:
         for text, reference in foreign.models.items()
         if reference.adapter is None and files[reference].commit
     }
-
-
-def _dtypes(folder: Path) -> list[str]:
-    """The dtypes that are in the output."""
-    files = open_directory(folder)
-    shards = [read_shard(files, name) for name in files.sizes if name.endswith(".safetensors")]
-    return sorted({tensor.dtype for shard in shards for tensor in shard.tensors})
-
-
-def _seal(staging: Staging) -> dict[str, str]:
-    """Everything on the disk, SHA-256 by name."""
-    hashes = {}
-    for path in sorted(staging.path.rglob("*")):
-        name = path.relative_to(staging.path).as_posix()
-        if path.is_file() and name not in (*staging.own_files, MANIFEST):
-            hashes[name] = seal_file(path)
-    return hashes

@@ -1,56 +1,34 @@
-"""The pipeline: workers read and compute chunks in any order, two threads hash and write in order.
+"""The pipeline: workers read and compute chunks in any order, two threads an output hash and write in order.
 
-    chunk → [worker: read, compute] × threads → [sealer: join, SHA-256] → [writer: disk, journal]
+    chunk → [worker: read, compute] × threads → ([sealer: join, SHA-256] → [writer: disk, journal]) × outputs
 
-Every chunk owns one buffer from a fixed pool from the moment a worker takes it until it is on the
-disk. A worker takes the buffer first and the chunk second, so the earliest chunk always has one.
+Every chunk owns one buffer an output from a fixed pool, from the moment a worker takes it until it is on the
+disk. A worker takes the buffers first and the chunk second, so the earliest chunk always has its own.
 """
 
 import hashlib
-import queue
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 
 from expo.checkpoint.headers import ALIGNMENT
 from expo.checkpoint.reader import Bytes, aligned_buffer
-from expo.compute.worker import Kernel, PieceResult
+from expo.compute.threads import Crew, Flow
+from expo.compute.worker import PieceResult, Target, Worker
+from expo.operators.statistics import Sample, Sums
+from expo.output.sink import FinishedShard, ShardFile, Sink
 from expo.planning.chunks import Chunk, buffer_bytes
-
-_POLL_SECONDS = 0.2
-
-T = TypeVar("T")
-
-
-class Stopped(Exception):
-    """Another thread failed or the user interrupted: leave quietly."""
-
-
-class Flow(Generic[T]):
-    """A queue between two threads that gives up when the run stops."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._queue: queue.SimpleQueue[T] = queue.SimpleQueue()
-        self._stop = stop
-
-    def put(self, item: T) -> None:
-        self._queue.put(item)
-
-    def get(self) -> T:
-        while not self._stop.is_set():
-            with suppress(queue.Empty):
-                return self._queue.get(timeout=_POLL_SECONDS)
-        raise Stopped
+from expo.planning.jobs import TensorJob
+from expo.planning.plan import Plan, ShardPlan
+from expo.results import EditReport
 
 
 @dataclass(slots=True)
 class Computed:
-    """A chunk in its buffer: the data starts `gap` bytes in, as far into its page as in the file."""
+    """A chunk of one output in its buffer: the data starts `gap` bytes in, as far into its page as in the
+    file."""
 
     chunk: Chunk
     buffer: Bytes
@@ -75,110 +53,37 @@ class Sealed:
     sha256: str | None
 
 
-class Pipeline:
-    """Runs chunks through the threads. `write` gets every sealed chunk, in file order."""
+class Output:
+    """One plan on its way into its sink: the threads that hash and write what workers hand over."""
 
     def __init__(
-        self,
-        chunks: Iterator[Chunk],
-        headers: Callable[[int], bytes],
-        kernels: list[Kernel],
-        write: Callable[[Sealed], None],
-        *,
-        chunk_bytes: int,
-        hashing: bool = True,
+        self, plan: Plan, sink: Sink, finished: Sequence[FinishedShard], crew: Crew
     ) -> None:
-        self._chunks = enumerate(chunks)
-        self._headers = headers
-        self._kernels = kernels
-        self._write = write
-        self._hashing = hashing
-        self._stop = threading.Event()
-        self._done = threading.Event()
-        self._failure: BaseException | None = None
-        self._lock = threading.Lock()
-        self._free: Flow[Bytes] = Flow(self._stop)
-        self._computed: Flow[tuple[int, Computed | None]] = Flow(self._stop)
-        self._sealed: Flow[Sealed | None] = Flow(self._stop)
-        for _ in range(len(kernels) + 3):
-            self._free.put(aligned_buffer(buffer_bytes(chunk_bytes) + ALIGNMENT))
+        self.plan, self._sink, self.finished = plan, sink, list(finished)
+        self.written_bytes = sum(shard.file_bytes for shard in finished)
+        self._done_files = {shard.file for shard in finished}
+        self._jobs: dict[str, TensorJob] = {job.name: job for job in plan.jobs}
+        self.free: Flow[Bytes] = crew.flow()
+        self.computed: Flow[tuple[int, Computed | None]] = crew.flow()
+        self._sealed: Flow[Sealed | None] = crew.flow()
+        self._file: ShardFile | None = None
+        self._clear()
 
-    def run(self, tick: Callable[[], None]) -> None:
-        """Run to the end, calling `tick` now and then from this thread.
+    def wants(self, shard: ShardPlan) -> bool:
+        return shard.file not in self._done_files
 
-        Raises:
-            the first failure of any thread; whatever interrupts `tick` or this thread.
-        """
-        targets = [lambda k=kernel: self._work(k) for kernel in self._kernels]
-        threads = [
-            threading.Thread(target=self._guarded, args=(target,), daemon=True)
-            for target in (*targets, self._seal, self._drain)
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            while not self._done.wait(_POLL_SECONDS / 2):
-                tick()
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
-        if self._failure is not None:
-            raise self._failure
-        tick()
+    def target(self, job: TensorJob, out: Bytes) -> Target:
+        request = self.plan.request
+        return Target(self._jobs[job.name], out, request.rounding, request.seed)
 
-    def _guarded(self, target: Callable[[], None]) -> None:
-        try:
-            target()
-        except Stopped:
-            pass
-        except BaseException as error:  # handed to the thread that runs the pipeline
-            with self._lock:
-                self._failure = self._failure or error
-            self._done.set()
-
-    def _work(self, kernel: Kernel) -> None:
-        torch.set_num_threads(1)  # of this thread; two contend for the same cores
-        while True:
-            buffer = self._free.get()
-            with self._lock:
-                number, chunk = next(self._chunks, (-1, None))
-            if chunk is None:
-                self._free.put(buffer)
-                self._computed.put((number, None))
-                return
-            computed = Computed(chunk, buffer)
-            at = computed.gap
-            for piece in chunk.pieces:
-                computed.results.append(kernel.run(piece, buffer[at : at + piece.nbytes]))
-                at += piece.nbytes
-            self._computed.put((number, computed))
-
-    def _in_order(self) -> Iterator[Computed]:
-        waiting: dict[int, Computed] = {}
-        following = ended = 0
-        while ended < len(self._kernels):
-            number, computed = self._computed.get()
-            if computed is None:
-                ended += 1
-                continue
-            waiting[number] = computed
-            while following in waiting:
-                yield waiting.pop(following)
-                following += 1
-
-    def _seal(self) -> None:
-        """Hash in file order, and move the bytes after the last whole page to the next chunk."""
-        digest = hashlib.sha256()
-        carry = b""
-        fresh = True
-        for computed in self._in_order():
+    def seal(self, last: int) -> None:
+        """Hash chunks 0 … last in file order, and move what follows the last whole page to the next."""
+        digest, carry, fresh = hashlib.sha256(), b"", True
+        for computed in self._in_order(last):
             if fresh:
-                header = self._headers(computed.chunk.shard)
-                digest = hashlib.sha256(header)
+                digest = hashlib.sha256(self.plan.shards[computed.chunk.shard].header)
             computed.buffer[: computed.gap] = np.frombuffer(carry, dtype=np.uint8)
-            if self._hashing:
-                digest.update(computed.data.data)
+            digest.update(computed.data.data)
             end = computed.gap + computed.chunk.nbytes
             whole = end - end % ALIGNMENT
             fresh = computed.chunk.is_last
@@ -186,13 +91,127 @@ class Pipeline:
                 computed.buffer[end : whole + ALIGNMENT] = 0
                 whole += ALIGNMENT
             carry = b"" if fresh else computed.buffer[whole:end].tobytes()
-            sha256 = digest.hexdigest() if fresh else None
             offset = computed.chunk.begin - computed.gap
+            sha256 = digest.hexdigest() if fresh else None
             self._sealed.put(Sealed(computed, offset, computed.buffer[:whole], sha256))
         self._sealed.put(None)
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Write what is sealed, and record every shard that is whole."""
         while (sealed := self._sealed.get()) is not None:
             self._write(sealed)
-            self._free.put(sealed.computed.buffer)
-        self._done.set()
+            self.free.put(sealed.computed.buffer)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _in_order(self, last: int) -> Iterator[Computed]:
+        waiting: dict[int, Computed | None] = {}
+        for number in range(last + 1):
+            while number not in waiting:
+                done, computed = self.computed.get()
+                waiting[done] = computed
+            following = waiting.pop(number)
+            if following is not None:  # None: this output has the shard already
+                yield following
+
+    def _write(self, sealed: Sealed) -> None:
+        shard = self.plan.shards[sealed.computed.chunk.shard]
+        if self._file is None:
+            self._file = self._sink.open(shard)
+            self._file.write(0, _in_pages(shard.header))
+            self._clear()
+        self._file.write(sealed.offset, sealed.pages)
+        self.written_bytes += sealed.computed.chunk.nbytes
+        for result in sealed.computed.results:
+            self._add(result)
+        if sealed.sha256 is not None:
+            self._file.finish()
+            self._file = None
+            done = FinishedShard(
+                shard.file,
+                shard.file_bytes,
+                sealed.sha256,
+                self._sums,
+                self._samples,
+                tuple(self._edits),
+            )
+            self._sink.record(done)
+            self.finished.append(done)
+
+    def _clear(self) -> None:
+        self._sums: dict[str, Sums] = {}
+        self._samples: dict[str, Sample] = {}
+        self._edits: list[EditReport] = []
+
+    def _add(self, result: PieceResult) -> None:
+        name = result.job.name
+        for block in result.blocks:
+            self._sums[name] = self._sums.get(name, Sums()).plus(block)
+        if result.sample is not None:
+            self._samples[name] = result.sample
+        self._edits += result.edits
+
+
+def run_pipeline(
+    chunks: Sequence[Chunk],
+    outputs: Sequence[Output],
+    workers: Sequence[Worker],
+    crew: Crew,
+    *,
+    chunk_bytes: int,
+    tick: Callable[[], None],
+) -> None:
+    """Bring every chunk into every output that wants its shard.
+
+    Raises:
+        the first failure of any thread; whatever interrupts `tick` or this thread.
+    """
+    for output in outputs:
+        for _ in range(len(workers) + 3):
+            output.free.put(aligned_buffer(buffer_bytes(chunk_bytes) + ALIGNMENT))
+    numbered, lock = enumerate(chunks), threading.Lock()
+
+    def work(worker: Worker) -> None:
+        while True:
+            buffers = [output.free.get() for output in outputs]
+            with lock:
+                number, chunk = next(numbered, (-1, None))
+            if chunk is None:
+                return
+            _compute(worker, chunk, number, list(zip(outputs, buffers, strict=True)))
+
+    for worker in workers:
+        crew.start(lambda worker=worker: work(worker))
+    for output in outputs:
+        crew.start(lambda output=output: output.seal(len(chunks) - 1))
+        crew.start(output.drain)
+    crew.wait(tick)
+
+
+def _compute(
+    worker: Worker, chunk: Chunk, number: int, outputs: Sequence[tuple[Output, Bytes]]
+) -> None:
+    wanting = []
+    for output, buffer in outputs:
+        if output.wants(output.plan.shards[chunk.shard]):
+            wanting.append((output, Computed(chunk, buffer)))
+        else:
+            output.free.put(buffer)
+            output.computed.put((number, None))
+    at = chunk.begin % ALIGNMENT
+    for piece in chunk.pieces:
+        end = at + piece.nbytes
+        targets = [output.target(piece.job, done.buffer[at:end]) for output, done in wanting]
+        for (_, done), result in zip(wanting, worker.run(piece, targets), strict=True):
+            done.results.append(result)
+        at = end
+    for output, done in wanting:
+        output.computed.put((number, done))
+
+
+def _in_pages(header: bytes) -> Bytes:
+    pages = aligned_buffer(len(header))
+    pages[:] = np.frombuffer(header, dtype=np.uint8)
+    return pages

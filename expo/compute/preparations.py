@@ -4,25 +4,25 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from expo.planning.plan import TensorJob
+from expo.planning.jobs import Blend, TensorJob
 
 T = TypeVar("T")
 
 Unit = tuple[TensorJob, int | None]
 """A tensor of a job, or one of its edited matrices by number."""
 
-_Key = tuple[str, int | None]
+_Key = tuple[int, int | None]
 
 
 class Preparations(Generic[T]):
     """Made by the first worker that needs them, dropped when all their elements are computed.
 
-    A worker that finds what it needs under way makes one of the matrices that come next meanwhile, so
-    that matrices are decomposed side by side, at most `ahead` of them before their turn.
+    A worker that finds what it needs under way makes one of those that come next meanwhile, so that
+    tensors and matrices are prepared side by side, at most `ahead` of them before their turn.
     """
 
     def __init__(self, jobs: Iterable[TensorJob] = (), ahead: int = 0) -> None:
-        self._order: list[Unit] = [(job, n) for job in jobs for n in range(len(job.matrices))]
+        self._order: list[Unit] = [unit for job in jobs for unit in _units(job)]
         self._places = {_key(unit): place for place, unit in enumerate(self._order)}
         self._ahead = ahead
         self._changed = threading.Condition()
@@ -73,5 +73,10 @@ class Preparations(Generic[T]):
             self._changed.notify_all()
 
 
+def _units(job: TensorJob) -> list[Unit]:
+    whole = isinstance(job.rule, Blend) and job.rule.needs_whole
+    return [*([(job, None)] if whole else []), *((job, n) for n in range(len(job.matrices)))]
+
+
 def _key(unit: Unit) -> _Key:
-    return unit[0].name, unit[1]
+    return id(unit[0]), unit[1]  # of several plans, each has a job for the tensor

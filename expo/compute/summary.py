@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from expo.compute.worker import Sample
 from expo.operators.statistics import (
+    Sample,
     Sums,
     asked_alpha,
     effective_alpha,
@@ -13,37 +12,8 @@ from expo.operators.statistics import (
     rounding_noise,
 )
 from expo.planning.modules import module_of
+from expo.results import Alternative, Statistics
 from expo.spec.request import Rounding
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What a merge did, over some tensors. Shares are of the elements that both sides have.
-
-    `alpha` is what was asked for over these tensors, `effective_alpha` what came out after rounding,
-    `rounding_noise` the RMS of the rounding error over the RMS of the increment; None where Δ is
-    zero. Of methods other than ExPO, Δ is the intended change and the asked α is 1.
-    """
-
-    elements: int
-    alpha: float | None
-    effective_alpha: float | None
-    rounding_noise: float | None
-    zero_share: float | None
-    unmoved_share: float | None
-    delta_norm: float
-    delta_rms: float
-    relative_delta: float | None
-    nonfinite: int = 0  # a run that meets one is refused
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """What the other rounding would give, estimated from one block of every tensor."""
-
-    rounding: Rounding
-    effective_alpha: float | None
-    rounding_noise: float | None
 
 
 def statistics(sums: Sums) -> Statistics:

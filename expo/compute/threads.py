@@ -1,38 +1,143 @@
-"""Work on matrices side by side: one thread each, results in order."""
+"""The one way in which threads are started: they end together, on the first failure or when all is done."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Generic, TypeVar
 
-import torch
+_POLL_SECONDS = 0.2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """Another thread failed or the user interrupted: leave quietly."""
+
+
+class Flow(Generic[T]):
+    """A queue between two threads that gives up when the crew stops."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._queue: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._stop = stop
+
+    def put(self, item: T) -> None:
+        self._queue.put(item)
+
+    def get(self) -> T:
+        while not self._stop.is_set():
+            with suppress(queue.Empty):
+                return self._queue.get(timeout=_POLL_SECONDS)
+        raise Stopped
+
+
+class Crew:
+    """Threads at work together. Leaving the context stops and joins them; the first failure of any is
+    raised there, unless something else is on its way."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._failure: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stop()
+        if self._failure is not None and (kind is None or issubclass(kind, Stopped)):
+            raise self._failure
+
+    def flow(self) -> Flow:
+        return Flow(self._stop)
+
+    def start(self, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=self._guarded, args=(work,), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def stop(self) -> None:
+        """End every thread at its next wait."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait(self, tick: Callable[[], None]) -> None:
+        """Until every thread has ended or one has failed; `tick` is called now and then from this one."""
+        for thread in self._threads:
+            while thread.is_alive() and not self._stop.is_set():
+                thread.join(_POLL_SECONDS / 2)
+                tick()
+        tick()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(1)  # of this thread: two contend for the same cores
+        try:
+            work()
+        except Stopped:
+            pass
+        except BaseException as error:  # handed to the thread that waits
+            with self._lock:
+                self._failure = self._failure or error
+            self._stop.set()
+
+
+class PerThread(Generic[T]):
+    """One of something for every thread that asks."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make, self._local = make, threading.local()
+
+    def __call__(self) -> T:
+        if not hasattr(self._local, "one"):
+            self._local.one = self._make()
+        return self._local.one
 
 
 def side_by_side(
     work: Callable[[Item], Result],
-    items: Sequence[Item],
+    items: Iterable[Item],
     threads: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Result]:
     """What `work` makes of each item, in their order; the first failure ends it.
 
+    No more than two results a thread wait for their turn.
+
     Args:
         progress: called with (results so far, results in all).
     """
+    known = list(items)
+    numbered, lock = enumerate(known), threading.Lock()
+    with Crew() as crew:
+        made: Flow[tuple[int, Result]] = crew.flow()
+        turns: Flow[None] = crew.flow()
+        for _ in range(2 * threads):
+            turns.put(None)
 
-    def alone(item: Item) -> Result:
-        torch.set_num_threads(1)  # of this thread: two contend for the same cores
-        return work(item)
+        def loop() -> None:
+            while True:
+                turns.get()
+                with lock:
+                    number, item = next(numbered, (None, None))
+                if number is None:
+                    return
+                made.put((number, work(item)))  # type: ignore[arg-type]
 
-    with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(alone, item) for item in items]
-        try:
-            for number, future in enumerate(futures):
-                yield future.result()
-                if progress:
-                    progress(number + 1, len(items))
-        finally:
-            for future in futures:
-                future.cancel()
+        for _ in range(threads):
+            crew.start(loop)
+        waiting: dict[int, Result] = {}
+        for number in range(len(known)):
+            while number not in waiting:
+                done, result = made.get()
+                waiting[done] = result
+            yield waiting.pop(number)
+            turns.put(None)
+            if progress:
+                progress(number + 1, len(known))

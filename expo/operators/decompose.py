@@ -85,9 +85,13 @@ def cut(matrix: Tensor, keep: Keep, *, seed: int = 0, name: str = "") -> Cut:
     values = spectrum.values
     total = float(values.square().sum())
     sigma = noise_level(values, m, n)
-    part = _part(short, spectrum, kept)
+    if len(kept) == m and keep.rule != "shrink":
+        part = matrix  # nothing goes: not even the last bits of a product
+    else:
+        part = _part(short, spectrum, kept)
+        part = part if short is matrix else part.T.contiguous()
     return Cut(
-        part if short is matrix else part.T.contiguous(),
+        part,
         len(kept),
         1.0 - float(kept.square().sum()) / total if total else 0.0,
         sigma,

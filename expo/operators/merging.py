@@ -1,4 +1,4 @@
-"""Merge methods as functions of tensors: weighted means, sums of task vectors, arcs on a sphere.
+"""Sums of task vectors, with signs elected: the torch reference of what is compiled.
 
 All tensors are of one shape and one dtype, float32 or float64; results are new tensors. The rules,
 orders and defaults are those of mergekit 0.1.5, so that its published specs give the same weights.
@@ -9,14 +9,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-
-def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bool) -> Tensor:
-    """Σ wᵢθᵢ, over Σ wᵢ if normalized (model soups, arXiv 2203.05482)."""
-    total = torch.zeros_like(tensors[0])
-    for tensor, weight in zip(tensors, weights, strict=True):
-        total += tensor * weight
-    return total / math.fsum(weights) if normalize else total
 
 
 def add_task_vectors(
@@ -70,42 +62,3 @@ def _elected(
             divisor += mask * weight
         divisor += divisor == 0
     return kept, divisor
-
-
-def arc(a: Tensor, b: Tensor, coefficient_a: Tensor, coefficient_b: Tensor) -> Tensor:
-    """c_a·a + c_b·b, with coefficients that broadcast."""
-    return coefficient_a * a + coefficient_b * b
-
-
-def slerp_coefficients(
-    norm_a: float, norm_b: float, dot: float, t: float, *, threshold: float = 0.9995
-) -> tuple[float, float]:
-    """What spherical interpolation gives a and b, from their norms and ⟨a, b⟩ (Shoemake 1985).
-
-    Linear where the two are nearly (anti)parallel. Zero vectors count as of norm 1.
-    """
-    lengths = [norm if norm > 1e-8 else 1.0 for norm in (norm_a, norm_b)]
-    cosine = min(max(dot / (lengths[0] * lengths[1]), -1.0), 1.0)
-    if abs(cosine) > threshold:
-        return 1.0 - t, t
-    angle = math.acos(cosine)
-    return math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
-
-
-def nuslerp_coefficients(a: Tensor, b: Tensor, t: float, dim: int | None) -> tuple[Tensor, Tensor]:
-    """The same for every vector along `dim` (None: the whole tensor), as mergekit's NuSLERP has it.
-
-    Returns:
-        coefficients of a and b, of their shape with `dim` reduced to 1; scalars for None.
-    """
-    if dim is None:
-        a, b, dim = a.reshape(-1), b.reshape(-1), 0
-    norm_a, norm_b = (x.norm(dim=dim, keepdim=True).clamp(min=1e-7) for x in (a, b))
-    cosine = ((a * b).sum(dim=dim, keepdim=True) / norm_a / norm_b).clamp(-1, 1)
-    is_line = 1 - cosine.square() <= 1e-16
-    angle = torch.acos(torch.where(is_line, torch.zeros_like(cosine), cosine))
-    arc_a, arc_b = torch.sin((1 - t) * angle) / angle.sin(), torch.sin(t * angle) / angle.sin()
-    return (
-        torch.where(is_line, torch.full_like(cosine, 1 - t), arc_a),
-        torch.where(is_line, torch.full_like(cosine, t), arc_b),
-    )

@@ -34,6 +34,15 @@ class Sums(NamedTuple):
         return Sums(*(mine + more for mine, more in zip(self, other, strict=True)))
 
 
+class Sample(NamedTuple):
+    """One block of a tensor under the rounding that was not chosen."""
+
+    elements: float
+    delta_square: float
+    error_square: float
+    error_delta: float
+
+
 class Summing:
     """Room for the sums of blocks of `size` elements, so that a block allocates nothing."""
 

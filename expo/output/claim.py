@@ -1,10 +1,9 @@
 """Whether OUT may be written, and where a run works until it may appear."""
 
-import json
 from pathlib import Path
 
-from expo.checkpoint.sidecars import MANIFEST
 from expo.errors import OutputError
+from expo.output.manifest import Manifest
 from expo.spec.request import Request
 
 INSIDE = ".expo-staging"
@@ -36,11 +35,8 @@ def is_free(out: Path) -> bool:
     names = {entry.name for entry in out.iterdir()} - {INSIDE, "lost+found"}
     if not names:
         return True
-    try:
-        manifest = json.loads((out / INSIDE / MANIFEST).read_text())
-        return names <= {Path(name).parts[0] for name in manifest["files"]}
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
+    manifest = Manifest.of_folder(out / INSIDE)
+    return manifest is not None and names <= {Path(name).parts[0] for name in manifest.files}
 
 
 def _check_apart(out: Path, source: Path) -> None:

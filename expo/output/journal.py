@@ -7,38 +7,19 @@ counts once it is complete, so a torn last line only costs the work of one shard
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from expo.checkpoint.checkpoint import Checkpoint, header_identity
-from expo.compute.cuts import EditReport
-from expo.compute.worker import Sample
-from expo.operators.statistics import Sums
+from expo.operators.statistics import Sample, Sums
+from expo.output.durable import sync_directory
+from expo.output.manifest import Identities
+from expo.output.sink import FinishedShard
+from expo.planning.jobs import Copy, Rule
 from expo.planning.plan import Plan
+from expo.results import EditReport
 
-FORMAT = 3  # of the journal and of the bytes of the output: a change starts every run afresh
-
-
-@dataclass(frozen=True)
-class FinishedShard:
-    """A shard on the disk, with the sums of its tensors."""
-
-    file: str
-    file_bytes: int
-    sha256: str
-    sums: dict[str, Sums]
-    samples: dict[str, Sample]
-    edits: list[EditReport] = field(default_factory=list)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, entry: dict) -> "FinishedShard":
-        sums = {name: Sums(*values) for name, values in entry["sums"].items()}
-        samples = {name: Sample(*values) for name, values in entry["samples"].items()}
-        edits = [EditReport(**edit) for edit in entry["edits"]]
-        return cls(entry["file"], entry["file_bytes"], entry["sha256"], sums, samples, edits)
+FORMAT = 4  # of the journal and of the bytes of the output: a change starts every run afresh
 
 
 @dataclass(frozen=True)
@@ -57,7 +38,7 @@ class Fingerprint:
         return ", ".join(name for name in names if self.parts.get(name) != other.get(name))
 
 
-def fingerprint(plan: Plan, identities: dict[str, dict[str, str | int]]) -> Fingerprint:
+def fingerprint(plan: Plan, identities: Identities) -> Fingerprint:
     request = plan.request
     parts = {
         "format": str(FORMAT),
@@ -76,22 +57,20 @@ def fingerprint(plan: Plan, identities: dict[str, dict[str, str | int]]) -> Fing
 
 def _values(plan: Plan) -> str:
     """Every number that decides what becomes of every tensor."""
-    entries: list[object] = []
-    for job in plan.jobs:
-        entry: list[object] = [job.name, job.action, job.alpha]
-        if (combination := job.combination) is not None:
-            terms = [(term.weight.files.label, term.parameters) for term in combination.terms]
-            method = (combination.method, combination.sparsifier, combination.elects_sign)
-            entry += [method, terms, combination.shared]
-        entry += [str(matrix) for matrix in job.matrices]
-        entries.append(entry)
-    return repr(entries)
+    return repr([[job.name, *_rule_values(job.rule), *map(str, job.matrices)] for job in plan.jobs])
 
 
-def identities(plan: Plan) -> dict[str, dict[str, str | int]]:
+def _rule_values(rule: Rule) -> list[object]:
+    if isinstance(rule, Copy):
+        return ["copy", len(rule.equal)]
+    terms = [(term.weight.files.label, term.parameters) for term in rule.terms]
+    return [rule.method, rule.sparsifier, rule.elects_sign, terms, rule.shared]
+
+
+def identities(plan: Plan) -> Identities:
     """Every input of a run, named `side/file`, with what tells it from a changed one."""
 
-    def of(side: str, checkpoint: Checkpoint) -> dict[str, dict[str, str | int]]:
+    def of(side: str, checkpoint: Checkpoint) -> Identities:
         return {
             f"{side} {files.label}/{shard.file}": dict(header_identity(files, shard))
             for files, shard in checkpoint.inputs()
@@ -100,7 +79,7 @@ def identities(plan: Plan) -> dict[str, dict[str, str | int]]:
     sidecars = {
         f"file {sidecar.name}": sidecar.files.identity(sidecar.name) for sidecar in plan.sidecars
     }
-    known: dict[str, dict[str, str | int]] = {}
+    known: Identities = {}
     for side, checkpoint in plan.sources.items():
         known |= of(side, checkpoint)
     return known | sidecars
@@ -118,7 +97,7 @@ class Journal:
 
     def append(self, shard: FinishedShard) -> None:
         with self._path.open("a") as file:
-            file.write(shard.to_json() + "\n")
+            file.write(json.dumps(asdict(shard)) + "\n")
         self._sync()
 
     def read(self) -> tuple[dict[str, str], list[FinishedShard]] | None:
@@ -126,7 +105,7 @@ class Journal:
         try:
             lines = self._path.read_text().split("\n")[:-1]  # what follows the last \n is torn
             plan = json.loads(lines[0])["plan"]
-            return plan, [FinishedShard.from_json(json.loads(line)) for line in lines[1:]]
+            return plan, [_finished(json.loads(line)) for line in lines[1:]]
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
@@ -144,10 +123,9 @@ class Journal:
         sync_directory(self._path.parent)
 
 
-def sync_directory(path: Path) -> None:
-    """Make renames and new names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _finished(entry: dict) -> FinishedShard:
+    """A line of the journal."""
+    sums = {name: Sums(*values) for name, values in entry["sums"].items()}
+    samples = {name: Sample(*values) for name, values in entry["samples"].items()}
+    edits = tuple(EditReport(**edit) for edit in entry["edits"])
+    return FinishedShard(entry["file"], entry["file_bytes"], entry["sha256"], sums, samples, edits)

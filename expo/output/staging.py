@@ -6,17 +6,23 @@ interruption and a full disk; a lock on it, which dies with the process, keeps a
 
 import ctypes
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from expo.checkpoint.sidecars import MANIFEST
+from expo.checkpoint.sidecars import CARD, MANIFEST
 from expo.errors import OutputError
+from expo.output.card import card
 from expo.output.claim import check_out, is_free, staging_path
-from expo.output.journal import Fingerprint, FinishedShard, Journal, sync_directory
+from expo.output.durable import sync_directory, write_file
+from expo.output.journal import Fingerprint, Journal
+from expo.output.manifest import Manifest
+from expo.output.sink import FinishedShard
+from expo.output.writer import ShardWriter
+from expo.planning.plan import ShardPlan
 from expo.spec.request import Request
 
 _JOURNAL = "journal.jsonl"
@@ -25,7 +31,8 @@ _AT_FDCWD = -100
 
 
 class Staging:
-    """One run's claim on OUT. Use as a context manager: leaving releases the lock, nothing else."""
+    """One run's claim on OUT, and the sink that its bytes go to. Use as a context manager: leaving releases the
+    lock, nothing else."""
 
     def __init__(self, out: Path, *, overwrite: bool = False) -> None:
         """Lock the staging directory of an OUT that may be written (see `check_out`).
@@ -36,14 +43,14 @@ class Staging:
         self.out = out.resolve()
         self._overwrite = overwrite
         self._is_inside = self.out.is_dir() and (is_free(self.out) or os.path.ismount(self.out))
-        self.path = staging_path(self.out, inside=self._is_inside)
+        self.folder = staging_path(self.out, inside=self._is_inside)
         try:
             self._fd = self._lock()
         except OSError as error:
             raise OutputError(
-                f"{self.path} cannot be created or locked: {error.strerror}"
+                f"{self.folder} cannot be created or locked: {error.strerror}"
             ) from error
-        self._journal = Journal(self.path / _JOURNAL)
+        self._journal = Journal(self.folder / _JOURNAL)
 
     @property
     def own_files(self) -> frozenset[str]:
@@ -79,50 +86,64 @@ class Staging:
         self._clear()
         self._journal.start(print_)
 
-    def complete_manifest(self, print_: Fingerprint) -> dict | None:
+    def complete_manifest(self, print_: Fingerprint) -> Manifest | None:
         """The manifest, if an earlier run of the same plan finished all but the placement."""
-        try:
-            content = json.loads((self.path / MANIFEST).read_text())
-            return content if content["plan"] == print_.digest else None
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
+        manifest = Manifest.of_folder(self.folder)
+        return manifest if manifest is not None and manifest.plan == print_.digest else None
+
+    def open(self, shard: ShardPlan) -> ShardWriter:
+        """A temporary file that takes the shard's name when it is recorded.
+
+        Raises:
+            OSError: it cannot be made, or there is no room for it.
+        """
+        path = self._temporary(shard.file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return ShardWriter(path, shard.file_bytes)
 
     def record(self, shard: FinishedShard) -> None:
         """Give a finished temporary file its name and enter it in the journal."""
-        self.temporary(shard.file).rename(self.path / shard.file)
-        sync_directory((self.path / shard.file).parent)
+        path = self.folder / shard.file
+        self._temporary(shard.file).rename(path)
+        sync_directory(path.parent)
         self._journal.append(shard)
 
-    def temporary(self, file: str) -> Path:
-        path = self.path / f"{file}.partial"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    def commit(self, manifest: Manifest) -> None:
+        """Write card and manifest, unless they are there, and place the output."""
+        if Manifest.of_folder(self.folder) != manifest:
+            files = manifest.files | {CARD: write_file(self.folder / CARD, card(manifest).encode())}
+            complete = replace(manifest, files=dict(sorted(files.items())))
+            write_file(self.folder / MANIFEST, complete.to_json().encode())
+        self.place()
+
+    def _temporary(self, file: str) -> Path:
+        return self.folder / f"{file}.partial"
 
     def free_bytes(self) -> int:
-        return shutil.disk_usage(self.path).free
+        return shutil.disk_usage(self.folder).free
 
     def place(self) -> None:
         """Make OUT appear. From here on the manifest, not the journal, says what is in it."""
         self._journal.remove()
-        sync_directory(self.path)
+        sync_directory(self.folder)
         if self._is_inside:
             self._place_inside()
         elif self.out.exists():
             self._exchange()
         else:
-            self.path.rename(self.out)
+            self.folder.rename(self.out)
         sync_directory(self.out.parent)
 
     def discard(self) -> None:
         """Remove everything: the run was refused, there is nothing to resume."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _place_inside(self) -> None:
         """Move file by file, what a loader looks for first comes last."""
-        new = sorted(self.path.iterdir(), key=_placement_order)
+        new = sorted(self.folder.iterdir(), key=_placement_order)
         if self._overwrite:
             for old in self.out.iterdir():
-                if old != self.path and not (self.path / old.name).exists():
+                if old != self.folder and not (self.folder / old.name).exists():
                     _remove(old)
         for entry in new:
             target = self.out / entry.name
@@ -130,39 +151,39 @@ class Staging:
                 shutil.rmtree(target)
             entry.rename(target)
             sync_directory(self.out)
-        self.path.rmdir()
+        self.folder.rmdir()
 
     def _exchange(self) -> None:
         """Swap OUT and staging in one step where the system can, then remove the old model."""
-        if not _renameat2_exchange(self.path, self.out):
+        if not _renameat2_exchange(self.folder, self.out):
             retired = self.out.with_name(f".{self.out.name}.expo-old")
             shutil.rmtree(retired, ignore_errors=True)
             self.out.rename(retired)
-            self.path.rename(self.out)
-            self.path = retired
+            self.folder.rename(self.out)
+            self.folder = retired
         sync_directory(self.out.parent)
-        shutil.rmtree(self.path)
+        shutil.rmtree(self.folder)
 
     def _lock(self) -> int:
         while True:
-            self.path.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 os.close(fd)
                 raise OutputError(f"another run is writing {self.out}: wait for it") from error
             # The directory may have become OUT between mkdir and lock: then lock a new one.
-            if self.path.exists() and os.path.samestat(os.fstat(fd), self.path.stat()):
+            if self.folder.exists() and os.path.samestat(os.fstat(fd), self.folder.stat()):
                 return fd
             os.close(fd)
 
     def _clear(self) -> None:
-        for entry in self.path.iterdir():
+        for entry in self.folder.iterdir():
             _remove(entry)
 
     def _is_there(self, shard: FinishedShard) -> bool:
-        path = self.path / shard.file
+        path = self.folder / shard.file
         return path.is_file() and path.stat().st_size == shard.file_bytes
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from expo.errors import OutputError
+from expo.output.durable import unwritable
 from expo.planning.modules import module_of
-from expo.verbs.spectrum import MatrixSpectrum
+from expo.results import MatrixSpectrum
 
 By = Literal["snr_mp", "snr_compat", "effective_rank"]
 
@@ -79,7 +80,7 @@ def write_training_files(chosen: Chosen, folder: Path, slug: str) -> tuple[Path,
         for name, text in contents.items():
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror}") from error
+        raise unwritable(error, folder) from error
     return tuple(folder / name for name in contents)
 
 

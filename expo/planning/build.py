@@ -1,7 +1,7 @@
 """Open the models of a merge, match them by their headers, lay out the output."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 
@@ -11,13 +11,14 @@ from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import auto_map_files, is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError
-from expo.planning.combine import Matcher
+from expo.operators.methods import METHODS
 from expo.planning.edits import with_edits
 from expo.planning.findings import Findings, summarize
-from expo.planning.pair import match_pair
-from expo.planning.plan import Plan, ShardPlan, Sidecar, TensorJob
+from expo.planning.jobs import TensorJob
+from expo.planning.match import match
+from expo.planning.models import Models
+from expo.planning.plan import Plan, ShardPlan, Sidecar
 from expo.planning.values import layer_count
-from expo.spec.methods import METHODS
 from expo.spec.request import Foreign, Request
 from expo.spec.resolved import mergekit_spec
 
@@ -30,12 +31,16 @@ def build_plan(request: Request) -> Plan:
             between the models is in the plan's `refusals` instead, all of it at once.
         SpecError: `allow_missing` is not a regular expression.
     """
+    return plan_of(request, {r: open_checkpoint(r) for r in request.references()})
+
+
+def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
+    """Plan the merge of models that are open. Raises as `build_plan`."""
     allowed = _compiled(request.allow_missing)
-    opened = {reference: open_checkpoint(reference) for reference in request.references()}
     found = Findings(notes=[note for checkpoint in opened.values() for note in checkpoint.notes])
     donor = opened[donor_of(request)]
     request = _routed(request, donor)
-    jobs = {} if request.foreign else _jobs(request, opened, donor, allowed, found)
+    jobs = match(request, _models(request, opened), allowed, found) if not request.foreign else {}
     jobs = with_edits(request, donor, jobs, found)
     sidecars, left_behind = _sidecars(donor, request.include, found)
     if request.foreign is not None:
@@ -44,18 +49,18 @@ def build_plan(request: Request) -> Plan:
     summarize(found, models, is_expo=request.method == "expo")
     _remark(request, opened, donor, found)
     return Plan(
-        request,
-        _roles(request, opened),
-        donor,
-        () if request.foreign else _shards(donor, jobs, request.max_shard_bytes),
-        sidecars,
-        left_behind,
-        tuple(found.missing),
-        tuple(found.extra),
-        tuple(found.mismatched),
-        tuple(found.refusals),
-        tuple(found.warnings),
-        tuple(found.notes),
+        request=request,
+        sources=_roles(request, opened),
+        donor=donor,
+        shards=() if request.foreign else _shards(donor, jobs, request.max_shard_bytes),
+        sidecars=sidecars,
+        left_behind=left_behind,
+        missing=tuple(found.missing),
+        extra=tuple(found.extra),
+        mismatched=tuple(found.mismatched),
+        refusals=tuple(found.refusals),
+        warnings=tuple(dict.fromkeys(found.warnings)),
+        notes=tuple(dict.fromkeys(found.notes)),
     )
 
 
@@ -92,25 +97,18 @@ def _is_mergekits(name: str, foreign: Foreign) -> bool:
     return name == "config.json" or (foreign.changes_tokenizer and is_tokenizer_file(name))
 
 
-def _jobs(
-    request: Request,
-    opened: dict[Reference, Checkpoint],
-    donor: Checkpoint,
-    allowed: re.Pattern[str] | None,
-    found: Findings,
-) -> dict[str, TensorJob]:
-    base = None if request.base is None else opened[request.base]
-    if request.is_pair:
-        assert base is not None
-        aligned = opened[request.operands[0].reference]
-        return match_pair(request, base, aligned, allowed, found)
-    models = tuple(opened[operand.reference] for operand in request.operands)
-    onto = None if request.onto is None else opened[request.onto]
-    start = None if METHODS[request.method].base == "operand" else base
-    return Matcher(request, donor, start, models, onto, allowed, found).jobs()
+def _models(request: Request, opened: Mapping[Reference, Checkpoint]) -> Models:
+    base = request.base if METHODS[request.method].base != "operand" else None
+    return Models(
+        donor=opened[donor_of(request)],
+        base=None if base is None else opened[base],
+        onto=None if request.onto is None else opened[request.onto],
+        operands=tuple(opened[operand.reference] for operand in request.operands),
+        is_pair=request.is_pair and donor_of(request) == request.operands[0].reference,
+    )
 
 
-def _roles(request: Request, opened: dict[Reference, Checkpoint]) -> dict[str, Checkpoint]:
+def _roles(request: Request, opened: Mapping[Reference, Checkpoint]) -> dict[str, Checkpoint]:
     """Every model by the part it plays, for the manifest, messages and the fingerprint."""
     is_expo = request.method == "expo"
     role = "aligned" if is_expo else "model"
@@ -161,7 +159,7 @@ def _sidecars(
 
 
 def _remark(
-    request: Request, opened: dict[Reference, Checkpoint], donor: Checkpoint, found: Findings
+    request: Request, opened: Mapping[Reference, Checkpoint], donor: Checkpoint, found: Findings
 ) -> None:
     found.warnings += request.remarks
     found.notes += request.notes

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from expo.checkpoint.dtypes import ITEM_BYTES
 from expo.checkpoint.headers import ALIGNMENT
-from expo.planning.plan import ShardPlan, TensorJob
+from expo.planning.jobs import TensorJob
+from expo.planning.plan import ShardPlan
 
 BLOCK_ELEMENTS = 131_072
 """Sums are taken over blocks of this many elements of a tensor, so a piece is a multiple of it:
@@ -18,14 +19,15 @@ DEFAULT_THREADS = 3
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """`count` elements of one tensor: from `aligned` there, from `base` (None: copied) here.
+    """`count` elements of one tensor: from `begin` in the donor, from `starts` in the tensors of its rule
+    (None: only the donor has them, they are copied).
 
     `offset` is where they go, counted in bytes from the start of the output file.
     """
 
     job: TensorJob
-    aligned: int
-    base: int | None
+    begin: int
+    starts: tuple[int, ...] | None
     count: int
     offset: int
 
@@ -84,14 +86,22 @@ def memory_bytes(threads: int, chunk_bytes: int = CHUNK_BYTES, *, models: int = 
 def _pieces(shard: ShardPlan, chunk_bytes: int, block_elements: int) -> Iterator[Piece]:
     offset = len(shard.header)
     for job in shard.jobs:
-        item = ITEM_BYTES[job.dtype]
-        limit = max(chunk_bytes // _widest(job) // block_elements, 1) * block_elements
-        for aligned, base, count in job.runs():
-            for start in range(0, count, limit):
-                size = min(limit, count - start)
-                at = None if base is None else base + start
-                yield Piece(job, aligned + start, at, size, offset)
-                offset += size * item
+        for piece in pieces(job, offset, chunk_bytes=chunk_bytes, block_elements=block_elements):
+            yield piece
+            offset += piece.nbytes
+
+
+def pieces(
+    job: TensorJob, offset: int, *, chunk_bytes: int, block_elements: int = BLOCK_ELEMENTS
+) -> Iterator[Piece]:
+    """One tensor from its first element to its last; `offset` is where it goes in the file."""
+    limit = max(chunk_bytes // _widest(job) // block_elements, 1) * block_elements
+    for stretch in job.stretches():
+        for done in range(0, stretch.count, limit):
+            count = min(limit, stretch.count - done)
+            starts = None if stretch.starts is None else tuple(s + done for s in stretch.starts)
+            yield Piece(job, stretch.begin + done, starts, count, offset)
+            offset += count * ITEM_BYTES[job.dtype]
 
 
 def _widest(job: TensorJob) -> int:

@@ -6,22 +6,20 @@ from dataclasses import replace
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.headers import printable
 from expo.planning.findings import Findings
+from expo.planning.jobs import Blend, Copy, MatrixJob, TensorJob, Term
 from expo.planning.matrices import Matrix, matrices
 from expo.planning.modules import module_of
-from expo.planning.plan import Combination, MatrixJob, TensorJob, Term
-from expo.planning.values import Values
 from expo.spec.request import MatrixEdit, Request
 
 
 def with_edits(
     request: Request, donor: Checkpoint, jobs: dict[str, TensorJob], found: Findings
 ) -> dict[str, TensorJob]:
-    """The jobs, those of edited tensors as combinations with their matrices."""
+    """The jobs, those of edited tensors with their matrices."""
     edited: dict[str, dict[str, MatrixJob]] = {}
-    values = Values(request, donor)
     for matrix in _chosen(request.low_rank, donor, found) if request.low_rank else ():
         job = jobs.get(matrix.tensor)
-        if job is not None and job.action != "copy" and not values.stays(job.name):
+        if job is not None and isinstance(job.rule, Blend):
             known = MatrixJob(matrix.label, matrix.begin, matrix.shape, request.low_rank)
             edited.setdefault(matrix.tensor, {})[matrix.label] = known
     for edit in request.edits:
@@ -55,17 +53,8 @@ def _edited(job: TensorJob, edits: Iterable[MatrixJob], found: Findings) -> Tens
             f"{printable(job.name)} has other rows in SFT than in aligned: it cannot be edited"
         )
         return job
+    rule = job.rule
+    if isinstance(rule, Copy):
+        rule = Blend("passthrough", (Term(job.donor, {"scale": 1.0}),), None, job.donor)
     ordered = tuple(sorted(edits, key=lambda matrix: matrix.begin))
-    cuts_delta = any(matrix.delta for matrix in ordered)
-    combination = job.combination or _combination(job, cuts_delta=cuts_delta)
-    return replace(
-        job, action="combine", base=None, alpha=1.0, combination=combination, matrices=ordered
-    )
-
-
-def _combination(job: TensorJob, *, cuts_delta: bool) -> Combination:
-    """What a copied or a plainly extrapolated tensor is, as a combination."""
-    if job.base is None or (job.alpha == 1.0 and not cuts_delta):
-        return Combination("passthrough", (Term(job.aligned, {"scale": 1.0}),))
-    term = Term(job.aligned, {"alpha": job.alpha})
-    return Combination("expo", (term,), base=job.base, start=job.base)
+    return replace(job, rule=rule, matrices=ordered)

@@ -1,74 +1,14 @@
 """What a plan says to a person or a pipeline."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.planning.chunks import DEFAULT_THREADS, memory_bytes
+from expo.planning.jobs import Blend
 from expo.planning.plan import Plan
+from expo.results import PlanReport, SourceReport, TensorReport
 from expo.spec.request import paper_alpha
-
-
-@dataclass(frozen=True)
-class SourceReport:
-    """One side: what was taken for it, at which Hub commit if any."""
-
-    model: str
-    kind: str
-    commit: str | None
-    adapter: str | None
-    adapter_commit: str | None
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """Counts of what is computed and copied, names of what does not fit."""
-
-    matched: int
-    copied: int
-    missing: tuple[str, ...]
-    extra: tuple[str, ...]
-    mismatched: tuple[str, ...]
-    edited_matrices: int
-
-
-@dataclass(frozen=True)
-class PlanReport:
-    """What a merge would do. It runs only where `refusals` is empty.
-
-    `sources` are all models by their role; `sft` and `aligned` are None where there is no such role.
-    `alpha` is None where it differs between tensors or models, `alpha_range` what it ranges over.
-    """
-
-    method: str
-    engine: str
-    sft: SourceReport | None
-    aligned: SourceReport | None
-    sources: dict[str, SourceReport]
-    alpha: float | None
-    paper_alpha: float | None
-    alpha_range: tuple[float, float] | None
-    dtypes: tuple[str, ...]
-    rounding: str
-    seed: int
-    tensors: TensorReport
-    read_bytes: int
-    write_bytes: int
-    download_bytes: int
-    memory_bytes: int
-    free_disk_bytes: int
-    shards: dict[str, int]
-    tokenizer_donor: str | None
-    sidecars: tuple[str, ...]
-    left_behind: dict[str, int]
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
-    refusals: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        return not self.refusals
 
 
 def report(
@@ -85,9 +25,9 @@ def report(
         room = f"{plan.write_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free"
         refusals = (*refusals, f"the disk of {out or 'this directory'} is too full: {room}")
     sources = {role: _source(checkpoint) for role, checkpoint in plan.sources.items()}
-    actions = [job.action for job in plan.jobs]
+    rules = [job.rule for job in plan.jobs]
     models = max((len(job.inputs) for job in plan.jobs), default=2)
-    computed = [action for action in actions if action in ("extrapolate", "combine")]
+    blends = [rule for rule in rules if isinstance(rule, Blend)]
     return PlanReport(
         method=request.method,
         engine="mergekit" if request.foreign else "expo",
@@ -101,8 +41,8 @@ def report(
         rounding=request.rounding,
         seed=request.seed,
         tensors=TensorReport(
-            matched=len(computed),
-            copied=len(actions) - len(computed),
+            matched=len(blends),
+            copied=len(rules) - len(blends),
             missing=plan.missing,
             extra=plan.extra,
             mismatched=plan.mismatched,
@@ -133,9 +73,8 @@ def _tokenizer_donor(plan: Plan) -> str | None:
 def _alpha_range(plan: Plan) -> tuple[float, float] | None:
     if plan.request.method != "expo" or not plan.request.gives_alpha:
         return None
-    alphas = [job.alpha for job in plan.jobs if job.action == "extrapolate"]
-    terms = [t for job in plan.jobs if job.combination for t in job.combination.terms]
-    alphas += [term.parameters["alpha"] for term in terms]
+    blends = [job.rule for job in plan.jobs if isinstance(job.rule, Blend)]
+    alphas = [alpha for blend in blends for alpha in blend.alphas]
     return (min(alphas), max(alphas)) if alphas else None
 
 

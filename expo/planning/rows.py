@@ -1,7 +1,9 @@
-"""Which row of the base's embedding belongs to which row of the aligned model's."""
+"""Which row of another model's embedding belongs to which row of the donor's (the aligned model's)."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Vocabulary = dict[int, str] | None
 
@@ -25,6 +27,16 @@ class RowMatch:
     runs: tuple[RowRun, ...] = ()
     copied: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRows:
+    """`count` rows of the donor from `donor`, and where each of the other models has them; None where
+    one of them has not: such rows are the donor's own."""
+
+    donor: int
+    others: tuple[int, ...] | None
+    count: int
 
 
 def match_rows(
@@ -78,3 +90,27 @@ def _runs(partner: list[int | None]) -> tuple[RowRun, ...]:
         else:
             runs.append(RowRun(row, other, 1))
     return tuple(runs)
+
+
+def share_rows(matches: Sequence[RowMatch], rows: int) -> tuple[SharedRows, ...]:
+    """The donor's `rows` in runs that lie together in every other model; empty where all rows match as
+    they are."""
+    if not any(match.runs for match in matches):
+        return ()
+    each = [_spread(match, rows) for match in matches]
+    edges = sorted({run.aligned for runs in each for run in runs} | {rows})
+    shared = []
+    places = [iter(runs) for runs in each]
+    current = [next(runs) for runs in places]
+    for first, end in pairwise(edges):
+        for number, run in enumerate(current):
+            if run.aligned + run.count <= first:
+                current[number] = next(places[number])
+        firsts = [None if run.base is None else run.base + first - run.aligned for run in current]
+        others = None if None in firsts else tuple(row for row in firsts if row is not None)
+        shared.append(SharedRows(first, others, end - first))
+    return tuple(shared)
+
+
+def _spread(match: RowMatch, rows: int) -> tuple[RowRun, ...]:
+    return match.runs or (RowRun(0, 0, rows),)

@@ -2,8 +2,8 @@
 
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.names import INPUTS, is_of_kind
+from expo.operators.methods import Default
 from expo.planning.modules import module_of
-from expo.spec.methods import Default
 from expo.spec.request import Request, Slice
 from expo.spec.settings import Scalar, first_value
 
@@ -34,13 +34,6 @@ class Values:
         slice_, depth = self._place(name)
         value = first_value((slice_.settings, self._request.settings), key, name, depth)
         return default if value is None else value
-
-    def alpha(self, number: int, name: str) -> float | None:
-        """α of one aligned model; 1 where the tensor stays as it is there."""
-        if self.stays(name):
-            return 1.0
-        value = self.of_operand(number, "alpha", None, name)
-        return None if value is None else float(value)
 
     def stays(self, name: str) -> bool:
         """Whether the spec leaves a tensor as the donor has it."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from expo.verbs.diff import DiffResult
+    from expo.results import DiffResult
 
 
 def check_plot(path: Path) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from expo.verbs.spectrum import MatrixSpectrum
+    from expo.results import MatrixSpectrum
 
 _SHOWN = 4
 _BINS = 40

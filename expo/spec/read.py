@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 
 from expo.checkpoint.names import KINDS
 from expo.checkpoint.reference import Reference, parse_reference
 from expo.errors import SpecError
+from expo.operators.methods import IN_MERGEKIT, METHODS, TRANSFORMS, WITHOUT_EFFECT, Method
 from expo.operators.rules import RULES
-from expo.spec.methods import IN_MERGEKIT, METHODS, TRANSFORMS, WITHOUT_EFFECT, Method
 from expo.spec.recipes import spec_path, vectors_path
 from expo.spec.request import (
     Foreign,
@@ -25,6 +26,16 @@ from expo.spec.settings import Setting, Settings, is_number, mapped, parse_setti
 from expo.spec.source import Path_
 from expo.spec.strict import Document, nearest
 from expo.spec.surgery import named_models, renamed, surgery
+
+Spec = Mapping[str, object] | str | PathLike[str] | Request
+"""A mapping of a spec's form, a YAML file or a recipe's name, or a request that is already made."""
+
+
+def read_request(spec: Spec) -> Request:
+    """The request that a spec stands for. Raises as `read_spec`."""
+    if isinstance(spec, Request):
+        return spec
+    return read_spec(spec if isinstance(spec, Mapping) else Path(spec))
 
 
 def read_spec(source: Path | str | Mapping[str, object]) -> Request:
@@ -341,14 +352,14 @@ class _Reader:
     ) -> dict[str, bool | float]:
         settings: dict[str, bool | float] = {}
         for key, value in parameters.items():
-            if key not in TRANSFORMS[name]:
-                fault = f"is not a parameter of {name}{nearest(key, list(TRANSFORMS[name]))}"
+            if key not in TRANSFORMS[name].each:
+                fault = f"is not a parameter of {name}{nearest(key, list(TRANSFORMS[name].each))}"
                 self.document.fault((*path, key), fault)
             elif not isinstance(value, bool | int | float):
                 self.document.fault((*path, key), f"is a number, not {value!r}")
             else:
                 settings[key] = value
-        for key, default in TRANSFORMS[name].items():
+        for key, default in TRANSFORMS[name].each.items():
             if default is None and key not in parameters:
                 self.document.fault(path, f"needs {key}")
         return settings

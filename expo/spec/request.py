@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +37,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Transform:
-    """What is done to every Δ before it is scaled: `name` is one of `spec.methods.TRANSFORMS`."""
+    """What is done to every Δ before it is scaled: `name` is one of `operators.methods.TRANSFORMS`."""
 
     name: str
     parameters: Mapping[str, bool | float]
@@ -130,6 +130,27 @@ class Request:
         given = {key for s in self.slices for operand in s.operands for key in operand.settings}
         given |= {key for slice_ in self.slices for key in slice_.settings}
         return self.method != "expo" or "alpha" in given | self.settings.keys()
+
+    def at(self, alpha: float) -> "Request":
+        """The same with this α for every model and tensor that is not left alone.
+
+        Raises:
+            SpecError: the method is not ExPO, or α is not finite.
+        """
+        if self.method != "expo":
+            raise SpecError(f"{self.method} has no alpha: only expo has")
+        value = resolve_alpha(alpha, None, interpolate=True)
+        assert value is not None
+        slices = tuple(
+            replace(
+                part,
+                operands=tuple(
+                    replace(o, settings={**o.settings, "alpha": value}) for o in part.operands
+                ),
+            )
+            for part in self.slices
+        )
+        return replace(self, slices=slices)
 
     def references(self) -> Iterator[Reference]:
         """Every model that is read, each once."""
@@ -226,3 +247,31 @@ def _two_readings(given: float, *, is_paper: bool) -> str:
         f"--paper-alpha {given:.12g} (= alpha {1.0 + given:.12g}); for the point between, add "
         f"--interpolate (in a spec: paper_alpha: {given:.12g}, or interpolate: true)"
     )
+
+
+def make_request(
+    sft: str,
+    aligned: str,
+    *,
+    alpha: float | None = None,
+    paper_alpha: float | None = None,
+    dtype: str | None = None,
+    rounding: str = "nearest",
+    seed: int = 0,
+) -> Request:
+    """A checked request for the pair.
+
+    Raises:
+        SpecError: an argument is invalid.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise SpecError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
+    if rounding not in ROUNDINGS:
+        raise SpecError(f"rounding {rounding} is not one of {', '.join(ROUNDINGS)}")
+    request = expo_request(
+        parse_reference(sft, role="SFT"),
+        parse_reference(aligned, role="ALIGNED"),
+        resolve_alpha(alpha, paper_alpha, interpolate=True),
+    )
+    chosen: Rounding = "stochastic" if rounding == "stochastic" else "nearest"
+    return replace(request, dtype=dtype, rounding=chosen, seed=seed)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import yaml
 
 from expo.checkpoint.reference import Reference
-from expo.spec.methods import METHODS
+from expo.operators.methods import METHODS
 from expo.spec.request import MatrixEdit, Operand, Request, Slice
 from expo.spec.settings import Conditional, Setting, Settings
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from expo.spec.methods import IN_MERGEKIT
+from expo.operators.methods import IN_MERGEKIT
 from expo.spec.schema import MergeSpec, SliceOf
 from expo.spec.source import Path_
 

@@ -1,77 +1,45 @@
-"""Compare two checkpoints tensor by tensor: the statistics of a merge, without writing a model."""
+"""`expo diff`: compare two checkpoints tensor by tensor, with the statistics of a merge."""
 
 import math
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from os import PathLike
 
-import torch
-
-from expo.compute.inputs import OpenFiles, Sources
+from expo.checkpoint.reference import parse_reference
+from expo.compute.inputs import Inputs, Readers, fetch
 from expo.compute.summary import total
-from expo.compute.worker import Kernel
+from expo.compute.threads import PerThread, side_by_side
+from expo.compute.worker import BlockWorker
 from expo.operators.statistics import Sums, cosine, relative_norm
+from expo.planning.build import build_plan
 from expo.planning.chunks import CHUNK_BYTES, Piece, buffer_bytes, cut
+from expo.planning.jobs import Blend
 from expo.planning.modules import module_of
 from expo.planning.plan import Plan
+from expo.results import DeltaStatistics, DiffResult, ModuleDelta
+from expo.spec.request import expo_request
 
 REFERENCES = {"zephyr SFT→DPO": 6e-6, "pretrained→SFT": 2e-4}
 """‖Δ‖ RMS per element of two pairs that ExPO's paper discusses: one it helps, one it breaks."""
 
 
-@dataclass(frozen=True)
-class DeltaStatistics:
-    """How far B is from A. Norms are Frobenius norms, `delta_rms` is per element."""
-
-    elements: int
-    delta_norm: float
-    delta_rms: float
-    relative_delta: float | None
-    zero_share: float | None
-    cosine: float | None
-
-
-@dataclass(frozen=True)
-class ModuleDelta:
-    """One module of one layer; layer is None outside the layers."""
-
-    layer: int | None
-    module: str
-    statistics: DeltaStatistics
-
-
-@dataclass(frozen=True)
-class DiffResult:
-    """`missing` is only in B, `extra` only in A, `mismatched` differs in shape or kind."""
-
-    a: str
-    b: str
-    total: DeltaStatistics
-    tensors: dict[str, DeltaStatistics]
-    modules: tuple[ModuleDelta, ...]
-    missing: tuple[str, ...]
-    extra: tuple[str, ...]
-    mismatched: tuple[str, ...]
-    references: dict[str, float]
-    notes: tuple[str, ...]
-
-    @property
-    def same_structure(self) -> bool:
-        return not (self.missing or self.extra or self.mismatched)
-
-
-def run_diff(
-    plan: Plan, *, threads: int = 2, progress: Callable[[int, int], None] | None = None
+def diff(
+    a: str | PathLike[str],
+    b: str | PathLike[str],
+    *,
+    threads: int = 2,
+    progress: Callable[[int, int], None] | None = None,
 ) -> DiffResult:
-    """Read both sides of a plan once.
+    """How far checkpoint `b` is from `a`: per tensor, per module, in total.
 
     Args:
         progress: called with (bytes compared, bytes in all), counted on B's side.
 
     Raises:
-        CheckpointError: an input cannot be read, or holds NaN or Inf.
+        SpecError, CheckpointError, HubError: an input cannot be used at all, or holds NaN or Inf.
     """
+    pair = parse_reference(str(a), role="A"), parse_reference(str(b), role="B")
+    plan = build_plan(expo_request(*pair, None))
+    fetch(plan)
     sums: dict[str, Sums] = {}
     done_bytes, all_bytes = 0, sum(job.nbytes for job in plan.jobs)
     for piece, blocks in _compared(plan, threads):
@@ -110,25 +78,10 @@ def _delta_statistics(sums: Sums) -> DeltaStatistics:
 
 
 def _compared(plan: Plan, threads: int) -> Iterator[tuple[Piece, list[Sums]]]:
-    """Every extrapolated piece with its sums, in plan order."""
-    files, local = OpenFiles(), threading.local()
-
-    def prepare() -> None:
-        torch.set_num_threads(1)
-        sources = Sources(files, buffer_bytes(CHUNK_BYTES))
-        local.kernel = Kernel(sources, rounding="nearest", seed=0)
-
-    pieces = [
-        piece
-        for number, shard in enumerate(plan.shards)
-        for chunk in cut(shard, number)
-        for piece in chunk.pieces
-        if piece.job.action == "extrapolate"
-    ]
-    pool = ThreadPoolExecutor(threads, initializer=prepare)
-    try:
-        results = pool.map(lambda piece: local.kernel.compare(piece), pieces)
+    """Every piece that both have, with its sums, in plan order."""
+    chunks = (c for number, shard in enumerate(plan.shards) for c in cut(shard, number))
+    pieces = [p for chunk in chunks for p in chunk.pieces if isinstance(p.job.rule, Blend)]
+    with Readers() as readers:
+        worker = PerThread(lambda: BlockWorker(Inputs(readers, buffer_bytes(CHUNK_BYTES))))
+        results = side_by_side(lambda piece: worker().compare(piece), pieces, threads)
         yield from zip(pieces, results, strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        files.close()

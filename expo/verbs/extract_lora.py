@@ -1,10 +1,11 @@
-"""A PEFT adapter from a change: W_aligned − W_sft of every linear module as B·A (LoRA, 2106.09685)."""
+"""`expo extract-lora`: W_aligned − W_sft of every linear module as B·A, a PEFT adapter (LoRA, 2106.09685)."""
 
 import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -16,21 +17,26 @@ from expo.checkpoint.adapter import CONFIG, WEIGHTS
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import is_of_kind
-from expo.checkpoint.sidecars import CARD, is_tokenizer_file
-from expo.compute.inputs import OpenFiles, Sources, fetch, read_tensor
+from expo.checkpoint.reference import parse_reference
+from expo.checkpoint.sidecars import CARD, MANIFEST, is_tokenizer_file
+from expo.compute.arithmetic import plain_arithmetic
+from expo.compute.inputs import Inputs, Readers, fetch, read_tensor
 from expo.compute.threads import side_by_side
-from expo.errors import CheckpointError, OutputError
+from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import factors, square_sum
-from expo.operators.rules import Keep
+from expo.operators.rules import Keep, parse_keep
 from expo.output.claim import check_out
+from expo.output.durable import copy_file, unwritable, write_file
 from expo.output.journal import fingerprint, identities
-from expo.output.outputs import copy_file, write_file, write_manifest
+from expo.output.manifest import AdapterManifest, Identities, versions
 from expo.output.staging import claimed
 from expo.planning.build import build_plan
 from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
+from expo.planning.jobs import Blend, TensorJob
 from expo.planning.matrices import is_router_gate
-from expo.planning.plan import Plan, TensorJob
-from expo.spec.request import Request
+from expo.planning.plan import Plan
+from expo.results import AdaptedModule, ExtractResult, OtherTensor
+from expo.spec.request import Request, expo_request
 
 Progress = Callable[[int, int], None]
 
@@ -38,40 +44,6 @@ _PREFIX = "base_model.model."
 _ITERATIONS = 2  # of the randomized SVD: the error is 3e-6 above the best
 _SAVED = ("embeddings", "head", "norms")  # a bias would take the weight of its module with it
 _CONV1D = frozenset({"gpt2"})  # model types whose linear modules hold the transpose
-
-
-@dataclass(frozen=True)
-class AdaptedModule:
-    """A module of the adapter: `error` = ‖Δ − s·B·A‖/‖Δ‖ as stored, `relative_delta` = ‖Δ‖/‖W_sft‖, None where
-    that is not defined."""
-
-    module: str
-    rank: int
-    error: float
-    relative_delta: float | None
-
-
-@dataclass(frozen=True)
-class OtherTensor:
-    """A changed tensor that is not in B·A: `saved` whole, or left as it is in SFT, and why."""
-
-    tensor: str
-    relative_delta: float | None
-    saved: bool
-    why: str
-
-
-@dataclass(frozen=True)
-class ExtractResult:
-    """A placed adapter. `energy` is the share of ΣΔ² over all tensors that it holds."""
-
-    out: Path
-    modules: tuple[AdaptedModule, ...]
-    others: tuple[OtherTensor, ...]
-    energy: float
-    scale: float
-    written_bytes: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -84,32 +56,66 @@ class _Piece:
     report: AdaptedModule | OtherTensor | None
 
 
-def run_extract(
-    request: Request,
-    out: Path,
-    keep: Keep,
+def extract_lora(
+    aligned: str | PathLike[str],
+    out: str | PathLike[str],
     *,
-    scale: float = 1.0,
-    dtype: torch.dtype = torch.float32,
+    minus: str | PathLike[str],
+    rank: int | None = None,
+    energy: float | None = None,
+    alpha: float = 1.0,
+    dtype: str = "float32",
     save_whole: bool = False,
     overwrite: bool = False,
     threads: int = 2,
     progress: Progress | None = None,
 ) -> ExtractResult:
-    """Write the adapter that turns SFT into aligned, or for scale = α into the ExPO model.
+    """Write α(θ_aligned − θ_sft) of the linear modules as a PEFT adapter for `minus`, the SFT model.
 
     Args:
-        request: plain ExPO of the pair, without α.
-        keep: `rank` or `energy`.
-        scale: what PEFT multiplies B·A with.
-        dtype: of the matrices; their error is in the report.
-        save_whole: save what no B·A can hold (norms, embeddings, head) as `modules_to_save`.
+        rank, energy: one of them: the rank of every module, or the share of ΣS² that it has to hold.
+        alpha: 1 gives the aligned model, 1.5 the ExPO model of that α.
+        dtype: of the adapter: "float32", "bfloat16" or "float16".
+        save_whole: save norms, embeddings and head whole (`modules_to_save`).
         progress: called with (tensors done, tensors in all).
 
     Raises:
-        CheckpointError: the models do not fit, hold NaN, or are equal.
-        OutputError: `out` is taken or cannot be written.
+        SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
     """
+    if (rank is None) == (energy is None):
+        raise SpecError("give rank or energy, one of them")
+    keep = parse_keep(f"rank={rank}" if energy is None else f"energy={energy}")
+    pair = parse_reference(str(minus), role="SFT"), parse_reference(str(aligned), role="ALIGNED")
+    how = _How(keep, alpha, getattr(torch, dtype), save_whole)
+    return _run(
+        expo_request(*pair, None),
+        Path(out),
+        how,
+        overwrite=overwrite,
+        threads=threads,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class _How:
+    """What the adapter is to hold: `scale` is what PEFT multiplies B·A with, `dtype` that of the matrices."""
+
+    keep: Keep
+    scale: float
+    dtype: torch.dtype
+    save_whole: bool
+
+
+def _run(
+    request: Request,
+    out: Path,
+    how: _How,
+    *,
+    overwrite: bool,
+    threads: int,
+    progress: Progress | None,
+) -> ExtractResult:
     started = time.monotonic()
     plan = build_plan(request)
     if plan.refusals:
@@ -117,53 +123,45 @@ def run_extract(
     check_out(out, request, overwrite=overwrite)
     fetch(plan)
     known = identities(plan)
-    jobs = [job for job in plan.jobs if job.action == "extrapolate"]
-    files = OpenFiles()
+    jobs = [job for job in plan.jobs if isinstance(job.rule, Blend)]
+    readers = Readers()
 
     def one(job: TensorJob) -> _Piece:
-        sources = Sources(files, buffer_bytes(CHUNK_BYTES))
-        return _piece(job, plan, sources, keep, scale, dtype, save_whole)
+        return _piece(job, plan, Inputs(readers, buffer_bytes(CHUNK_BYTES)), how)
 
-    with claimed(out, request, overwrite=overwrite) as staging:
+    with readers, claimed(out, request, overwrite=overwrite) as staging:
         staging.start_afresh(fingerprint(plan, known))
         try:
             pieces = list(side_by_side(one, jobs, threads, progress))
-            content = _write(staging.path, plan, pieces, scale)
-            write_manifest(staging.path, content | {"inputs": known})
+            manifest = _write(staging.folder, plan, pieces, how.scale, known)
+            write_file(staging.folder / MANIFEST, manifest.to_json().encode())
             staging.place()
         except CheckpointError:
             staging.discard()
             raise
         except OSError as error:
-            staging.discard()
-            raise OutputError(f"{staging.out} cannot be written: {error.strerror}") from error
-        finally:
-            files.close()
+            staging.discard()  # there is nothing to resume
+            raise unwritable(error, staging.out) from error
     return ExtractResult(
         staging.out,
         tuple(p.report for p in pieces if isinstance(p.report, AdaptedModule)),
         tuple(p.report for p in pieces if isinstance(p.report, OtherTensor)),
-        content["energy"],
-        scale,
-        sum((staging.out / name).stat().st_size for name in content["files"]),
+        manifest.energy,
+        how.scale,
+        sum((staging.out / name).stat().st_size for name in manifest.files),
         time.monotonic() - started,
     )
 
 
-def _piece(
-    job: TensorJob,
-    plan: Plan,
-    sources: Sources,
-    keep: Keep,
-    scale: float,
-    dtype: torch.dtype,
-    save_whole: bool,
-) -> _Piece:
+def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How) -> _Piece:
     if job.rows:
         return _Piece({}, 0.0, 0.0, OtherTensor(job.name, None, False, "has other rows in SFT"))
-    assert job.base is not None
-    aligned = read_tensor(sources, job.aligned, job.shape)
-    base = read_tensor(sources, job.base, job.shape)
+    assert isinstance(job.rule, Blend)
+    sides = (job.rule.terms[0].weight, job.rule.start)
+    aligned, base = (
+        torch.from_numpy(read_tensor(inputs, side, job.count, plain_arithmetic())).view(job.shape)
+        for side in sides
+    )
     delta = aligned - base
     square, norm = square_sum(delta), square_sum(base)
     if not math.isfinite(square):
@@ -174,15 +172,15 @@ def _piece(
     why = _why_not(job.name, job.shape)
     if why is not None:
         tied = plan.donor.ties_embeddings and is_of_kind(job.name, ("embeddings", "head"))
-        saves = save_whole and not tied and is_of_kind(job.name, _SAVED)
+        saves = how.save_whole and not tied and is_of_kind(job.name, _SAVED)
         report = OtherTensor(job.name, relative, saves, why)
         # What is saved whole takes its place unscaled: at scale α, it is the extrapolated tensor.
-        whole = {_PREFIX + job.name: (base + scale * delta).to(dtype)} if saves else {}
+        whole = {_PREFIX + job.name: (base + how.scale * delta).to(how.dtype)} if saves else {}
         return _Piece(whole, square, 0.0 if saves else square, report)
     matrix = delta.T.contiguous() if plan.donor.config.get("model_type") in _CONV1D else delta
-    found = factors(matrix, keep, seed=plan.request.seed, name=job.name, iterations=_ITERATIONS)
+    found = factors(matrix, how.keep, seed=plan.request.seed, name=job.name, iterations=_ITERATIONS)
     strength = found.right.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-    b, a = (found.left * strength).to(dtype), (found.right / strength[:, None]).to(dtype)
+    b, a = (found.left * strength).to(how.dtype), (found.right / strength[:, None]).to(how.dtype)
     missed = square_sum(matrix - b.float() @ a.float())
     module = job.name.removesuffix(".weight")
     entries = {
@@ -205,8 +203,10 @@ def _why_not(name: str, shape: tuple[int, ...]) -> str | None:
     return None if len(shape) == 2 and name.endswith(".weight") else "is no matrix"
 
 
-def _write(folder: Path, plan: Plan, pieces: list[_Piece], scale: float) -> dict:
-    """The files of the adapter; its manifest, without the inputs."""
+def _write(
+    folder: Path, plan: Plan, pieces: list[_Piece], scale: float, inputs: Identities
+) -> AdapterManifest:
+    """The files of the adapter; its manifest."""
     modules = [p.report for p in pieces if isinstance(p.report, AdaptedModule)]
     others = [p.report for p in pieces if isinstance(p.report, OtherTensor)]
     if not modules:
@@ -224,16 +224,16 @@ def _write(folder: Path, plan: Plan, pieces: list[_Piece], scale: float) -> dict
     whole = sum(piece.delta_square for piece in pieces)
     energy = 1.0 - sum(piece.missed_square for piece in pieces) / whole
     hashes[CARD] = write_file(folder / CARD, _card(plan, len(modules), energy, scale).encode())
-    return {
-        "schema": "expo.adapter/1",
-        "sources": {role: checkpoint.files.label for role, checkpoint in plan.sources.items()},
-        "scale": scale,
-        "energy": energy,
-        "modules": [asdict(module) for module in modules],
-        "others": [asdict(other) for other in others],
-        "versions": {"expo": expo.__version__, "torch": torch.__version__},
-        "files": dict(sorted(hashes.items())),
-    }
+    return AdapterManifest(
+        sources={role: checkpoint.files.label for role, checkpoint in plan.sources.items()},
+        scale=scale,
+        energy=energy,
+        modules=tuple(modules),
+        others=tuple(others),
+        versions=versions("torch"),
+        files=dict(sorted(hashes.items())),
+        inputs=inputs,
+    )
 
 
 def _config(

@@ -1,4 +1,4 @@
-"""laserRMT's loop: keep an edit only where a held-out metric does not get worse."""
+"""`expo laser --accept-if`: laserRMT's loop, which keeps an edit only where held-out texts get no worse."""
 
 import math
 import re
@@ -16,7 +16,8 @@ from expo.compute.inputs import fetch
 from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import cut
 from expo.planning.build import build_plan
-from expo.planning.plan import MatrixJob, Plan
+from expo.planning.jobs import MatrixJob
+from expo.planning.plan import Plan
 from expo.spec.request import Request
 
 if TYPE_CHECKING:

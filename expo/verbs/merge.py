@@ -1,87 +1,97 @@
-"""Run a plan: claim OUT, stream the shards, add what lies beside them, place it all at once."""
+"""`expo extrapolate` and `expo merge`: run plans, each into its own OUT, verified before it appears."""
 
-import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 
-import numpy as np
-
-from expo.checkpoint.checkpoint import hash_file
-from expo.checkpoint.reader import aligned_buffer
-from expo.checkpoint.sidecars import CARD
-from expo.compute.combining import Made
-from expo.compute.cuts import EditReport
-from expo.compute.foreign import produce_foreign
-from expo.compute.inputs import OpenFiles, Sources, fetch
-from expo.compute.pipeline import Pipeline, Sealed
-from expo.compute.preparations import Preparations
-from expo.compute.summary import Alternative, Statistics, alternative, by_module, statistics, total
-from expo.compute.worker import Kernel, PieceResult, Sample
+from expo.checkpoint.checkpoint import hash_file, read_shard
+from expo.checkpoint.files import open_directory
+from expo.compute.inputs import fetch
+from expo.compute.stream import Progress, Tuning, stream
+from expo.compute.summary import alternative, by_module, statistics, total
 from expo.errors import CheckpointError, OutputError, SpecError
 from expo.operators.statistics import Sums
 from expo.output.claim import check_out
-from expo.output.journal import Fingerprint, FinishedShard, fingerprint, identities
-from expo.output.outputs import card, manifest, write_file, write_manifest, write_sidecars
+from expo.output.durable import copy_file, seal_file, unwritable
+from expo.output.folder import most_common_dtype, write_small_files
+from expo.output.journal import Fingerprint, fingerprint, identities
+from expo.output.manifest import Identities, Manifest, source_entry, versions
+from expo.output.sink import FinishedShard
 from expo.output.staging import Staging, claimed
-from expo.output.writer import ShardWriter
-from expo.planning.chunks import (
-    BLOCK_ELEMENTS,
-    CHUNK_BYTES,
-    DEFAULT_THREADS,
-    Chunk,
-    buffer_bytes,
-    cut,
-)
+from expo.planning.build import build_plan
 from expo.planning.plan import Plan
-from expo.verification.check import CheckResult, VerifyResult
+from expo.results import MergeResult
+from expo.spec.read import Spec, read_request, read_stages
+from expo.spec.request import Request, Rounding, make_request, paper_alpha
+from expo.spec.resolved import mergekit_spec, resolved
+from expo.spec.surgery import renamed
+from expo.verbs.stages import run_stages
 from expo.verification.golden import Golden, read_golden
-from expo.verification.run import Tokenizers, verify_stream
+from expo.verification.run import Tokenizers, verify_folder, verify_stream
 from expo.verification.subject import TensorFacts
 
-Identities = dict[str, dict[str, str | int]]
-Progress = Callable[[int, int], None]
-"""Called with (bytes written so far, bytes in all)."""
+
+def extrapolate(
+    sft: str | PathLike[str],
+    aligned: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    alpha: float,
+    dtype: str | None = None,
+    rounding: Rounding = "nearest",
+    seed: int = 0,
+    verify: bool = True,
+) -> MergeResult:
+    """Write θ_sft + α(θ_aligned − θ_sft) to the directory `out` (ExPO, arXiv 2404.16792).
+
+    Args:
+        sft, aligned: a directory, a Hub id (`org/name@revision`), or `model+adapter`.
+        alpha: 0 is SFT, 1 is aligned, 1.5 is what the paper calls 0.5. Taken as given: a card's 0.3
+            is 1.3 here (only the command line and specs refuse 0 < alpha < 1).
+        dtype: of the output's floats; by default each tensor keeps the aligned model's.
+        rounding: "nearest", or "stochastic" (seeded, unbiased).
+        verify: run the quick checks of `expo.verify` on the output before it appears; it appears
+            either way, `verified` of the result says what they found.
+
+    Raises:
+        SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
+    """
+    request = make_request(
+        str(sft), str(aligned), alpha=alpha, dtype=dtype, rounding=rounding, seed=seed
+    )
+    return merge(request, out, verify=verify)
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """How to run; nothing here changes a byte of the output.
+def merge(
+    spec: Spec,
+    out: str | PathLike[str],
+    *,
+    overwrite: bool = False,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> MergeResult:
+    """Run a merge spec (a YAML file, or a mapping of the same form) into the directory `out`.
 
-    Without `statistics` an input's NaN is still found, an overflow of the output dtype is not.
+    Args:
+        overwrite: replace what `out` holds, once the new model is whole.
+        verify: as in `extrapolate`.
+        progress: called with (bytes written, bytes in all).
+
+    Raises:
+        SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
     """
 
-    threads: int = DEFAULT_THREADS
-    chunk_bytes: int = CHUNK_BYTES
-    block_elements: int = BLOCK_ELEMENTS
-    statistics: bool = True
-    hashing: bool = True
+    def run(request: Request, place: Path, is_part: bool) -> MergeResult:
+        replaces, checks = overwrite or is_part, verify and not is_part
+        plan = build_plan(request)
+        return run_plan(plan, place, overwrite=replaces, verify=checks, progress=progress)
 
-
-@dataclass(frozen=True)
-class MergeResult:
-    """A placed output; `modules` holds the parts of `statistics`.
-
-    `edits` are the matrices that were cut, in the order of the files.
-    `alpha` is None where it differs between tensors or models, or the method is not ExPO;
-    `verified` is None where the verification was skipped, else whether no check found an error.
-    """
-
-    out: Path
-    method: str
-    alpha: float | None
-    paper_alpha: float | None
-    statistics: Statistics
-    alternative: Alternative | None
-    modules: dict[str, Statistics]
-    edits: tuple[EditReport, ...]
-    written_bytes: int
-    seconds: float
-    warnings: tuple[str, ...]
-    verified: bool | None
-    checks: tuple[CheckResult, ...]
+    if isinstance(spec, str | PathLike):
+        return run_stages(read_stages(Path(spec)), Path(out), run)
+    return run(read_request(spec), Path(out), False)
 
 
 def run_plan(
@@ -95,255 +105,283 @@ def run_plan(
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> MergeResult:
-    """Write the merged model to `out`.
+    """Write the merged model to `out`: `run_plans` of one."""
+    (result,) = run_plans(
+        [plan],
+        [out],
+        overwrite=overwrite,
+        hash_inputs=hash_inputs,
+        verify=verify,
+        tuning=tuning,
+        progress=progress,
+        say=say,
+    )
+    return result
 
-    An interrupted run (KeyboardInterrupt and the like, a full disk) leaves its staging directory
+
+def run_plans(
+    plans: Sequence[Plan],
+    outs: Sequence[Path],
+    *,
+    overwrite: bool = False,
+    hash_inputs: bool = False,
+    verify: bool = False,
+    tuning: Tuning = Tuning(),
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[MergeResult, ...]:
+    """Write one merge at several α (`Plan.at`), each to its own place, from one read of the inputs.
+
+    An interrupted run (KeyboardInterrupt and the like, a full disk) leaves its staging directories
     and the same call resumes it. A refused one leaves nothing.
 
     Args:
-        verify: run the quick checks on the output before it is placed. What they find is in the
+        verify: run the quick checks on every output before it is placed. What they find is in the
             result and in the manifest; the output is placed either way.
         progress: called with (bytes written, bytes in all) a few times a second.
         say: called with each remark about resuming.
 
     Raises:
-        SpecError: the plan has no alpha.
-        CheckpointError: the plan refuses, an input holds NaN or Inf, or changed under way.
-        OutputError: `out` is taken, or the disk is full.
+        SpecError: a plan has no alpha.
+        CheckpointError: a plan refuses, an input holds NaN or Inf, or changed under way.
+        OutputError: an `out` is taken, or the disk is full.
     """
     started = time.monotonic()
-    _check_plan(plan)
-    check_out(out, plan.request, overwrite=overwrite)
-    fetch(plan)
-    known = _identities(plan, hash_inputs=hash_inputs)
-    print_ = fingerprint(plan, known)
-    with claimed(out, plan.request, overwrite=overwrite) as staging:
+    for plan, out in zip(plans, outs, strict=True):
+        _check_plan(plan)
+        check_out(out, plan.request, overwrite=overwrite)
+    fetch(plans[0])
+    known = _identities(plans[0], hash_inputs=hash_inputs)
+    with ExitStack() as claims:
+        runs = [_Run(plan, claims.enter_context(claimed(out, plan.request, overwrite=overwrite)),
+                     fingerprint(plan, known), known)
+                for plan, out in zip(plans, outs, strict=True)]  # fmt: skip
         try:
-            content = staging.complete_manifest(print_)
-            if content is None:
-                work = _Work(plan, staging, print_, known, tuning)
-                content = _produce(work, verify=verify, progress=progress, say=say)
-            staging.place()
+            manifests = _produce(runs, tuning, verify=verify, progress=progress, say=say)
+            for run, manifest in zip(runs, manifests, strict=True):
+                run.staging.commit(manifest)
         except (CheckpointError, SpecError):
-            staging.discard()
+            for run in runs:
+                run.staging.discard()
             raise
         except OSError as error:
-            raise _explained(error, staging) from error
-    written = plan.write_bytes
-    if plan.request.foreign is not None:  # only now it is known
-        written = sum((staging.out / name).stat().st_size for name in content["files"])
-    return _result(content, staging.out, written, time.monotonic() - started)
+            raise unwritable(error, runs[0].staging.out, kept="finished shards") from error
+    seconds = time.monotonic() - started
+    return tuple(_result(r, m, seconds) for r, m in zip(runs, manifests, strict=True))
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What all steps of one run share."""
+class _Run:
+    """One plan on its way to its OUT."""
 
     plan: Plan
     staging: Staging
     print_: Fingerprint
     known: Identities
-    tuning: Tuning
 
 
 def _produce(
-    work: _Work, *, verify: bool, progress: Progress | None, say: Callable[[str], None] | None
-) -> dict:
-    """Everything up to the placement; returns the manifest."""
-    plan, staging = work.plan, work.staging
-    if plan.request.foreign is not None:
-        staging.start_afresh(work.print_)
-        return produce_foreign(plan, staging, work.print_.digest, work.known, verify=verify)
-    finished, reason = staging.resume(work.print_)
+    runs: Sequence[_Run],
+    tuning: Tuning,
+    *,
+    verify: bool,
+    progress: Progress | None,
+    say: Callable[[str], None] | None,
+) -> list[Manifest]:
+    """Everything up to the placement: the manifests, which are written last."""
+    manifests = [run.staging.complete_manifest(run.print_) for run in runs]
+    left = [run for run, known in zip(runs, manifests, strict=True) if known is None]
+    if not left:
+        made = []
+    elif left[0].plan.request.foreign is not None:
+        made = [_with_mergekit(run, verify=verify) for run in left]
+    else:
+        made = _streamed(left, tuning, verify=verify, progress=progress, say=say)
+    following = iter(made)
+    return [known if known is not None else next(following) for known in manifests]
+
+
+def _streamed(
+    runs: Sequence[_Run],
+    tuning: Tuning,
+    *,
+    verify: bool,
+    progress: Progress | None,
+    say: Callable[[str], None] | None,
+) -> list[Manifest]:
+    finished = [_resumed(run, say) for run in runs]
+    hashes = [write_small_files(run.plan, run.staging.folder) for run in runs]
+    with ExitStack() as stack:
+        # The tokenizers need no weights: they are tried while the weights stream.
+        tokenizers = [
+            stack.enter_context(Tokenizers(run.staging.folder, run.plan.donor, _golden(run.plan)))
+            for run in (runs if verify else ())
+        ]
+        done = stream(
+            [run.plan for run in runs],
+            [run.staging for run in runs],
+            finished=finished,
+            tuning=tuning,
+            progress=progress,
+        )
+        if changed := _changed(runs[0].known, identities(runs[0].plan)):
+            raise CheckpointError(f"{changed} changed while it was read: run again")
+        manifests = [_manifest(*one) for one in zip(runs, done, hashes, strict=True)]
+        if not verify:
+            return manifests
+        return [_verified(*one) for one in zip(runs, manifests, tokenizers, done, strict=True)]
+
+
+def _resumed(run: _Run, say: Callable[[str], None] | None) -> list[FinishedShard]:
+    """The shards that an earlier run left, and whether the rest has room."""
+    plan, staging = run.plan, run.staging
+    finished, reason = staging.resume(run.print_)
     if say and (reason or finished):
         say(reason or f"resuming: {len(finished)} of {len(plan.shards)} shards done")
     _check_space(plan, staging, finished)
-    hashes = write_sidecars(plan, staging.path)
-    with ExitStack() as stack:
-        # The tokenizers need no weights: they are tried while the weights stream.
-        tokenizers = (
-            stack.enter_context(Tokenizers(staging.path, plan.donor, _golden(plan)))
-            if verify
-            else None
-        )
-        finished = _stream(plan, staging, finished, work.tuning, progress)
-        if changed := _changed(work.known, identities(plan)):
-            raise CheckpointError(f"{changed} changed while it was read: run again")
-        content = _manifest(work, finished, hashes)
-        if tokenizers is not None:
-            found = _verify(work, tokenizers, finished)
-            content |= {"verified": found.ok, "verification": [asdict(c) for c in found.checks]}
-    content["files"][CARD] = write_file(staging.path / CARD, card(content).encode())
-    write_manifest(staging.path, content)
-    return content
+    return finished
 
 
-def _verify(work: _Work, tokenizers: Tokenizers, finished: list[FinishedShard]) -> VerifyResult:
+def _verified(
+    run: _Run, manifest: Manifest, tokenizers: Tokenizers, finished: Sequence[FinishedShard]
+) -> Manifest:
     """The checks, with what the stream knows: it wrote no NaN, and zeros only where both had them."""
-    sums = {name: value for shard in finished for name, value in shard.sums.items()}
+    plan = run.plan
+    sums = _sums(finished)
     zero = {
         name for name, s in sums.items() if s.elements and not (s.base_square or s.delta_square)
     }
-    hashes = {shard.file: shard.sha256 for shard in finished}
-    facts = TensorFacts(hashes, zero=frozenset(zero))
-    sft = work.plan.sources.get("sft")
-    return verify_stream(
-        work.staging.path,
+    sft = plan.sources.get("sft")
+    found = verify_stream(
+        run.staging.folder,
         tokenizers,
-        facts,
-        aligned=work.plan.donor,
+        TensorFacts({shard.file: shard.sha256 for shard in finished}, zero=frozenset(zero)),
+        aligned=plan.donor,
         sft=None if sft is None else sft.tokenizer_files,
-        asked_dtype=work.plan.request.dtype,
-        golden=_golden(work.plan),
-        stop_at=work.plan.request.stop_at,
+        asked_dtype=plan.request.dtype,
+        golden=_golden(plan),
+        stop_at=plan.request.stop_at,
     )
+    return replace(manifest, verified=found.ok, verification=found.checks)
 
 
 def _golden(plan: Plan) -> Golden | None:
     return None if plan.request.vectors is None else read_golden(plan.request.vectors)
 
 
-@dataclass
-class _ShardSink:
-    """The writer's end of the pipeline: pages to the disk, sums to the journal."""
-
-    plan: Plan
-    staging: Staging
-    finished: list[FinishedShard]
-    written_bytes: int = 0
-    _writer: ShardWriter | None = None
-    _sums: dict[str, Sums] = field(default_factory=dict)
-    _samples: dict[str, Sample] = field(default_factory=dict)
-    _edits: list[EditReport] = field(default_factory=list)
-
-    def write(self, sealed: Sealed) -> None:
-        shard = self.plan.shards[sealed.computed.chunk.shard]
-        if self._writer is None:
-            self._writer = ShardWriter(self.staging.temporary(shard.file), shard.file_bytes)
-            self._writer.write(0, _in_pages(shard.header))
-            self._sums, self._samples, self._edits = {}, {}, []
-        self._writer.write(sealed.offset, sealed.pages)
-        self.written_bytes += sealed.computed.chunk.nbytes
-        for result in sealed.computed.results:
-            self._add(result)
-        if sealed.sha256 is not None:
-            self._writer.finish()
-            self._writer = None
-            done = FinishedShard(
-                shard.file,
-                shard.file_bytes,
-                sealed.sha256,
-                self._sums,
-                self._samples,
-                self._edits,
-            )
-            self.staging.record(done)
-            self.finished.append(done)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def _add(self, result: PieceResult) -> None:
-        name = result.job.name
-        for block in result.blocks:
-            self._sums[name] = self._sums.get(name, Sums()).plus(block)
-        if result.sample is not None:
-            self._samples[name] = result.sample
-        self._edits += result.edits
+def _sums(finished: Sequence[FinishedShard]) -> dict[str, Sums]:
+    return {name: value for shard in finished for name, value in shard.sums.items()}
 
 
-def _stream(
-    plan: Plan,
-    staging: Staging,
-    finished: list[FinishedShard],
-    tuning: Tuning,
-    progress: Progress | None,
-) -> list[FinishedShard]:
-    """Run the pipeline over the shards that are not finished yet; all of them, in plan order."""
-    done = {shard.file for shard in finished}
-    sink = _ShardSink(plan, staging, list(finished))
-    skipped_bytes = sum(shard.file_bytes for shard in finished)
-    files = OpenFiles()
-    left = (job for shard in plan.shards if shard.file not in done for job in shard.jobs)
-    preparations: Preparations[Made] = Preparations(left, ahead=tuning.threads - 1)
-    kernels = [_kernel(plan, files, tuning, preparations) for _ in range(tuning.threads)]
-
-    def tick() -> None:
-        if progress:
-            progress(skipped_bytes + sink.written_bytes, plan.write_bytes)
-
-    pipeline = Pipeline(
-        _chunks(plan, done, tuning),
-        lambda number: plan.shards[number].header,
-        kernels,
-        sink.write,
-        chunk_bytes=tuning.chunk_bytes,
-        hashing=tuning.hashing,
-    )
-    try:
-        pipeline.run(tick)
-    finally:
-        sink.close()
-        files.close()
-    by_file = {shard.file: shard for shard in sink.finished}
-    return [by_file[shard.file] for shard in plan.shards]
-
-
-def _kernel(
-    plan: Plan, files: OpenFiles, tuning: Tuning, preparations: Preparations[Made]
-) -> Kernel:
-    return Kernel(
-        Sources(files, buffer_bytes(tuning.chunk_bytes)),
-        rounding=plan.request.rounding,
-        seed=plan.request.seed,
-        statistics=tuning.statistics,
-        block_elements=tuning.block_elements,
-        preparations=preparations,
-    )
-
-
-def _chunks(plan: Plan, done: set[str], tuning: Tuning) -> Iterator[Chunk]:
-    sizes = {"chunk_bytes": tuning.chunk_bytes, "block_elements": tuning.block_elements}
-    for number, shard in enumerate(plan.shards):
-        if shard.file not in done:
-            yield from cut(shard, number, **sizes)
-
-
-def _manifest(work: _Work, finished: list[FinishedShard], hashes: dict[str, str]) -> dict:
-    plan = work.plan
-    sums = {name: value for shard in finished for name, value in shard.sums.items()}
+def _manifest(run: _Run, finished: Sequence[FinishedShard], hashes: dict[str, str]) -> Manifest:
+    plan, request, sums = run.plan, run.plan.request, _sums(finished)
     samples = {name: value for shard in finished for name, value in shard.samples.items()}
-    other = alternative(sums, samples, plan.request.rounding) if samples else None
-    return manifest(
-        plan,
-        work.print_,
-        work.known,
-        hashes | {shard.file: shard.sha256 for shard in finished},
-        statistics(total(sums.values())),
-        other,
-        {name: statistics(value) for name, value in sums.items()},
-        {name: statistics(value) for name, value in by_module(sums).items()},
-        [edit for shard in finished for edit in shard.edits],
+    labels = dict(zip(request.references(), plan.labels, strict=True))
+    return Manifest(
+        plan=run.print_.digest,
+        method=request.method,
+        spec=resolved(request, labels.__getitem__),
+        mergekit_spec=mergekit_spec(request, most_common_dtype(plan), labels.__getitem__),
+        alpha=request.alpha,
+        paper_alpha=None if request.alpha is None else paper_alpha(request.alpha),
+        sources={role: source_entry(checkpoint) for role, checkpoint in plan.sources.items()},
+        donor=plan.donor.label,
+        inputs=run.known,
+        dtypes=tuple(sorted({job.dtype for job in plan.jobs})),
+        rounding=request.rounding,
+        seed=request.seed,
+        statistics=statistics(total(sums.values())),
+        alternative=alternative(sums, samples, request.rounding) if samples else None,
+        modules={name: statistics(value) for name, value in by_module(sums).items()},
+        tensors={name: statistics(value) for name, value in sums.items()},
+        edits=tuple(edit for shard in finished for edit in shard.edits),
+        notes=plan.notes,
+        warnings=plan.warnings,
+        versions=versions("torch", "numba", "safetensors"),
+        files=hashes | {shard.file: shard.sha256 for shard in finished},
     )
 
 
-def _result(content: dict, out: Path, written_bytes: int, seconds: float) -> MergeResult:
-    other = content["alternative"]
+def _with_mergekit(run: _Run, *, verify: bool) -> Manifest:
+    """Everything up to the placement by mergekit's engine: what it did to each tensor is not known.
+
+    There is no resume: an interrupted run starts afresh.
+    """
+    from expo.compute.foreign import merge_with_mergekit
+
+    plan, request, folder = run.plan, run.plan.request, run.staging.folder
+    assert request.foreign is not None
+    run.staging.start_afresh(run.print_)
+    merge_with_mergekit(plan, folder)
+    for sidecar in plan.sidecars:
+        copy_file(sidecar.files.local_path(sidecar.name), folder / sidecar.name)
+    labels = dict(zip(request.references(), plan.labels, strict=True))
+    names = {text: labels[model] for text, model in request.foreign.models.items()}
+    spec = renamed(request.foreign.spec, names)
+    manifest = Manifest(
+        plan=run.print_.digest,
+        method=request.method,
+        spec=spec,
+        mergekit_spec=spec,
+        alpha=None,
+        paper_alpha=None,
+        sources={role: source_entry(checkpoint) for role, checkpoint in plan.sources.items()},
+        donor=None if request.foreign.changes_tokenizer else plan.donor.label,
+        inputs=run.known,
+        dtypes=_dtypes(folder),
+        rounding="nearest",
+        seed=request.seed,
+        statistics=statistics(Sums()),
+        alternative=None,
+        modules={},
+        tensors={},
+        edits=(),
+        notes=plan.notes,
+        warnings=plan.warnings,
+        versions=versions("mergekit"),
+        files=_sealed(run.staging),
+        engine="mergekit",
+        reasons=request.foreign.reasons,
+    )
+    if not verify:
+        return manifest
+    # without the donor: layers and vocabulary may differ from every model's on purpose
+    found = verify_folder(folder, golden=_golden(plan), quick=True, stop_at=request.stop_at)
+    return replace(manifest, verified=found.ok, verification=found.checks)
+
+
+def _dtypes(folder: Path) -> tuple[str, ...]:
+    """The dtypes that are in an output."""
+    files = open_directory(folder)
+    shards = [read_shard(files, name) for name in files.sizes if name.endswith(".safetensors")]
+    return tuple(sorted({tensor.dtype for shard in shards for tensor in shard.tensors}))
+
+
+def _sealed(staging: Staging) -> dict[str, str]:
+    """Everything that a library has written, made durable; SHA-256 by name."""
+    paths = (path for path in sorted(staging.folder.rglob("*")) if path.is_file())
+    named = ((path.relative_to(staging.folder).as_posix(), path) for path in paths)
+    return {name: seal_file(path) for name, path in named if name not in staging.own_files}
+
+
+def _result(run: _Run, manifest: Manifest, seconds: float) -> MergeResult:
+    written = run.plan.write_bytes
+    if manifest.engine == "mergekit":  # only now it is known
+        written = sum((run.staging.out / name).stat().st_size for name in manifest.files)
     return MergeResult(
-        out=out,
-        method=content["method"],
-        alpha=content["alpha"],
-        paper_alpha=content["paper_alpha"],
-        statistics=Statistics(**content["statistics"]),
-        alternative=Alternative(**other) if other else None,
-        modules={name: Statistics(**value) for name, value in content["modules"].items()},
-        edits=tuple(EditReport(**edit) for edit in content["edits"]),
-        written_bytes=written_bytes,
+        out=run.staging.out,
+        method=manifest.method,
+        alpha=manifest.alpha,
+        paper_alpha=manifest.paper_alpha,
+        statistics=manifest.statistics,
+        alternative=manifest.alternative,
+        modules=manifest.modules,
+        edits=manifest.edits,
+        written_bytes=written,
         seconds=seconds,
-        warnings=tuple(content["warnings"]),
-        verified=content["verified"],
-        checks=tuple(CheckResult(**check) for check in content["verification"] or ()),
+        warnings=manifest.warnings,
+        verified=manifest.verified,
+        checks=manifest.verification or (),
     )
 
 
@@ -384,19 +422,3 @@ def _check_space(plan: Plan, staging: Staging, finished: list[FinishedShard]) ->
             f"{staging.out} needs {needed / 1e9:.2f} GB but its disk has {free / 1e9:.2f} GB free: "
             "make room, or name an OUT on another disk"
         )
-
-
-def _explained(error: OSError, staging: Staging) -> OutputError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(
-            f"the disk of {staging.out} is full: finished shards are kept, "
-            "make room and run the same command again"
-        )
-    where = f" ({error.filename})" if error.filename else ""
-    return OutputError(f"{staging.out} cannot be written: {error.strerror}{where}")
-
-
-def _in_pages(header: bytes) -> np.ndarray:
-    pages = aligned_buffer(len(header))
-    pages[:] = np.frombuffer(header, dtype=np.uint8)
-    return pages

@@ -1,17 +1,20 @@
-"""Spectra of a model's matrices, or of their change: one matrix at a time, a few at once."""
+"""`expo spectrum`: spectra of a model's matrices, or of their change, a few at once."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from os import PathLike
 
+import torch
 from torch import Tensor
 
 from expo.checkpoint.checkpoint import Checkpoint, Weight, open_checkpoint
 from expo.checkpoint.headers import printable
-from expo.checkpoint.reference import Reference
+from expo.checkpoint.reference import parse_reference
+from expo.compute.arithmetic import plain_arithmetic
 from expo.compute.cuts import one_rounding
-from expo.compute.inputs import OpenFiles, Sources, read_tensor
+from expo.compute.inputs import Inputs, Readers, fetch_weights, read_tensor
 from expo.compute.threads import side_by_side
-from expo.errors import CheckpointError
+from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import singular_values
 from expo.operators.low_rank import (
     bulk_fit,
@@ -26,91 +29,65 @@ from expo.operators.low_rank import (
 )
 from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
 from expo.planning.matrices import Matrix, matrices
+from expo.results import ChangeSpectrum, MatrixSpectrum
 
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class MatrixSpectrum:
-    """One matrix: noise level and edge in its units, ranks by each rule, signal against noise.
-
-    `snr_compat` is Spectrum's (None where that is infinite), `bulk_fit` the Kolmogorov–Smirnov distance
-    of what lies below the edge to pure noise.
-    """
-
-    tensor: str
-    shape: tuple[int, int]
-    noise_sigma: float
-    mp_edge: float
-    rank_mp: int
-    rank_gavish_donoho: int
-    rank_laser_rmt: int
-    snr_mp: float | None
-    snr_compat: float | None
-    effective_rank: float
-    bulk_fit: float | None
-
-
-@dataclass(frozen=True)
-class ChangeSpectrum(MatrixSpectrum):
-    """The same of a change; `ulp_ratio` = noise_sigma over the noise of one rounding of the weights.
-
-    Near 1 the bulk is rounding noise; √2 is what two independent roundings give. None where an
-    adapter's change was never rounded.
-    """
-
-    ulp_ratio: float | None
-
-
-def run_spectrum(
-    model: Reference,
+def spectrum(
+    model: str | PathLike[str],
     *,
-    minus: Reference | None = None,
-    pattern: str | None = None,
+    minus: str | PathLike[str] | None = None,
+    target: str | None = None,
     threads: int = 2,
     progress: Progress | None = None,
     values: dict[str, Tensor] | None = None,
 ) -> tuple[MatrixSpectrum, ...]:
-    """The spectra of `model`, or of `model` − `minus`, in the order of its files.
+    """Singular values of every matrix, summed up; of the change since `minus`, if that is given.
 
     Args:
-        pattern: only matrices in whose label it is found; by default the matrices of the layers.
+        target: only matrices in whose label (the tensor's full name, and the part of a fused one) this
+            regular expression is found; by default those of the layers, without embeddings, head, norms and router gates.
+        threads: matrices at a time, each on one core.
         progress: called with (matrices done, matrices in all).
-        values: where to leave the singular values themselves, by label.
+        values: where to leave the singular values, float64 in descending order, by tensor.
 
     Raises:
-        CheckpointError: the models do not fit, a value is not finite, or no matrix is chosen.
-        HubError: a model cannot be fetched.
+        SpecError: `target` is not a regular expression.
+        CheckpointError, HubError: an input cannot be used.
     """
-    checkpoint = open_checkpoint(model)
-    base = None if minus is None else open_checkpoint(minus)
-    chosen = list(matrices(checkpoint, pattern))
+    try:
+        re.compile(target or "")
+    except re.error as error:
+        raise SpecError(f"{target}: not a regular expression: {error}") from error
+    checkpoint = open_checkpoint(parse_reference(str(model), role="MODEL"))
+    base = None if minus is None else open_checkpoint(parse_reference(str(minus), role="BASE"))
+    chosen = list(matrices(checkpoint, target))
     if not chosen:
         raise CheckpointError(f"{checkpoint.label} has no matrix that is asked for: try --target")
     for matrix in chosen if base is not None else ():
         _check_pair(matrix, checkpoint, base)
-    files = OpenFiles()
+    fetch_weights(checkpoint, *([base] if base is not None else []))
+    readers = Readers()
 
     def one(matrix: Matrix) -> MatrixSpectrum:
-        sources = Sources(files, buffer_bytes(CHUNK_BYTES))
-        loaded = _load(matrix, matrix.weight, sources)
+        inputs = Inputs(readers, buffer_bytes(CHUNK_BYTES))
+        loaded = _load(matrix, matrix.weight, inputs)
         if base is None:
             found = singular_values(loaded)
             result = _summary(matrix, found)
         else:
             before = base.weights[matrix.tensor]
             noise = one_rounding(loaded, matrix.weight, before)
-            found = singular_values(loaded.sub_(_load(matrix, before, sources)))
+            found = singular_values(loaded.sub_(_load(matrix, before, inputs)))
             sums = _summary(matrix, found)
             result = ChangeSpectrum(**vars(sums), ulp_ratio=noise and sums.noise_sigma / noise)
         if values is not None:
             values[matrix.label] = found
         return result
 
-    try:
+    with readers:
         return tuple(side_by_side(one, chosen, threads, progress))
-    finally:
-        files.close()
 
 
 def _check_pair(matrix: Matrix, checkpoint: Checkpoint, base: Checkpoint | None) -> None:
@@ -143,9 +120,11 @@ def _summary(matrix: Matrix, values: Tensor) -> MatrixSpectrum:
     )
 
 
-def _load(matrix: Matrix, weight: Weight, sources: Sources) -> Tensor:
+def _load(matrix: Matrix, weight: Weight, inputs: Inputs) -> Tensor:
     """Where the matrix lies in a weight, in float32."""
-    values = read_tensor(sources, weight, matrix.shape, first=matrix.begin)
+    rows, columns = matrix.shape
+    flat = read_tensor(inputs, weight, rows * columns, plain_arithmetic(), first=matrix.begin)
+    values = torch.from_numpy(flat).view(matrix.shape)
     if not bool(values.isfinite().all()):
         raise CheckpointError(
             f"{printable(matrix.tensor)} holds NaN or Inf in {weight.files.label}: it is damaged"

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from expo.errors import ExpoError
+from expo.results import CheckResult, Status
 
 if TYPE_CHECKING:
     from expo.verification.subject import Subject
 
 Severity = Literal["error", "warning", "info"]
-Status = Literal["pass", "info", "warning", "error", "skipped"]
 
 _SHOWN = 5  # faults in a message before "and N more"
 _MALFORMED = (
@@ -46,24 +46,6 @@ class Check:
     claim: str
     cure: str
     find: "Callable[[Subject], Iterator[str]]"
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """What a check came to. `cure` is empty where there is nothing to cure."""
-
-    name: str
-    status: Status
-    message: str
-    cure: str
-
-
-@dataclass(frozen=True)
-class VerifyResult:
-    """What `expo verify` found, in the order of the table; `ok` where no check found an error."""
-
-    ok: bool
-    checks: tuple[CheckResult, ...]
 
 
 def run(check: Check, subject: "Subject") -> CheckResult:

@@ -10,6 +10,7 @@ from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.files import Files, open_directory
 from expo.checkpoint.sidecars import is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError, TokenizerError
+from expo.results import VerifyResult
 from expo.spec.request import StopAt
 from expo.verification import (
     configuration,
@@ -20,7 +21,7 @@ from expo.verification import (
     tokenizer,
     vectors,
 )
-from expo.verification.check import Check, Skipped, VerifyResult, run
+from expo.verification.check import Check, Skipped, run
 from expo.verification.conversations import CONVERSATIONS, TEXTS
 from expo.verification.golden import Golden, record
 from expo.verification.process import MEMORY_BYTES, Process, Report

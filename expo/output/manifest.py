@@ -1,0 +1,161 @@
+"""`expo.json`: how a model was made, and the SHA-256 of every file beside it. The one type that writes it,
+reads it, verifies against it and makes the card from it."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from expo.checkpoint.checkpoint import Checkpoint
+from expo.checkpoint.sidecars import MANIFEST
+from expo.errors import CheckpointError
+from expo.results import (
+    AdaptedModule,
+    Alternative,
+    CheckResult,
+    EditReport,
+    OtherTensor,
+    Statistics,
+)
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+SCHEMA = "expo.manifest/1"
+ADAPTER_SCHEMA = "expo.adapter/1"
+
+Identities = dict[str, dict[str, str | int]]
+"""Every input by `role model/file`, with what tells it from a changed one."""
+
+
+@dataclass(frozen=True)
+class SourceEntry:
+    """A model that went in: a Hub id or a folder's name, never a path."""
+
+    model: str
+    commit: str | None
+    adapter: str | None
+    adapter_commit: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of an output.
+
+    `plan` is the fingerprint of everything that decided its bytes. `alpha` is None where it differs between
+    tensors or models, or the method is not ExPO. Of what mergekit's engine computed (`engine`, and why:
+    `reasons`) statistics are of no element. `donor` is None where mergekit made the tokenizer. `verified` is
+    None where nobody looked.
+    """
+
+    plan: str
+    method: str
+    spec: dict[str, object]
+    mergekit_spec: dict[str, object] | None
+    alpha: float | None
+    paper_alpha: float | None
+    sources: dict[str, SourceEntry]
+    donor: str | None
+    inputs: Identities
+    dtypes: tuple[str, ...]
+    rounding: Literal["nearest", "stochastic"]
+    seed: int
+    statistics: Statistics
+    alternative: Alternative | None
+    modules: dict[str, Statistics]
+    tensors: dict[str, Statistics]
+    edits: tuple[EditReport, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    versions: dict[str, str]
+    files: dict[str, str]
+    verified: bool | None = None
+    verification: tuple[CheckResult, ...] | None = None
+    engine: Literal["expo", "mergekit"] = "expo"
+    reasons: tuple[str, ...] = field(default=())
+    schema: str = SCHEMA
+
+    def to_json(self) -> str:
+        return _json(asdict(self))
+
+    @classmethod
+    def from_json(cls, raw: str | bytes) -> "Manifest":
+        """Read a manifest.
+
+        Raises:
+            CheckpointError: it is not JSON, of another schema, or a field is missing or of another kind.
+        """
+        from pydantic import ValidationError
+
+        try:
+            manifest = _adapter().validate_json(raw)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise CheckpointError(f"{MANIFEST} is damaged: {where}: {first['msg']}") from error
+        if manifest.schema != SCHEMA:
+            raise CheckpointError(f"{MANIFEST} is of schema {manifest.schema!r}, not {SCHEMA}")
+        return manifest
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "Manifest | None":
+        """The manifest in a folder; None where there is none that can be read."""
+        try:
+            return cls.from_json((folder / MANIFEST).read_bytes())
+        except (OSError, CheckpointError):
+            return None
+
+
+@dataclass(frozen=True)
+class AdapterManifest:
+    """What is known of an adapter that was made from a change: `energy` is the share of it that it holds."""
+
+    sources: dict[str, str]
+    scale: float
+    energy: float
+    modules: tuple[AdaptedModule, ...]
+    others: tuple[OtherTensor, ...]
+    versions: dict[str, str]
+    files: dict[str, str]
+    inputs: Identities
+    schema: str = ADAPTER_SCHEMA
+
+    def to_json(self) -> str:
+        return _json(asdict(self))
+
+
+@cache
+def _adapter() -> "TypeAdapter[Manifest]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Manifest)
+
+
+def _json(values: dict) -> str:
+    ordered = {"schema": values.pop("schema")} | values
+    return json.dumps(ordered, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def source_entry(checkpoint: Checkpoint) -> SourceEntry:
+    adapter = checkpoint.adapter
+    return SourceEntry(
+        model=checkpoint.files.label,
+        commit=checkpoint.files.commit,
+        adapter=adapter.files.label if adapter else None,
+        adapter_commit=adapter.files.commit if adapter else None,
+    )
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """expo's version and those of packages, without importing them."""
+    import expo
+
+    found = {"expo": expo.__version__}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

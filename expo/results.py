@@ -1,0 +1,290 @@
+"""What every verb returns: frozen dataclasses with the keys of `--json`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Rounding = Literal["nearest", "stochastic"]
+Status = Literal["pass", "info", "warning", "error", "skipped"]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a merge did, over some tensors. Shares are of the elements that both sides have.
+
+    `alpha` is what was asked for over these tensors, `effective_alpha` what came out after rounding,
+    `rounding_noise` the RMS of the rounding error over the RMS of the increment; None where Δ is
+    zero. Of methods other than ExPO, Δ is the intended change and the asked α is 1.
+    """
+
+    elements: int
+    alpha: float | None
+    effective_alpha: float | None
+    rounding_noise: float | None
+    zero_share: float | None
+    unmoved_share: float | None
+    delta_norm: float
+    delta_rms: float
+    relative_delta: float | None
+    nonfinite: int = 0  # a run that meets one is refused
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """What the other rounding would give, estimated from one block of every tensor."""
+
+    rounding: Rounding
+    effective_alpha: float | None
+    rounding_noise: float | None
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What an edit did to a matrix: rank kept of how many, share of ΣS² removed.
+
+    `on` is "result", or the model whose Δ it was. The noise level and how well the bulk fits (0 is pure
+    noise) are known where the whole spectrum was computed, `ulp_ratio` = σ̂/σ_ulp of a Δ as well.
+    `gain` says of a randomized SVD by how much its last iteration still lowered the residual.
+    """
+
+    matrix: str
+    on: str
+    keep: str
+    rank: int
+    full_rank: int
+    removed_energy: float
+    noise_sigma: float | None
+    bulk_fit: float | None
+    ulp_ratio: float | None = None
+    gain: float | None = None
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check came to. `cure` is empty where there is nothing to cure."""
+
+    name: str
+    status: Status
+    message: str
+    cure: str
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What `expo verify` found, in the order of the table; `ok` where no check found an error."""
+
+    ok: bool
+    checks: tuple[CheckResult, ...]
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """A placed output; `modules` holds the parts of `statistics`.
+
+    `edits` are the matrices that were cut, in the order of the files.
+    `alpha` is None where it differs between tensors or models, or the method is not ExPO;
+    `verified` is None where the verification was skipped, else whether no check found an error.
+    """
+
+    out: Path
+    method: str
+    alpha: float | None
+    paper_alpha: float | None
+    statistics: Statistics
+    alternative: Alternative | None
+    modules: dict[str, Statistics]
+    edits: tuple[EditReport, ...]
+    written_bytes: int
+    seconds: float
+    warnings: tuple[str, ...]
+    verified: bool | None
+    checks: tuple[CheckResult, ...]
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """One side: what was taken for it, at which Hub commit if any."""
+
+    model: str
+    kind: str
+    commit: str | None
+    adapter: str | None
+    adapter_commit: str | None
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """Counts of what is computed and copied, names of what does not fit."""
+
+    matched: int
+    copied: int
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    edited_matrices: int
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What a merge would do. It runs only where `refusals` is empty.
+
+    `sources` are all models by their role; `sft` and `aligned` are None where there is no such role.
+    `alpha` is None where it differs between tensors or models, `alpha_range` what it ranges over.
+    """
+
+    method: str
+    engine: str
+    sft: SourceReport | None
+    aligned: SourceReport | None
+    sources: dict[str, SourceReport]
+    alpha: float | None
+    paper_alpha: float | None
+    alpha_range: tuple[float, float] | None
+    dtypes: tuple[str, ...]
+    rounding: str
+    seed: int
+    tensors: TensorReport
+    read_bytes: int
+    write_bytes: int
+    download_bytes: int
+    memory_bytes: int
+    free_disk_bytes: int
+    shards: dict[str, int]
+    tokenizer_donor: str | None
+    sidecars: tuple[str, ...]
+    left_behind: dict[str, int]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    refusals: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.refusals
+
+
+@dataclass(frozen=True)
+class DeltaStatistics:
+    """How far B is from A. Norms are Frobenius norms, `delta_rms` is per element."""
+
+    elements: int
+    delta_norm: float
+    delta_rms: float
+    relative_delta: float | None
+    zero_share: float | None
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class ModuleDelta:
+    """One module of one layer; layer is None outside the layers."""
+
+    layer: int | None
+    module: str
+    statistics: DeltaStatistics
+
+
+@dataclass(frozen=True)
+class DiffResult:
+    """`missing` is only in B, `extra` only in A, `mismatched` differs in shape or kind."""
+
+    a: str
+    b: str
+    total: DeltaStatistics
+    tensors: dict[str, DeltaStatistics]
+    modules: tuple[ModuleDelta, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    references: dict[str, float]
+    notes: tuple[str, ...]
+
+    @property
+    def same_structure(self) -> bool:
+        return not (self.missing or self.extra or self.mismatched)
+
+
+@dataclass(frozen=True)
+class MatrixSpectrum:
+    """One matrix: noise level and edge in its units, ranks by each rule, signal against noise.
+
+    `snr_compat` is Spectrum's (None where that is infinite), `bulk_fit` the Kolmogorov–Smirnov distance
+    of what lies below the edge to pure noise.
+    """
+
+    tensor: str
+    shape: tuple[int, int]
+    noise_sigma: float
+    mp_edge: float
+    rank_mp: int
+    rank_gavish_donoho: int
+    rank_laser_rmt: int
+    snr_mp: float | None
+    snr_compat: float | None
+    effective_rank: float
+    bulk_fit: float | None
+
+
+@dataclass(frozen=True)
+class ChangeSpectrum(MatrixSpectrum):
+    """The same of a change; `ulp_ratio` = noise_sigma over the noise of one rounding of the weights.
+
+    Near 1 the bulk is rounding noise; √2 is what two independent roundings give. None where an
+    adapter's change was never rounded.
+    """
+
+    ulp_ratio: float | None
+
+
+@dataclass(frozen=True)
+class AdaptedModule:
+    """A module of the adapter: `error` = ‖Δ − s·B·A‖/‖Δ‖ as stored, `relative_delta` = ‖Δ‖/‖W_sft‖, None where
+    that is not defined."""
+
+    module: str
+    rank: int
+    error: float
+    relative_delta: float | None
+
+
+@dataclass(frozen=True)
+class OtherTensor:
+    """A changed tensor that is not in B·A: `saved` whole, or left as it is in SFT, and why."""
+
+    tensor: str
+    relative_delta: float | None
+    saved: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class ExtractResult:
+    """A placed adapter. `energy` is the share of ΣΔ² over all tensors that it holds."""
+
+    out: Path
+    modules: tuple[AdaptedModule, ...]
+    others: tuple[OtherTensor, ...]
+    energy: float
+    scale: float
+    written_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DemoPoint:
+    """One model of the demo. `reward` is the mean probability of the preferred answer."""
+
+    alpha: float
+    paper_alpha: float
+    effective_alpha: float | None
+    reward: float
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    out: Path
+    points: tuple[DemoPoint, ...]
+    plot: Path | None
+
+    @property
+    def best(self) -> DemoPoint:
+        return max(self.points, key=lambda point: point.reward)
