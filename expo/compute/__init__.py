@@ -1,0 +1,1 @@
+"""A piece of a job becomes bytes and sums: the compiled kernels of the CPU."""
