@@ -152,19 +152,31 @@ def _random_f16(value, draw, like):
 
 
 @inlined
-def fill_draws(origin, begin, room):
-    """`room` (uint64) as uint32: the draws on [0, 2²⁴) of the elements from `begin`, made even.
+def rounded(value, drawn, i, like):
+    """float32 in the type of `like`, by element i of what `strip_draws` gave."""
+    if drawn is None:
+        return nearest(value, like)
+    return at_random(value, drawn[i], like)
 
-    SplitMix64 of a counter: two elements share an output, the even one has its lower half.
+
+@inlined
+def strip_draws(draws, at, room):
+    """The draws, uint32 on [0, 2²⁴), of a strip that begins at element `at` of the block.
+
+    SplitMix64 of a counter: two elements of the tensor share an output, the even one has its lower
+    half. `room` is uint64, for one pair more than the strip has.
     """
-    first = uint64(begin) >> uint64(1)
+    if draws is None:
+        return None
+    begin = uint64(draws[1]) + at
+    first = begin >> uint64(1)
     for pair in range(uint64(len(room))):
-        z = uint64(uint64(first + pair) * _GAMMA + origin)
+        z = uint64(uint64(first + pair) * _GAMMA + draws[0])
         z = uint64(uint64(z ^ uint64(z >> uint64(30))) * _MIX_1)
         z = uint64(uint64(z ^ uint64(z >> uint64(27))) * _MIX_2)
         z = uint64(z ^ uint64(z >> uint64(31)))
         room[pair] = uint64(z >> uint64(8)) & _BOTH_24
-
+    return room.view(np.uint32)[begin & uint64(1) :]
 
 @inlined
 def unbounded(value):

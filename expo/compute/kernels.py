@@ -16,11 +16,10 @@ from expo.compute.bits import (
 
     Draws,
     Stored,
-    at_random,
     draws,
-    fill_draws,
-    nearest,
+    rounded,
     stored,
+    strip_draws,
     unbounded,
     up,
 )
@@ -28,13 +27,23 @@ from expo.compute.jit import compiled
 from expo.compute.lanes import LANES, STRIP, end_row, products, whole_groups
 from expo.operators.statistics import Sums
 
-__all__ = ["Done", "Draws", "draws", "extrapolate", "store", "stored", "widen"]
+__all__ = [
+    "Block", "Done", "Draws", "Stored", "compare", "draws", "extrapolate", "finish", "store", "stored",
+    "widen",
+]  # fmt: skip
 
+_PAIRS = STRIP // uint64(2) + uint64(1)
 _BIT_31 = uint32(1 << 31)
 _NO_COPY, _COPY_BASE, _COPY_ALIGNED = uint32(0), uint32(1), uint32(2)
 
-_B, _D, _E = 0, 1, 2
+# What stands where in a strip's scratch: base or start, Δ, the rounding error or a, the increment.
+_B, _D, _E, _I = 0, 1, 2, 3
+_A = _E
 _extrapolate_products = products((_B, _B), (_D, _D), (_E, _E), (_E, _D))
+_finish_products = products((_B, _B), (_D, _D), (_E, _E), (_E, _D), (_I, _D), (_I, _I))
+_compare_products = products((_B, _B), (_D, _D), (_A, _A))
+
+Block = NDArray[np.float32]
 
 
 class Done(NamedTuple):
@@ -76,25 +85,20 @@ def extrapolate(
 def _extrapolate(base, aligned, coefficient, copy, out, draws):
     count = uint64(len(out))
     scratch = np.empty((3, STRIP), np.float32)
-    room = np.zeros(STRIP // uint64(2) + uint64(1), np.uint64)
+    room = np.empty(_PAIRS, np.uint64)
     lanes, totals = np.zeros((4, LANES), np.float32), np.zeros(4)
     zeros, unmoved, bad = 0, 0, uint32(0)
     for at in range(uint64(0), count, STRIP):
         size = min(STRIP, count - at)
         same, still = uint32(0), uint32(0)
-        if draws is not None:
-            fill_draws(draws[0], uint64(draws[1]) + at, room)
-            drawn = room.view(np.uint32)[uint64(draws[1]) % uint64(2) :]
+        drawn = strip_draws(draws, at, room)
         for i in range(size):
             b, a = up(base[at + i]), up(aligned[at + i])
             d = a - b
             x = a + coefficient * d
             x = b if copy == _COPY_BASE else x
             x = a if copy == _COPY_ALIGNED else x
-            if draws is None:
-                q = nearest(x, out[at + i])
-            else:
-                q = at_random(x, drawn[i], out[at + i])
+            q = rounded(x, drawn, i, out[at + i])
             out[at + i] = q
             e = up(q) - x
             scratch[_B, i], scratch[_D, i], scratch[_E, i] = b, d, e
@@ -107,7 +111,78 @@ def _extrapolate(base, aligned, coefficient, copy, out, draws):
     return totals, zeros, unmoved, bad < _BIT_31
 
 
-def widen(stored: Stored, out: NDArray[np.float32]) -> None:
+def finish(
+    exact: Block, start: Block, *, delta: Block, still: Block, out: Stored, draws: Draws | None
+) -> Done:
+    """out = round(exact), for what was computed elsewhere; all but `out` are float32.
+
+    Returns:
+        ⟨start, start⟩, ⟨Δ, Δ⟩, the count of Δ = 0, ⟨e, e⟩, ⟨e, Δ⟩ with e = out − exact, the count of
+        out = still, ⟨i, Δ⟩, ⟨i, i⟩ with i = exact − start.
+    """
+    _same_length(exact, start, delta, still, out)
+    totals, zeros, unmoved, finite = _finish(exact, start, delta, still, out, draws)
+    s2, d2, e2, ed, asked_delta, asked_square = totals.tolist()
+    asked = {"asked_delta": asked_delta, "asked_square": asked_square}
+    return Done(Sums(len(out), s2, d2, zeros, e2, ed, unmoved, **asked), finite)
+
+
+@compiled
+def _finish(exact, start, delta, still, out, draws):
+    count = uint64(len(out))
+    scratch = np.empty((4, STRIP), np.float32)
+    room = np.empty(_PAIRS, np.uint64)
+    lanes, totals = np.zeros((6, LANES), np.float32), np.zeros(6)
+    zeros, unmoved, bad = 0, 0, uint32(0)
+    for at in range(uint64(0), count, STRIP):
+        size = min(STRIP, count - at)
+        same, equal = uint32(0), uint32(0)
+        drawn = strip_draws(draws, at, room)
+        for i in range(size):
+            x, s, d = exact[at + i], start[at + i], delta[at + i]
+            q = rounded(x, drawn, i, out[at + i])
+            out[at + i] = q
+            e = up(q) - x
+            scratch[_B, i], scratch[_D, i], scratch[_E, i], scratch[_I, i] = s, d, e, x - s
+            same = uint32(same + uint32(d == float32(0)))
+            equal = uint32(equal + uint32(up(q) == still[at + i]))
+            bad = uint32(bad | unbounded(s) | unbounded(d) | unbounded(up(q)))
+        zeros, unmoved = zeros + same, unmoved + equal
+        _finish_products(lanes, scratch, whole_groups(scratch, size))
+        end_row(lanes, totals, at + STRIP, count)
+    return totals, zeros, unmoved, bad < _BIT_31
+
+
+def compare(base: Stored, aligned: Stored) -> Done:
+    """⟨b, b⟩, ⟨d, d⟩, the count of d = 0 and ⟨a, a⟩, with d = a − b; nothing is written."""
+    _same_length(base, aligned)
+    totals, zeros, finite = _compare(base, aligned)
+    b2, d2, a2 = totals.tolist()
+    return Done(Sums(len(base), b2, d2, zeros, aligned_square=a2), finite)
+
+
+@compiled
+def _compare(base, aligned):
+    count = uint64(len(base))
+    scratch = np.empty((3, STRIP), np.float32)
+    lanes, totals = np.zeros((3, LANES), np.float32), np.zeros(3)
+    zeros, bad = 0, uint32(0)
+    for at in range(uint64(0), count, STRIP):
+        size = min(STRIP, count - at)
+        same = uint32(0)
+        for i in range(size):
+            b, a = up(base[at + i]), up(aligned[at + i])
+            d = a - b
+            scratch[_B, i], scratch[_D, i], scratch[_A, i] = b, d, a
+            same = uint32(same + uint32(d == float32(0)))
+            bad = uint32(bad | unbounded(d))
+        zeros += same
+        _compare_products(lanes, scratch, whole_groups(scratch, size))
+        end_row(lanes, totals, at + STRIP, count)
+    return totals, zeros, bad < _BIT_31
+
+
+def widen(stored: Stored, out: Block) -> None:
     """out = stored, as float32: exact."""
     _same_length(stored, out)
     _widen(stored, out)
@@ -119,7 +194,7 @@ def _widen(stored, out):
         out[i] = up(stored[i])
 
 
-def store(exact: NDArray[np.float32], out: Stored, *, draws: Draws | None) -> bool:
+def store(exact: Block, out: Stored, *, draws: Draws | None) -> bool:
     """out = round(exact); whether all of it is finite."""
     _same_length(exact, out)
     return _store(exact, out, draws)
@@ -128,18 +203,13 @@ def store(exact: NDArray[np.float32], out: Stored, *, draws: Draws | None) -> bo
 @compiled
 def _store(exact, out, draws):
     count = uint64(len(out))
-    room = np.zeros(STRIP // uint64(2) + uint64(1), np.uint64)
+    room = np.empty(_PAIRS, np.uint64)
     bad = uint32(0)
     for at in range(uint64(0), count, STRIP):
         size = min(STRIP, count - at)
-        if draws is not None:
-            fill_draws(draws[0], uint64(draws[1]) + at, room)
-            drawn = room.view(np.uint32)[uint64(draws[1]) % uint64(2) :]
+        drawn = strip_draws(draws, at, room)
         for i in range(size):
-            if draws is None:
-                q = nearest(exact[at + i], out[at + i])
-            else:
-                q = at_random(exact[at + i], drawn[i], out[at + i])
+            q = rounded(exact[at + i], drawn, i, out[at + i])
             out[at + i] = q
             bad = uint32(bad | unbounded(up(q)))
     return bad < _BIT_31

@@ -1,15 +1,14 @@
-"""Sums of products in one order on every processor: sixteen float32 lanes a row of 8,192 elements.
+"""Sums of products in one order on every processor: sixteen lanes a row of 8,192 elements.
 
 Element i of a row goes to lane i mod 16; the lanes of a row are added in order in float64, and so are
 the rows. `operators.statistics.Summing` has the same order in numpy, and so the same bits.
 """
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numpy import uint64
+from numpy import int64, uint64
 
 from expo.compute.jit import inlined
 
@@ -17,11 +16,10 @@ LANES = uint64(16)
 STRIP = uint64(512)  # elements a kernel works on at a time: they stay in the innermost cache
 ROW = uint64(8192)
 
-Pairs = tuple[tuple[int, int], ...]
-
 
 def products(*pairs: tuple[int, int]):
-    """A kernel's function that adds ⟨scratch[i], scratch[j]⟩ of a strip for each pair (i, j).
+    """A kernel's function that adds ⟨scratch[i], scratch[j]⟩ of a strip for each pair (i, j), in the
+    precision of both arrays.
 
     It is written for the compiler underneath: that leaves lanes in memory when they are a loop over an
     array, at three times the time, whereas a vector of sixteen stays in registers.
@@ -50,11 +48,13 @@ def products(*pairs: tuple[int, int]):
 
 
 class _Vectors:
-    """A two-dimensional float32 array as vectors of sixteen, while code is generated."""
+    """A two-dimensional array as vectors of sixteen, while code is generated."""
 
     def __init__(self, context, builder, array, value) -> None:
         made = context.make_array(array)(context, builder, value)
         self._builder, self._data = builder, made.data
+        item = ir.FloatType() if array.dtype == types.float32 else ir.DoubleType()
+        self._vector = ir.VectorType(item, int(LANES)).as_pointer()
         self._width = cgutils.unpack_tuple(builder, made.shape)[1]
 
     def _at(self, row, group):
@@ -62,8 +62,7 @@ class _Vectors:
         first = self._builder.mul(number(row), self._width)
         if group is not None:
             first = self._builder.add(first, self._builder.mul(group, number(int(LANES))))
-        vector = ir.VectorType(ir.FloatType(), int(LANES)).as_pointer()
-        return self._builder.bitcast(self._builder.gep(self._data, [first]), vector)
+        return self._builder.bitcast(self._builder.gep(self._data, [first]), self._vector)
 
     def load(self, row, group=None):
         return self._builder.load(self._at(row, group), align=4)
@@ -78,8 +77,8 @@ def whole_groups(scratch, count):
     groups = (count + LANES - uint64(1)) // LANES
     for row in range(uint64(len(scratch))):
         for i in range(count, groups * LANES):
-            scratch[row, i] = np.float32(0)
-    return np.int64(groups)
+            scratch[row, i] = 0
+    return int64(groups)
 
 
 @inlined
@@ -90,5 +89,5 @@ def end_row(lanes, totals, end, count):
             total = 0.0
             for lane in range(LANES):
                 total += lanes[k, lane]
-                lanes[k, lane] = np.float32(0)
+                lanes[k, lane] = 0
             totals[k] += total
