@@ -22,7 +22,7 @@ Draws = tuple[np.uint64, int]
 
 _STORED = {"BF16": uint16, "F16": int16, "F32": float32}
 
-MAGNITUDE = uint32(0x7FFFFFFF)
+_MAGNITUDE = uint32(0x7FFFFFFF)
 _INFINITE = uint32(0x7F800000)
 _LARGEST_BF16 = uint32(0x7F7F)
 _LARGEST_F16 = uint32(0x7BFF)
@@ -32,6 +32,7 @@ _OVERFLOW_F16 = uint32(143 << 23)  # 65536, likewise
 _HALF = uint32(126 << 23)  # 0.5, whose last bit is worth 2⁻²⁴, like that of a small float16
 _TWO_24 = float32(2.0**24)
 
+PAIRS = uint64(257)  # the outputs that the draws of a strip take: half of 512, and one more
 _GAMMA = uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = uint64(0xBF58476D1CE4E5B9), uint64(0x94D049BB133111EB)
 _BOTH_24 = uint64(0x00FFFFFF00FFFFFF)
@@ -113,12 +114,12 @@ def _nearest_bf16(value, like):
     bits = float32(value).view(np.uint32)
     odd = uint32(uint32(bits >> uint32(16)) & uint32(1))
     rounded = uint32(uint32(bits + uint32(0x7FFF) + odd) >> uint32(16))
-    return uint16(uint32(0x7FC0) if uint32(bits & MAGNITUDE) > _INFINITE else rounded)
+    return uint16(uint32(0x7FC0) if uint32(bits & _MAGNITUDE) > _INFINITE else rounded)
 
 
 def _nearest_f16(value, like):
     bits = float32(value).view(np.uint32)
-    magnitude = uint32(bits & MAGNITUDE)
+    magnitude = uint32(bits & _MAGNITUDE)
     odd = uint32(uint32(magnitude >> uint32(13)) & uint32(1))
     half = uint32(uint32(magnitude - _REBIAS + uint32(0xFFF) + odd) >> uint32(13))
     small = float32(magnitude.view(np.float32) + float32(0.5)).view(np.uint32)
@@ -130,7 +131,7 @@ def _nearest_f16(value, like):
 
 def _random_bf16(value, draw, like):
     bits = float32(value).view(np.uint32)
-    magnitude = uint32(bits & MAGNITUDE)
+    magnitude = uint32(bits & _MAGNITUDE)
     rounded = uint32(uint32(magnitude + uint32(draw >> uint32(8))) >> uint32(16))
     rounded = min(rounded, _LARGEST_BF16)
     signed = uint32(rounded | uint32(uint32(bits >> uint32(16)) & uint32(0x8000)))
@@ -139,7 +140,7 @@ def _random_bf16(value, draw, like):
 
 def _random_f16(value, draw, like):
     bits = float32(value).view(np.uint32)
-    magnitude = uint32(bits & MAGNITUDE)
+    magnitude = uint32(bits & _MAGNITUDE)
     half = uint32(uint32(magnitude - _REBIAS + uint32(draw >> uint32(11))) >> uint32(13))
     # Below 2⁻¹⁴ the steps are 2⁻²⁴ wide: their count and the first 24 bits of what is left over.
     steps = float32(uint32(min(magnitude, _NORMAL_F16)).view(np.float32) * _TWO_24)
@@ -179,6 +180,12 @@ def strip_draws(draws, at, room):
     return room.view(np.uint32)[begin & uint64(1) :]
 
 @inlined
+def magnitude(value):
+    """The bits of |value|, a float32: they sort like the magnitudes."""
+    return uint32(float32(value).view(np.uint32) & _MAGNITUDE)
+
+
+@inlined
 def unbounded(value):
     """Bit 31 is set where a float32 is NaN or Inf; the other bits mean nothing."""
-    return uint32(uint32(float32(value).view(np.uint32) & MAGNITUDE) + uint32(1 << 23))
+    return uint32(magnitude(value) + uint32(1 << 23))

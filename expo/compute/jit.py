@@ -15,7 +15,7 @@ Function = TypeVar("Function", bound=Callable)
 # No fastmath: it would contract products and sums into one rounding on some processors, not on others.
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
-_SHARED = ("jit.py", "bits.py", "lanes.py")  # what is inlined into kernels of other files
+_SHARED = ("jit.py", "bits.py", "lanes.py", "masks.py")  # what is inlined into kernels of other files
 
 
 def compiled(function: Function) -> Function:

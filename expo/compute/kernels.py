@@ -13,6 +13,7 @@ from numpy import float32, uint32, uint64
 from numpy.typing import NDArray
 
 from expo.compute.bits import (
+    PAIRS,
 
     Draws,
     Stored,
@@ -32,7 +33,7 @@ __all__ = [
     "widen",
 ]  # fmt: skip
 
-_PAIRS = STRIP // uint64(2) + uint64(1)
+
 _BIT_31 = uint32(1 << 31)
 _NO_COPY, _COPY_BASE, _COPY_ALIGNED = uint32(0), uint32(1), uint32(2)
 
@@ -85,7 +86,7 @@ def extrapolate(
 def _extrapolate(base, aligned, coefficient, copy, out, draws):
     count = uint64(len(out))
     scratch = np.empty((3, STRIP), np.float32)
-    room = np.empty(_PAIRS, np.uint64)
+    room = np.empty(PAIRS, np.uint64)
     lanes, totals = np.zeros((4, LANES), np.float32), np.zeros(4)
     zeros, unmoved, bad = 0, 0, uint32(0)
     for at in range(uint64(0), count, STRIP):
@@ -131,7 +132,7 @@ def finish(
 def _finish(exact, start, delta, still, out, draws):
     count = uint64(len(out))
     scratch = np.empty((4, STRIP), np.float32)
-    room = np.empty(_PAIRS, np.uint64)
+    room = np.empty(PAIRS, np.uint64)
     lanes, totals = np.zeros((6, LANES), np.float32), np.zeros(6)
     zeros, unmoved, bad = 0, 0, uint32(0)
     for at in range(uint64(0), count, STRIP):
@@ -203,7 +204,7 @@ def store(exact: Block, out: Stored, *, draws: Draws | None) -> bool:
 @compiled
 def _store(exact, out, draws):
     count = uint64(len(out))
-    room = np.empty(_PAIRS, np.uint64)
+    room = np.empty(PAIRS, np.uint64)
     bad = uint32(0)
     for at in range(uint64(0), count, STRIP):
         size = min(STRIP, count - at)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy import float32, int64, uint8, uint32, uint64
 from numpy.typing import NDArray
 
-from expo.compute.bits import MAGNITUDE, Draws, strip_draws
+from expo.compute.bits import PAIRS, Draws, magnitude, strip_draws
 from expo.compute.jit import compiled, inlined
 from expo.compute.lanes import LANES, STRIP, end_row, products, whole_groups
 
@@ -20,7 +20,7 @@ Deltas = NDArray[np.float32]
 _DRAW_STEPS = 1 << 24
 _ALL, _BETWEEN, _RANDOM, _RANKED = 0, 1, 2, 3
 _UPPER = 1 << 16
-_PAIRS = STRIP // uint64(2) + uint64(1)
+
 _BLOCK = 131_072  # elements that are ranked at a time, or a row
 
 
@@ -153,23 +153,23 @@ def _bucket(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
 @compiled
 def _count_upper(delta, counts):
     for i in range(uint64(len(delta))):
-        magnitude = uint32(delta[i].view(np.uint32) & MAGNITUDE)
-        counts[uint64(magnitude >> uint32(16))] += 1
+        m = magnitude(delta[i])
+        counts[uint64(m >> uint32(16))] += 1
 
 
 @compiled
 def _count_lower(delta, bucket, counts):
     for i in range(uint64(len(delta))):
-        magnitude = uint32(delta[i].view(np.uint32) & MAGNITUDE)
-        if uint32(magnitude >> uint32(16)) == bucket:
-            counts[uint64(magnitude & uint32(0xFFFF))] += 1
+        m = magnitude(delta[i])
+        if uint32(m >> uint32(16)) == bucket:
+            counts[uint64(m & uint32(0xFFFF))] += 1
 
 
 @compiled
 def _after_equal(delta, bits, number):
     """The index after the element that is the `number`-th, from 1, of that magnitude; 0 for none."""
     for i in range(uint64(len(delta)) if number > 0 else uint64(0)):
-        if uint32(delta[i].view(np.uint32) & MAGNITUDE) == bits:
+        if magnitude(delta[i]) == bits:
             number -= 1
             if number == 0:
                 return int64(i) + 1
@@ -182,8 +182,8 @@ def _ranking_keys(delta, keys):
     width = uint64(keys.shape[1])
     for row in range(uint64(len(keys))):
         for i in range(width):
-            magnitude = uint64(delta[row * width + i].view(np.uint32) & MAGNITUDE)
-            keys[row, i] = uint64(magnitude << uint64(32)) | i
+            m = uint64(magnitude(delta[row * width + i]))
+            keys[row, i] = uint64(m << uint64(32)) | i
 
 
 @compiled
@@ -223,12 +223,12 @@ def keep_strip(masks, term, begin, delta, size, room, kept):
 def _keep_between(limits, begin, delta, size, kept):
     lower, upper = uint32(limits[0]), uint32(limits[2])
     # The ties as counted from this strip.
-    first, second = (uint32(min(max(limits[k] - begin, 0), int64(size))) for k in (1, 3))
+    first = uint32(min(max(limits[1] - begin, 0), int64(size)))
+    second = uint32(min(max(limits[3] - begin, 0), int64(size)))
     for i in range(size):
-        magnitude = uint32(delta[i].view(np.uint32) & MAGNITUDE)
-        place = uint32(i)
-        above = (magnitude > lower) | ((magnitude == lower) & (place < first))
-        far = (magnitude > upper) | ((magnitude == upper) & (place < second))
+        m, place = magnitude(delta[i]), uint32(i)
+        above = (m > lower) | ((m == lower) & (place < first))
+        far = (m > upper) | ((m == upper) & (place < second))
         kept[i] = float32(above & (not far))
 
 
@@ -248,7 +248,7 @@ def magnitude_sums(delta: Deltas, mask: Mask, *, begin: int) -> tuple[float, flo
 def _magnitude_sums(delta, masks, begin):
     count = uint64(len(delta))
     scratch = np.ones((3, STRIP), np.float64)
-    kept, room = np.empty(STRIP, np.float32), np.empty(_PAIRS, np.uint64)
+    kept, room = np.empty(STRIP, np.float32), np.empty(PAIRS, np.uint64)
     lanes, totals = np.zeros((2, LANES), np.float64), np.zeros(2)
     for at in range(uint64(0), count, STRIP):
         size = min(STRIP, count - at)
