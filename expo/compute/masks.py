@@ -201,32 +201,42 @@ def _keep_ranked(keys, least, draws, bits):
 
 
 @inlined
-def keep_strip(masks, term, begin, delta, size, room, kept):
-    """1 in `kept` (float32) for each of `size` elements of `delta` from element `begin` that stays."""
-    kinds, limits, origins, _, bits = masks
-    if kinds[term] == _BETWEEN:
-        _keep_between(limits[term], int64(begin), delta, size, kept)
-    elif kinds[term] == _RANDOM:
-        drawn = strip_draws((origins[term], begin), uint64(0), room)
-        below = uint32(limits[term, 4])
+def keep_strip(masks, term, begin, deltas, size, room, kept):
+    """1 in `kept` (float32) for each element of strip `term` of `deltas` that stays, else 0.
+
+    It has `size` elements, from element `begin` of the tensor.
+    """
+    kind = masks.kinds[term]
+    if kind == _BETWEEN:
+        _keep_between(masks.limits, term, int64(begin), deltas, size, kept)
+    elif kind == _RANDOM:
+        drawn = strip_draws((masks.origins[term], begin), uint64(0), room)
+        below = uint32(masks.limits[term, 4])
         for i in range(size):
             kept[i] = float32(drawn[i] < below)
-    elif kinds[term] == _RANKED:
+    elif kind == _RANKED:
         for i in range(size):
             place = begin + i
-            kept[i] = float32((bits[term, place >> uint64(3)] >> (place & uint64(7))) & uint8(1))
+            byte = masks.bits[term, place >> uint64(3)]
+            kept[i] = float32((byte >> (place & uint64(7))) & uint8(1))
     else:
-        kept[:size] = float32(1)
+        fill(kept, size, float32(1))
 
 
 @inlined
-def _keep_between(limits, begin, delta, size, kept):
-    lower, upper = uint32(limits[0]), uint32(limits[2])
-    # The ties as counted from this strip.
-    first = uint32(min(max(limits[1] - begin, 0), int64(size)))
-    second = uint32(min(max(limits[3] - begin, 0), int64(size)))
+def fill(strip, size, value):
     for i in range(size):
-        m, place = magnitude(delta[i]), uint32(i)
+        strip[i] = value
+
+
+@inlined
+def _keep_between(limits, term, begin, deltas, size, kept):
+    lower, upper = uint32(limits[term, 0]), uint32(limits[term, 2])
+    # The ties as counted from this strip.
+    first = uint32(min(max(limits[term, 1] - begin, 0), int64(size)))
+    second = uint32(min(max(limits[term, 3] - begin, 0), int64(size)))
+    for i in range(size):
+        m, place = magnitude(deltas[term, i]), uint32(i)
         above = (m > lower) | ((m == lower) & (place < first))
         far = (m > upper) | ((m == upper) & (place < second))
         kept[i] = float32(above & (not far))
@@ -248,13 +258,15 @@ def magnitude_sums(delta: Deltas, mask: Mask, *, begin: int) -> tuple[float, flo
 def _magnitude_sums(delta, masks, begin):
     count = uint64(len(delta))
     scratch = np.ones((3, STRIP), np.float64)
-    kept, room = np.empty(STRIP, np.float32), np.empty(PAIRS, np.uint64)
+    strip, kept, room = np.empty((1, STRIP), np.float32), np.empty(STRIP, np.float32), np.empty(PAIRS, np.uint64)
     lanes, totals = np.zeros((2, LANES), np.float64), np.zeros(2)
     for at in range(uint64(0), count, STRIP):
         size = min(STRIP, count - at)
-        keep_strip(masks, uint64(0), begin + at, delta[at : at + size], size, room, kept)
         for i in range(size):
-            scratch[0, i], scratch[2, i] = abs(delta[at + i]), kept[i]
+            strip[0, i] = delta[at + i]
+        keep_strip(masks, uint64(0), begin + at, strip, size, room, kept)
+        for i in range(size):
+            scratch[0, i], scratch[2, i] = abs(strip[0, i]), kept[i]
         _magnitude_products(lanes, scratch, whole_groups(scratch, size))
         end_row(lanes, totals, at + STRIP, count)
     return totals

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from expo.compute.bits import PAIRS
 from expo.compute.jit import compiled, inlined
 from expo.compute.lanes import STRIP
-from expo.compute.masks import Masks, keep_strip
+from expo.compute.masks import Masks, fill, keep_strip
 
 Block = NDArray[np.float32]
 
+_ZERO = float32(0)
 _PLAIN, _ELECTED, _ELECTED_MEAN = 0, 1, 2
 
 
@@ -28,7 +29,7 @@ def _linear(thetas, weights, divisor, out):
     count = uint64(len(out))
     for at in range(uint64(0), count, STRIP):
         end = min(at + STRIP, count)
-        out[at:end] = float32(0)
+        out[at:end] = _ZERO
         for term in range(uint64(len(thetas))):
             weight = weights[term]
             for i in range(at, end):
@@ -60,7 +61,7 @@ def add_terms(
         delta_out: takes ΣΔᵢ, of all elements, where wanted.
     """
     divisor = math.fsum(weights)
-    divisor = divisor if normalize and abs(divisor) >= 1e-8 else 1.0
+    divisor = divisor if normalize and not elect_sign and abs(divisor) >= 1e-8 else 1.0
     mode = (_ELECTED_MEAN if normalize else _ELECTED) if elect_sign else _PLAIN
     _add_terms(
         start, base, thetas, np.array(weights, np.float32), masks, uint64(begin), mode,
@@ -74,63 +75,54 @@ def _add_terms(
 ):
     count = uint64(len(start))
     terms = np.empty((len(thetas), STRIP), np.float32)
-    kept, mixed, shares = np.empty((3, STRIP), np.float32)
+    kept, mixed = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
+    shares = np.empty(STRIP, np.float32)
     room = np.empty(PAIRS, np.uint64)
     for at in range(uint64(0), count, STRIP):
         size = min(STRIP, count - at)
         for term in range(uint64(len(thetas))):
-            strip = terms[term]
-            _subtract(thetas[term], base, at, size, strip)
-            _add(delta_out[at : at + size], strip, size, term == uint64(0))
-            keep_strip(masks, term, begin + at, strip, size, room, kept)
-            _weigh(strip, kept, masks.ratios[term], weights[term], size)
-            _add(mixed, strip, size, term == uint64(0))
+            for i in range(size):
+                terms[term, i] = thetas[term, at + i] - base[at + i]
+            _add(delta_out, at, terms, term, size)
+            keep_strip(masks, term, begin + at, terms, size, room, kept)
+            ratio, weight = masks.ratios[term], weights[term]
+            for i in range(size):
+                terms[term, i] = terms[term, i] * kept[i] * ratio * weight
+            _add(mixed, uint64(0), terms, term, size)
         if mode != _PLAIN:
             _elect(terms, weights, mixed, shares, size)
+        if mode != _ELECTED_MEAN:
+            fill(shares, size, divisor)
         for i in range(size):
-            total = mixed[i] / (shares[i] if mode == _ELECTED_MEAN else float32(1))
-            total = total / (divisor if mode == _PLAIN else float32(1))
-            exact_out[at + i] = start[at + i] + total * scale
+            exact_out[at + i] = start[at + i] + mixed[i] / shares[i] * scale
 
 
 @inlined
-def _subtract(theta, base, at, size, delta):
-    for i in range(size):
-        delta[i] = theta[at + i] - base[at + i]
-
-
-@inlined
-def _add(total, term, size, is_first):
+def _add(total, at, terms, term, size):
     # The first is copied, not added to 0: −0.0 stays.
-    if is_first:
+    if term == uint64(0):
         for i in range(size):
-            total[i] = term[i]
+            total[at + i] = terms[term, i]
     else:
         for i in range(size):
-            total[i] += term[i]
-
-
-@inlined
-def _weigh(delta, kept, ratio, weight, size):
-    for i in range(size):
-        delta[i] = delta[i] * kept[i] * ratio * weight
+            total[at + i] += terms[term, i]
 
 
 @inlined
 def _elect(terms, weights, mixed, shares, size):
     """Keep in `mixed` only the terms whose sign is that of their sum; `shares` takes their weights."""
-    shares[:size] = float32(0)
+    fill(shares, size, _ZERO)
     for term in range(uint64(len(terms))):
         weight = weights[term]
         for i in range(size):
-            value = terms[term, i]
-            agrees = float32(((value > 0) == (mixed[i] >= 0)) & (value != 0))
+            value, is_up = terms[term, i], mixed[i] >= _ZERO
+            agrees = float32(((value > _ZERO) & is_up) | ((value < _ZERO) & (not is_up)))
             terms[term, i] = value * agrees
             shares[i] += agrees * weight
     for term in range(uint64(len(terms))):
-        _add(mixed, terms[term], size, term == uint64(0))
+        _add(mixed, uint64(0), terms, term, size)
     for i in range(size):
-        shares[i] += float32(shares[i] == 0)
+        shares[i] += float32(shares[i] == _ZERO)
 
 
 def arc(
