@@ -21,7 +21,6 @@ _DRAW_STEPS = 1 << 24
 _ALL, _BETWEEN, _RANDOM, _RANKED = 0, 1, 2, 3
 _UPPER = 1 << 16
 
-_BLOCK = 131_072  # elements that are ranked at a time, or a row
 
 
 class Limit(NamedTuple):
@@ -105,15 +104,10 @@ def ranked_mask(delta: Deltas, width: int, *, drawn: Draws, density: float, epsi
     if density >= 1:
         return Mask()
     bits = np.zeros(-(-len(delta) // 8), np.uint8)
-    step = max(1, _BLOCK // max(width, 1)) * width
-    for begin in range(0, len(delta) if density > 0 else 0, max(step, 1)):
-        part = delta[begin : begin + step]
-        keys = np.empty((len(part) // width, width), np.uint64)
-        _ranking_keys(part, keys)
-        keys.sort(axis=1)
+    if density > 0 and len(delta):
         shares = np.arange(width, dtype=np.float32) / float32(max(width - 1, 1))
         least = float32(density - epsilon) + float32(2 * epsilon) * shares
-        _keep_ranked(keys, least, (drawn[0], begin), bits)
+        _keep_ranked(delta, least, drawn[0], bits)
     return Mask(_RANKED, bits=bits)
 
 
@@ -177,27 +171,38 @@ def _after_equal(delta, bits, number):
 
 
 @compiled
-def _ranking_keys(delta, keys):
-    """Magnitude, then place in the row: sorted, they are the row from its smallest element on."""
-    width = uint64(keys.shape[1])
-    for row in range(uint64(len(keys))):
+def _keep_ranked(delta, least, origin, bits):
+    """Set the bit of every element whose draw is below what belongs to its rank in its row."""
+    width = uint64(len(least))
+    keys, spare = np.empty(width, np.uint64), np.empty(width, np.uint64)
+    room = np.empty(width // uint64(2) + uint64(1), np.uint64)
+    for begin in range(uint64(0), uint64(len(delta)), width):
         for i in range(width):
-            m = uint64(magnitude(delta[row * width + i]))
-            keys[row, i] = uint64(m << uint64(32)) | i
-
-
-@compiled
-def _keep_ranked(keys, least, draws, bits):
-    """Set the bit of every element whose draw is below what belongs to its rank."""
-    width = uint64(keys.shape[1])
-    room = np.empty(uint64(keys.size) // uint64(2) + uint64(1), np.uint64)
-    drawn = strip_draws(draws, uint64(0), room)
-    for row in range(uint64(len(keys))):
+            keys[i] = uint64(uint64(magnitude(delta[begin + i])) << uint64(32)) | i
+        by_rank = _sorted(keys, spare)
+        drawn = strip_draws((origin, begin), uint64(0), room)
         for rank in range(width):
-            i = row * width + uint64(keys[row, rank] & uint64(0xFFFFFFFF))
-            if float32(drawn[i]) * float32(2.0**-24) < least[rank]:
-                place = uint64(draws[1]) + i
-                bits[place >> uint64(3)] |= uint8(uint64(1) << (place & uint64(7)))
+            i = uint64(by_rank[rank] & uint64(0xFFFFFFFF))
+            stays = uint64(float32(drawn[i]) * float32(2.0**-24) < least[rank])
+            bits[(begin + i) >> uint64(3)] |= uint8(stays << ((begin + i) & uint64(7)))
+
+
+@inlined
+def _sorted(keys, spare):
+    """The keys by their upper half, equal ones in order: a radix sort that leaves both arrays changed."""
+    for shift in (uint64(32), uint64(43), uint64(54)):
+        ends = np.zeros(2048, np.int64)
+        for i in range(uint64(len(keys))):
+            ends[uint64(keys[i] >> shift) & uint64(2047)] += 1
+        total = 0
+        for digit in range(uint64(2048)):
+            total, ends[digit] = total + ends[digit], total
+        for i in range(uint64(len(keys))):
+            digit = uint64(keys[i] >> shift) & uint64(2047)
+            spare[uint64(ends[digit])] = keys[i]
+            ends[digit] += 1
+        keys, spare = spare, keys
+    return keys
 
 
 @inlined
@@ -240,6 +245,24 @@ def _keep_between(limits, term, begin, deltas, size, kept):
         above = (m > lower) | ((m == lower) & (place < first))
         far = (m > upper) | ((m == upper) & (place < second))
         kept[i] = float32(above & (not far))
+
+
+def kept_elements(delta: Deltas, mask: Mask, *, begin: int) -> NDArray[np.float32]:
+    """1 for each of the elements `begin` … of a tensor that the mask keeps, 0 elsewhere."""
+    return _kept_elements(delta, masks([mask]), uint64(begin))
+
+
+@compiled
+def _kept_elements(delta, masks, begin):
+    count = uint64(len(delta))
+    kept, room = np.empty(count, np.float32), np.empty(PAIRS, np.uint64)
+    strip = np.empty((1, STRIP), np.float32)
+    for at in range(uint64(0), count, STRIP):
+        size = min(STRIP, count - at)
+        for i in range(size):
+            strip[0, i] = delta[at + i]
+        keep_strip(masks, uint64(0), begin + at, strip, size, room, kept[at : at + size])
+    return kept
 
 
 _magnitude_products = products((0, 1), (0, 2))

@@ -84,9 +84,11 @@ def _add_rows(total: float, products: Block) -> float:
         rest = np.zeros((-(-(products.size - whole) // _LANES), _LANES), products.dtype)
         rest.reshape(-1)[: products.size - whole] = products[whole:]
         lanes = np.concatenate([lanes, np.add.reduce(rest, axis=0, keepdims=True)])
-    in_order = np.ascontiguousarray(lanes.T, dtype=np.float64)  # else numpy adds pairs of pairs
-    for row in np.add.reduce(in_order, axis=0).tolist():
-        total += row  # `sum` compensates from Python 3.12 on
+    rows = np.zeros(len(lanes))
+    for lane in lanes.T:  # numpy's own sum adds pairs of pairs, and Python's compensates from 3.12 on
+        rows += lane
+    for row in rows.tolist():
+        total += row
     return total
 
 
