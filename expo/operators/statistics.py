@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 Block = NDArray[np.floating]
 
-_ROW = 8192  # short enough for BLAS to stay on one thread, whatever the machine
+_ROW = 8192
+_LANES = 16
+_ROOM = 131_072  # elements whose products are made at a time
 
 
 class Sums(NamedTuple):
@@ -47,9 +49,7 @@ class Summing:
     """Room for the sums of blocks of `size` elements, so that a block allocates nothing."""
 
     def __init__(self, size: int, dtype: np.dtype) -> None:
-        self._whole = size - size % _ROW
-        self._size = size
-        self._rows = np.empty(self._whole // _ROW, dtype)
+        self._products = np.empty(min(size, _ROOM), dtype)
         self._equal = np.empty(size, np.bool_)
 
     def delta(self, base: Block, delta: Block) -> tuple[float, float, int]:
@@ -68,20 +68,39 @@ class Summing:
         return self.dot(error, error), self.dot(error, delta), unmoved
 
     def dot(self, a: Block, b: Block) -> float:
-        """⟨a, b⟩: rows of 8192 in their own precision (BLAS), added in float64."""
-        whole, total = self._whole, 0.0
-        if whole == self._size:
-            rows = np.vecdot(a.reshape(-1, _ROW), b.reshape(-1, _ROW), out=self._rows)
-            total = sum(rows.tolist())
-        else:
-            rows = np.vecdot(a[:whole].reshape(-1, _ROW), b[:whole].reshape(-1, _ROW))
-            total = sum(rows.tolist(), float(np.vecdot(a[whole:], b[whole:])))
+        """⟨a, b⟩, in one order on every processor: that of the compiled kernels.
+
+        Element i of a row of 8192 is added to lane i mod 16 in the inputs' own precision; the lanes of
+        a row are added in order in float64, and so are the rows.
+        """
+        total = 0.0
+        for at in range(0, len(a), _ROOM):
+            room = self._products[: len(a) - at]
+            total = _add_rows(total, np.multiply(a[at : at + _ROOM], b[at : at + _ROOM], out=room))
         if math.isfinite(total) or a.dtype == np.float64:
             return total
-        return float(np.vecdot(a.astype(np.float64), b.astype(np.float64)))  # squares above 1e38
+        wide = Summing(len(a), np.dtype(np.float64))  # squares above 1e38
+        return wide.dot(a.astype(np.float64), b.astype(np.float64))
 
     def count_equal(self, a: Block, b: Block | float) -> int:
         return int(np.count_nonzero(np.equal(a, b, out=self._equal)))
+
+
+def _add_rows(total: float, products: Block) -> float:
+    whole = products.size - products.size % _ROW
+    lanes = np.add.reduce(products[:whole].reshape(-1, _ROW // _LANES, _LANES), axis=1)
+    if whole < products.size:
+        rest = np.zeros((-(-(products.size - whole) // _LANES), _LANES), products.dtype)
+        rest.reshape(-1)[: products.size - whole] = products[whole:]
+        lanes = np.concatenate([lanes, np.add.reduce(rest, axis=0, keepdims=True)])
+    rows = np.zeros(len(lanes))
+    for (
+        lane
+    ) in lanes.T:  # numpy's own sum adds pairs of pairs, and Python's compensates from 3.12 on
+        rows += lane
+    for row in rows.tolist():
+        total += row
+    return total
 
 
 def asked_alpha(sums: Sums) -> float | None:
