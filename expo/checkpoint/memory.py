@@ -63,7 +63,7 @@ class Memory:
         raise CheckpointError(f"{self.label}: {name} is in memory, not on a disk")
 
     def is_local(self, name: str) -> bool:
-        return name in self.contents
+        return True
 
     def reader(self, name: str) -> Reader:
         return MemoryReader(self.contents[name], f"{self.label}/{name}")

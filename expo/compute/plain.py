@@ -34,14 +34,6 @@ class Mask:
     bits: np.ndarray
     ratio: float
 
-    def apply(self, delta: Tensor, begin: int) -> Tensor:
-        """`delta` holds the elements from `begin`."""
-        first = begin // 8
-        count = begin % 8 + delta.numel()
-        kept = np.unpackbits(self.bits[first : first - (-count // 8)], count=count)[begin % 8 :]
-        masked = delta * torch.from_numpy(kept).view(torch.bool)
-        return masked if self.ratio == 1.0 else masked * self.ratio
-
 
 class Plain:
     """`Arithmetic` in several passes over a block."""
@@ -108,10 +100,10 @@ class Plain:
         thetas = [torch.from_numpy(theta) for theta in block.thetas]
         base = None if block.base is None else torch.from_numpy(block.base)
         deltas = thetas if base is None else [theta - base for theta in thetas]
-        kept = [
-            mask.apply(delta, block.begin) if isinstance(mask, Mask) else delta
-            for delta, mask in zip(deltas, block.masks or [None] * len(deltas), strict=True)
-        ]
+        kept = deltas
+        if block.masks:
+            pairs = zip(deltas, block.masks, strict=True)
+            kept = [d if mask is None else _applied(mask, d, block.begin) for d, mask in pairs]
         return add_task_vectors(
             torch.from_numpy(block.start),
             kept,
@@ -144,6 +136,15 @@ class Plain:
                 mask = _drawn_mask(whole, density, values["epsilon"], draws)
         ratio = norm_ratio(whole, mask) if rescale else 1.0
         return Mask(np.packbits(mask.reshape(-1).numpy()), ratio)
+
+
+def _applied(mask: AnyMask, delta: Tensor, begin: int) -> Tensor:
+    """Of the elements from `begin`, those that stay."""
+    assert isinstance(mask, Mask)
+    first, count = begin // 8, begin % 8 + delta.numel()
+    kept = np.unpackbits(mask.bits[first : first - (-count // 8)], count=count)[begin % 8 :]
+    masked = delta * torch.from_numpy(kept).view(torch.bool)
+    return masked if mask.ratio == 1.0 else masked * mask.ratio
 
 
 def _drawn_mask(delta: Tensor, density: float, epsilon: float | None, draws: Draws) -> Tensor:

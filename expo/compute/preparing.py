@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from expo.checkpoint.checkpoint import Weight
-from expo.compute.arithmetic import Arithmetic, Draws, arithmetic_for, working_dtype
+from expo.compute.arithmetic import Arithmetic, Draws, working_dtype
 from expo.compute.inputs import Inputs, Range
 from expo.operators.methods import METHODS, Arc, Array, Mask, Whole
 from expo.planning.chunks import BLOCK_ELEMENTS
@@ -21,10 +21,10 @@ class Prepared:
     arc: Arc | None = None
 
 
-def prepare(job: TensorJob, seed: int, inputs: Inputs) -> Prepared:
+def prepare(job: TensorJob, seed: int, inputs: Inputs, arithmetic: Arithmetic) -> Prepared:
     """Read whole tensors and draw what is needed; no more than one of them is held at a time."""
     assert isinstance(job.rule, Blend)
-    rule, arithmetic = job.rule, arithmetic_for(job)
+    rule = job.rule
     tensors = WholeTensors(job, inputs, arithmetic)
     make = METHODS[rule.method].prepare
     if make is not None:

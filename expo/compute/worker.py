@@ -220,7 +220,7 @@ class BlockWorker:
     def _make(self, seed: int, unit: Unit) -> Prepared | Edited:
         job, number = unit
         if number is None:
-            return prepare(job, seed, self._inputs)
+            return prepare(job, seed, self._inputs, self._arithmetic_for(job))
         from expo.compute.cuts import edit_matrix
 
         matrix, arithmetic = job.matrices[number], self._arithmetic_for(job)
