@@ -343,6 +343,6 @@ def test_a_manifest_of_another_schema_or_a_damaged_one_is_not_read(
         (whole | {"alpha": "x"}, "alpha"),
         ({key: value for key, value in whole.items() if key != "files"}, "files"),
     ):
-        with pytest.raises(door.CheckpointError, match=f"expo.json is .*{what}"):
+        with pytest.raises(door.CheckpointError, match=rf"expo\.json is .*{what}"):
             Manifest.from_json(json.dumps(damaged))
     assert replace(manifest, alpha=1.4) != manifest

@@ -81,6 +81,14 @@ class Arithmetic(Operations, Protocol):
         """The sums of Δ and of both sides."""
         ...
 
+    def square_sum(self, values: Array) -> float:
+        """Σx², in float64."""
+        ...
+
+    def ulp_square_sum(self, values: Array, dtype: str) -> float:
+        """Σ ulp(x)², ulp(x) being the distance from x to the next value of `dtype`."""
+        ...
+
     def mask(
         self,
         sparsifier: Sparsifier,
@@ -111,6 +119,12 @@ def needs_torch(job: TensorJob) -> bool:
 def working_dtype(job: TensorJob) -> type[np.floating]:
     double = any(weight.stored.dtype == "F64" for weight in job.inputs)
     return np.float64 if double else np.float32
+
+
+def arithmetic_of(*arrays: Array) -> Arithmetic:
+    """The implementation that serves arrays in the working precision."""
+    is_single = all(array.dtype == np.float32 for array in arrays)
+    return (_compiled() if is_single else None) or plain_arithmetic()
 
 
 @cache

@@ -46,7 +46,9 @@ class Compiled:
 
     def add_terms(self, block: Block, weights: Sequence[float]) -> Array:
         exact = np.empty_like(block.start)
-        each = [_ALL if mask is None else mask for mask in block.masks] or [_ALL] * len(weights)
+        each = [
+            m if isinstance(m, masks.Mask) else _ALL for m in block.masks or [None] * len(weights)
+        ]
         mixing.add_terms(
             block.start,
             np.zeros_like(block.start) if block.base is None else block.base,
@@ -61,6 +63,12 @@ class Compiled:
             delta_out=None,
         )
         return exact
+
+    def square_sum(self, values: Array) -> float:
+        return measures.square_sum(values)
+
+    def ulp_square_sum(self, values: Array, dtype: str) -> float:
+        return measures.ulp_square_sum(values, dtype)
 
     def mask(
         self,

@@ -1,18 +1,17 @@
 """The edit of one matrix: cut every Δ, blend, cut the result; and the gate that a cut has to pass."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from expo.checkpoint.checkpoint import Weight
-from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.headers import printable
+from expo.compute.arithmetic import arithmetic_of
 from expo.errors import CheckpointError
 from expo.operators.decompose import Cut, cut
-from expo.operators.keep import rounding_sigma
 from expo.operators.methods import Array
 from expo.operators.rules import Keep
 from expo.planning.jobs import Blend, MatrixJob, TensorJob, Term
@@ -24,6 +23,7 @@ GATE = (0.8, 1.15)
 is, 1.35 to 4.3 where it harms."""
 
 _TWO_ROUNDINGS = 2**0.5
+_COARSENESS = ("F64", "F32", "F16", "BF16")
 _EMPTY = 0.05  # of σ_ulp: there is no bulk to mistake for noise, as in the Δ of an adapter
 
 Load = Callable[[Weight], Array]
@@ -98,7 +98,7 @@ def _cut_delta(
     done = cut(delta, edit.keep, seed=seed, name=f"{matrix.label} {label}")
     ratio = None
     if done.noise_sigma is not None:
-        noise = one_rounding(torch.from_numpy(theta), term.weight, base)
+        noise = one_rounding(theta, term.weight, base)
         ratio = noise and done.noise_sigma / noise
     if ratio is not None and edit.keep.is_automatic and not edit.force:
         _gate(matrix, edit.keep, ratio)
@@ -106,18 +106,18 @@ def _cut_delta(
     return done.matrix.reshape(-1).numpy(), done.matrix is not delta, report
 
 
-def one_rounding(values: Tensor, weight: Weight, base: Weight) -> float | None:
-    """σ_ulp of the noise in Δ = weight − base that one rounding to the coarser of their dtypes makes.
-
-    None where it is not known: an adapter's Δ was never rounded.
+def one_rounding(values: Array, weight: Weight, base: Weight) -> float | None:
+    """σ_ulp = √(mean(ulp²)/12) of the noise in Δ = weight − base that one rounding to the coarser of their dtypes
+    makes. None where it is not known: an adapter's Δ was never rounded.
 
     Args:
-        values: those of `weight`.
+        values: those of `weight`, flat.
     """
     if weight.update is not None:
         return None
-    dtypes = (_torch_dtype(weight), _torch_dtype(base))
-    return rounding_sigma(values, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps))
+    coarser = max(weight.stored.dtype, base.stored.dtype, key=_COARSENESS.index)
+    total = arithmetic_of(values).ulp_square_sum(values, coarser)
+    return math.sqrt(total / values.size / 12.0)
 
 
 def _gate(matrix: MatrixJob, keep: Keep, ratio: float) -> None:
@@ -154,7 +154,3 @@ def _report(
         ulp_ratio=ratio,
         gain=done.gain,
     )
-
-
-def _torch_dtype(weight: Weight) -> torch.dtype:
-    return getattr(torch, TORCH_NAMES[weight.stored.dtype])

@@ -40,7 +40,7 @@ class SourceEntry:
     adapter_commit: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What is known of an output.
 
@@ -50,32 +50,32 @@ class Manifest:
     None where nobody looked.
     """
 
+    schema: str = SCHEMA
     plan: str
     method: str
-    spec: dict[str, object]
-    mergekit_spec: dict[str, object] | None
-    alpha: float | None
-    paper_alpha: float | None
+    engine: Literal["expo", "mergekit"] = "expo"
+    reasons: tuple[str, ...] = ()
+    spec: dict[str, object] = field(default_factory=dict)
+    mergekit_spec: dict[str, object] | None = None
+    alpha: float | None = None
+    paper_alpha: float | None = None
     sources: dict[str, SourceEntry]
-    donor: str | None
+    donor: str | None = None
     inputs: Identities
-    dtypes: tuple[str, ...]
-    rounding: Literal["nearest", "stochastic"]
+    dtypes: tuple[str, ...] = ()
+    rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: int
     statistics: Statistics
-    alternative: Alternative | None
-    modules: dict[str, Statistics]
-    tensors: dict[str, Statistics]
-    edits: tuple[EditReport, ...]
+    alternative: Alternative | None = None
+    modules: dict[str, Statistics] = field(default_factory=dict)
+    tensors: dict[str, Statistics] = field(default_factory=dict)
+    edits: tuple[EditReport, ...] = ()
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
-    versions: dict[str, str]
+    versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str]
     verified: bool | None = None
     verification: tuple[CheckResult, ...] | None = None
-    engine: Literal["expo", "mergekit"] = "expo"
-    reasons: tuple[str, ...] = field(default=())
-    schema: str = SCHEMA
 
     def to_json(self) -> str:
         return _json(asdict(self))
@@ -108,10 +108,11 @@ class Manifest:
             return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdapterManifest:
     """What is known of an adapter that was made from a change: `energy` is the share of it that it holds."""
 
+    schema: str = ADAPTER_SCHEMA
     sources: dict[str, str]
     scale: float
     energy: float
@@ -120,7 +121,6 @@ class AdapterManifest:
     versions: dict[str, str]
     files: dict[str, str]
     inputs: Identities
-    schema: str = ADAPTER_SCHEMA
 
     def to_json(self) -> str:
         return _json(asdict(self))
@@ -134,8 +134,7 @@ def _adapter() -> "TypeAdapter[Manifest]":
 
 
 def _json(values: dict) -> str:
-    ordered = {"schema": values.pop("schema")} | values
-    return json.dumps(ordered, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def source_entry(checkpoint: Checkpoint) -> SourceEntry:

@@ -17,7 +17,7 @@ from expo.checkpoint.sidecars import CARD, MANIFEST
 from expo.errors import OutputError
 from expo.output.card import card
 from expo.output.claim import check_out, is_free, staging_path
-from expo.output.durable import sync_directory, write_file
+from expo.output.durable import seal_file, sync_directory, write_file
 from expo.output.journal import Fingerprint, Journal
 from expo.output.manifest import Manifest
 from expo.output.sink import FinishedShard
@@ -51,11 +51,6 @@ class Staging:
                 f"{self.folder} cannot be created or locked: {error.strerror}"
             ) from error
         self._journal = Journal(self.folder / _JOURNAL)
-
-    @property
-    def own_files(self) -> frozenset[str]:
-        """What lies here beside the output."""
-        return frozenset({_JOURNAL})
 
     @property
     def is_taken(self) -> bool:
@@ -118,6 +113,12 @@ class Staging:
 
     def _temporary(self, file: str) -> Path:
         return self.folder / f"{file}.partial"
+
+    def seal(self) -> dict[str, str]:
+        """Make everything durable that a library has written here; SHA-256 by name."""
+        paths = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
+        named = ((path.relative_to(self.folder).as_posix(), path) for path in paths)
+        return {name: seal_file(path) for name, path in named if name != _JOURNAL}
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.folder).free

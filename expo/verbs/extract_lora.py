@@ -19,11 +19,11 @@ from expo.checkpoint.headers import printable
 from expo.checkpoint.names import is_of_kind
 from expo.checkpoint.reference import parse_reference
 from expo.checkpoint.sidecars import CARD, MANIFEST, is_tokenizer_file
-from expo.compute.arithmetic import plain_arithmetic
+from expo.compute.arithmetic import arithmetic_for, arithmetic_of
 from expo.compute.inputs import Inputs, Readers, fetch, read_tensor
 from expo.compute.threads import side_by_side
 from expo.errors import CheckpointError, SpecError
-from expo.operators.decompose import factors, square_sum
+from expo.operators.decompose import factors
 from expo.operators.rules import Keep, parse_keep
 from expo.output.claim import check_out
 from expo.output.durable import copy_file, unwritable, write_file
@@ -159,11 +159,11 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How) -> _Piece:
     assert isinstance(job.rule, Blend)
     sides = (job.rule.terms[0].weight, job.rule.start)
     aligned, base = (
-        torch.from_numpy(read_tensor(inputs, side, job.count, plain_arithmetic())).view(job.shape)
+        torch.from_numpy(read_tensor(inputs, side, job.count, arithmetic_for(job))).view(job.shape)
         for side in sides
     )
     delta = aligned - base
-    square, norm = square_sum(delta), square_sum(base)
+    square, norm = _square_sum(delta), _square_sum(base)
     if not math.isfinite(square):
         raise CheckpointError(f"{printable(job.name)} holds NaN or Inf: it is damaged")
     if square == 0.0:
@@ -181,7 +181,7 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How) -> _Piece:
     found = factors(matrix, how.keep, seed=plan.request.seed, name=job.name, iterations=_ITERATIONS)
     strength = found.right.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
     b, a = (found.left * strength).to(how.dtype), (found.right / strength[:, None]).to(how.dtype)
-    missed = square_sum(matrix - b.float() @ a.float())
+    missed = _square_sum(matrix - b.float() @ a.float())
     module = job.name.removesuffix(".weight")
     entries = {
         f"{_PREFIX}{module}.lora_A.weight": a.contiguous(),
@@ -189,6 +189,11 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How) -> _Piece:
     }
     error = math.sqrt(missed / square)
     return _Piece(entries, square, missed, AdaptedModule(module, a.shape[0], error, relative))
+
+
+def _square_sum(tensor: Tensor) -> float:
+    values = tensor.reshape(-1).numpy()
+    return arithmetic_of(values).square_sum(values)
 
 
 def _why_not(name: str, shape: tuple[int, ...]) -> str | None:

@@ -7,27 +7,23 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
-from expo.checkpoint.checkpoint import hash_file, read_shard
-from expo.checkpoint.files import open_directory
+from expo.checkpoint.checkpoint import hash_file
 from expo.compute.inputs import fetch
 from expo.compute.stream import Progress, Tuning, stream
-from expo.compute.summary import alternative, by_module, statistics, total
 from expo.errors import CheckpointError, OutputError, SpecError
-from expo.operators.statistics import Sums
 from expo.output.claim import check_out
-from expo.output.durable import copy_file, seal_file, unwritable
-from expo.output.folder import most_common_dtype, write_small_files
+from expo.output.durable import copy_file, unwritable
+from expo.output.folder import write_small_files
 from expo.output.journal import Fingerprint, fingerprint, identities
-from expo.output.manifest import Identities, Manifest, source_entry, versions
+from expo.output.manifest import Identities, Manifest
 from expo.output.sink import FinishedShard
 from expo.output.staging import Staging, claimed
 from expo.planning.build import build_plan
 from expo.planning.plan import Plan
 from expo.results import MergeResult
 from expo.spec.read import Spec, read_request, read_stages
-from expo.spec.request import Request, Rounding, make_request, paper_alpha
-from expo.spec.resolved import mergekit_spec, resolved
-from expo.spec.surgery import renamed
+from expo.spec.request import Request, Rounding, make_request
+from expo.verbs.manifests import foreign_manifest, streamed_manifest, sums_by_tensor
 from expo.verbs.stages import run_stages
 from expo.verification.golden import Golden, read_golden
 from expo.verification.run import Tokenizers, verify_folder, verify_stream
@@ -194,7 +190,7 @@ def _produce(
     if not left:
         made = []
     elif left[0].plan.request.foreign is not None:
-        made = [_with_mergekit(run, verify=verify) for run in left]
+        made = [_foreign(run, verify=verify) for run in left]
     else:
         made = _streamed(left, tuning, verify=verify, progress=progress, say=say)
     following = iter(made)
@@ -226,7 +222,10 @@ def _streamed(
         )
         if changed := _changed(runs[0].known, identities(runs[0].plan)):
             raise CheckpointError(f"{changed} changed while it was read: run again")
-        manifests = [_manifest(*one) for one in zip(runs, done, hashes, strict=True)]
+        manifests = [
+            streamed_manifest(run.plan, run.print_.digest, run.known, shards, files)
+            for run, shards, files in zip(runs, done, hashes, strict=True)
+        ]
         if not verify:
             return manifests
         return [_verified(*one) for one in zip(runs, manifests, tokenizers, done, strict=True)]
@@ -247,7 +246,7 @@ def _verified(
 ) -> Manifest:
     """The checks, with what the stream knows: it wrote no NaN, and zeros only where both had them."""
     plan = run.plan
-    sums = _sums(finished)
+    sums = sums_by_tensor(finished)
     zero = {
         name for name, s in sums.items() if s.elements and not (s.base_square or s.delta_square)
     }
@@ -265,103 +264,30 @@ def _verified(
     return replace(manifest, verified=found.ok, verification=found.checks)
 
 
-def _golden(plan: Plan) -> Golden | None:
-    return None if plan.request.vectors is None else read_golden(plan.request.vectors)
-
-
-def _sums(finished: Sequence[FinishedShard]) -> dict[str, Sums]:
-    return {name: value for shard in finished for name, value in shard.sums.items()}
-
-
-def _manifest(run: _Run, finished: Sequence[FinishedShard], hashes: dict[str, str]) -> Manifest:
-    plan, request, sums = run.plan, run.plan.request, _sums(finished)
-    samples = {name: value for shard in finished for name, value in shard.samples.items()}
-    labels = dict(zip(request.references(), plan.labels, strict=True))
-    return Manifest(
-        plan=run.print_.digest,
-        method=request.method,
-        spec=resolved(request, labels.__getitem__),
-        mergekit_spec=mergekit_spec(request, most_common_dtype(plan), labels.__getitem__),
-        alpha=request.alpha,
-        paper_alpha=None if request.alpha is None else paper_alpha(request.alpha),
-        sources={role: source_entry(checkpoint) for role, checkpoint in plan.sources.items()},
-        donor=plan.donor.label,
-        inputs=run.known,
-        dtypes=tuple(sorted({job.dtype for job in plan.jobs})),
-        rounding=request.rounding,
-        seed=request.seed,
-        statistics=statistics(total(sums.values())),
-        alternative=alternative(sums, samples, request.rounding) if samples else None,
-        modules={name: statistics(value) for name, value in by_module(sums).items()},
-        tensors={name: statistics(value) for name, value in sums.items()},
-        edits=tuple(edit for shard in finished for edit in shard.edits),
-        notes=plan.notes,
-        warnings=plan.warnings,
-        versions=versions("torch", "numba", "safetensors"),
-        files=hashes | {shard.file: shard.sha256 for shard in finished},
-    )
-
-
-def _with_mergekit(run: _Run, *, verify: bool) -> Manifest:
-    """Everything up to the placement by mergekit's engine: what it did to each tensor is not known.
+def _foreign(run: _Run, *, verify: bool) -> Manifest:
+    """Everything up to the placement by mergekit's engine.
 
     There is no resume: an interrupted run starts afresh.
     """
     from expo.compute.foreign import merge_with_mergekit
 
-    plan, request, folder = run.plan, run.plan.request, run.staging.folder
-    assert request.foreign is not None
+    plan, folder = run.plan, run.staging.folder
     run.staging.start_afresh(run.print_)
     merge_with_mergekit(plan, folder)
     for sidecar in plan.sidecars:
         copy_file(sidecar.files.local_path(sidecar.name), folder / sidecar.name)
-    labels = dict(zip(request.references(), plan.labels, strict=True))
-    names = {text: labels[model] for text, model in request.foreign.models.items()}
-    spec = renamed(request.foreign.spec, names)
-    manifest = Manifest(
-        plan=run.print_.digest,
-        method=request.method,
-        spec=spec,
-        mergekit_spec=spec,
-        alpha=None,
-        paper_alpha=None,
-        sources={role: source_entry(checkpoint) for role, checkpoint in plan.sources.items()},
-        donor=None if request.foreign.changes_tokenizer else plan.donor.label,
-        inputs=run.known,
-        dtypes=_dtypes(folder),
-        rounding="nearest",
-        seed=request.seed,
-        statistics=statistics(Sums()),
-        alternative=None,
-        modules={},
-        tensors={},
-        edits=(),
-        notes=plan.notes,
-        warnings=plan.warnings,
-        versions=versions("mergekit"),
-        files=_sealed(run.staging),
-        engine="mergekit",
-        reasons=request.foreign.reasons,
-    )
+    files = run.staging.seal()
+    manifest = foreign_manifest(plan, run.print_.digest, run.known, folder, files)
     if not verify:
         return manifest
     # without the donor: layers and vocabulary may differ from every model's on purpose
-    found = verify_folder(folder, golden=_golden(plan), quick=True, stop_at=request.stop_at)
+    stop_at = plan.request.stop_at
+    found = verify_folder(folder, golden=_golden(plan), quick=True, stop_at=stop_at)
     return replace(manifest, verified=found.ok, verification=found.checks)
 
 
-def _dtypes(folder: Path) -> tuple[str, ...]:
-    """The dtypes that are in an output."""
-    files = open_directory(folder)
-    shards = [read_shard(files, name) for name in files.sizes if name.endswith(".safetensors")]
-    return tuple(sorted({tensor.dtype for shard in shards for tensor in shard.tensors}))
-
-
-def _sealed(staging: Staging) -> dict[str, str]:
-    """Everything that a library has written, made durable; SHA-256 by name."""
-    paths = (path for path in sorted(staging.folder.rglob("*")) if path.is_file())
-    named = ((path.relative_to(staging.folder).as_posix(), path) for path in paths)
-    return {name: seal_file(path) for name, path in named if name not in staging.own_files}
+def _golden(plan: Plan) -> Golden | None:
+    return None if plan.request.vectors is None else read_golden(plan.request.vectors)
 
 
 def _result(run: _Run, manifest: Manifest, seconds: float) -> MergeResult:

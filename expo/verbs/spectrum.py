@@ -78,7 +78,7 @@ def spectrum(
             result = _summary(matrix, found)
         else:
             before = base.weights[matrix.tensor]
-            noise = one_rounding(loaded, matrix.weight, before)
+            noise = one_rounding(loaded.reshape(-1).numpy(), matrix.weight, before)
             found = singular_values(loaded.sub_(_load(matrix, before, inputs)))
             sums = _summary(matrix, found)
             result = ChangeSpectrum(**vars(sums), ulp_ratio=noise and sums.noise_sigma / noise)

@@ -1,0 +1,95 @@
+"""What a run's manifest says: of what streamed through expo, and of what mergekit computed."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from expo.checkpoint.checkpoint import read_shard
+from expo.checkpoint.files import open_directory
+from expo.compute.summary import alternative, by_module, statistics, total
+from expo.operators.statistics import Sums
+from expo.output.folder import most_common_dtype
+from expo.output.manifest import Identities, Manifest, source_entry, versions
+from expo.output.sink import FinishedShard
+from expo.planning.plan import Plan
+from expo.spec.request import paper_alpha
+from expo.spec.resolved import mergekit_spec, resolved
+from expo.spec.surgery import renamed
+
+
+def streamed_manifest(
+    plan: Plan,
+    digest: str,
+    known: Identities,
+    finished: Sequence[FinishedShard],
+    files: dict[str, str],
+) -> Manifest:
+    """Of an output of expo's engine; `files` are the hashes of the small files."""
+    request, sums = plan.request, sums_by_tensor(finished)
+    samples = {name: value for shard in finished for name, value in shard.samples.items()}
+    labels = dict(zip(request.references(), plan.labels, strict=True))
+    return replace(
+        _begun(plan, digest, known),
+        spec=resolved(request, labels.__getitem__),
+        mergekit_spec=mergekit_spec(request, most_common_dtype(plan), labels.__getitem__),
+        alpha=request.alpha,
+        paper_alpha=None if request.alpha is None else paper_alpha(request.alpha),
+        donor=plan.donor.label,
+        dtypes=tuple(sorted({job.dtype for job in plan.jobs})),
+        rounding=request.rounding,
+        statistics=statistics(total(sums.values())),
+        alternative=alternative(sums, samples, request.rounding) if samples else None,
+        modules={name: statistics(value) for name, value in by_module(sums).items()},
+        tensors={name: statistics(value) for name, value in sums.items()},
+        edits=tuple(edit for shard in finished for edit in shard.edits),
+        versions=versions("torch", "numba", "safetensors"),
+        files=files | {shard.file: shard.sha256 for shard in finished},
+    )
+
+
+def foreign_manifest(
+    plan: Plan, digest: str, known: Identities, folder: Path, files: dict[str, str]
+) -> Manifest:
+    """Of an output of mergekit's engine: what it did to each tensor is not known."""
+    request, foreign = plan.request, plan.request.foreign
+    assert foreign is not None
+    labels = dict(zip(request.references(), plan.labels, strict=True))
+    names = {text: labels[model] for text, model in foreign.models.items()}
+    spec = renamed(foreign.spec, names)
+    return replace(
+        _begun(plan, digest, known),
+        spec=spec,
+        mergekit_spec=spec,
+        donor=None if foreign.changes_tokenizer else plan.donor.label,
+        dtypes=_dtypes(folder),
+        versions=versions("mergekit"),
+        files=files,
+        engine="mergekit",
+        reasons=foreign.reasons,
+    )
+
+
+def sums_by_tensor(finished: Sequence[FinishedShard]) -> dict[str, Sums]:
+    return {name: value for shard in finished for name, value in shard.sums.items()}
+
+
+def _begun(plan: Plan, digest: str, known: Identities) -> Manifest:
+    """What is known before anything is computed."""
+    return Manifest(
+        plan=digest,
+        method=plan.request.method,
+        sources={role: source_entry(checkpoint) for role, checkpoint in plan.sources.items()},
+        inputs=known,
+        seed=plan.request.seed,
+        statistics=statistics(Sums()),
+        notes=plan.notes,
+        warnings=plan.warnings,
+        files={},
+    )
+
+
+def _dtypes(folder: Path) -> tuple[str, ...]:
+    """The dtypes that are in an output."""
+    opened = open_directory(folder)
+    shards = [read_shard(opened, name) for name in opened.sizes if name.endswith(".safetensors")]
+    return tuple(sorted({tensor.dtype for shard in shards for tensor in shard.tensors}))
