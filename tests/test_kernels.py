@@ -79,7 +79,9 @@ def test_widening_is_exact(name: str) -> None:
 @pytest.mark.parametrize("name", DTYPES)
 def test_rounding_is_that_of_the_operators(name: str, drawn: bool) -> None:
     dtype = DTYPES[name]
-    exact = torch.cat([halfway(DTYPES["F16" if name == "F16" else "BF16"]), awkward(torch.float32, 1)])
+    exact = torch.cat(
+        [halfway(DTYPES["F16" if name == "F16" else "BF16"]), awkward(torch.float32, 1)]
+    )
     if not drawn:
         exact[0] = torch.nan
     for begin in (0, 12_345):

@@ -179,6 +179,7 @@ def strip_draws(draws, at, room):
         room[pair] = uint64(z >> uint64(8)) & _BOTH_24
     return room.view(np.uint32)[begin & uint64(1) :]
 
+
 @inlined
 def magnitude(value):
     """The bits of |value|, a float32: they sort like the magnitudes."""

@@ -15,7 +15,12 @@ Function = TypeVar("Function", bound=Callable)
 # No fastmath: it would contract products and sums into one rounding on some processors, not on others.
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
-_SHARED = ("jit.py", "bits.py", "lanes.py", "masks.py")  # what is inlined into kernels of other files
+_SHARED = (
+    "jit.py",
+    "bits.py",
+    "lanes.py",
+    "masks.py",
+)  # what is inlined into kernels of other files
 
 
 def compiled(function: Function) -> Function:
@@ -23,7 +28,7 @@ def compiled(function: Function) -> Function:
     dispatcher = njit(**_OPTIONS)(function)
     try:
         dispatcher._cache = _Cache(function)  # as `njit(cache=True)` does with its own
-    except RuntimeError:  # neither the package nor the home can be written
+    except (RuntimeError, OSError):  # neither the package nor the home can be written
         pass
     return dispatcher
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from expo.compute.bits import (
     PAIRS,
-
     Draws,
     Stored,
     draws,

@@ -22,7 +22,6 @@ _ALL, _BETWEEN, _RANDOM, _RANKED = 0, 1, 2, 3
 _UPPER = 1 << 16
 
 
-
 class Limit(NamedTuple):
     """A magnitude that parts a tensor in two.
 
@@ -281,7 +280,11 @@ def magnitude_sums(delta: Deltas, mask: Mask, *, begin: int) -> tuple[float, flo
 def _magnitude_sums(delta, masks, begin):
     count = uint64(len(delta))
     scratch = np.ones((3, STRIP), np.float64)
-    strip, kept, room = np.empty((1, STRIP), np.float32), np.empty(STRIP, np.float32), np.empty(PAIRS, np.uint64)
+    strip, kept, room = (
+        np.empty((1, STRIP), np.float32),
+        np.empty(STRIP, np.float32),
+        np.empty(PAIRS, np.uint64),
+    )
     lanes, totals = np.zeros((2, LANES), np.float64), np.zeros(2)
     for at in range(uint64(0), count, STRIP):
         size = min(STRIP, count - at)

@@ -85,7 +85,9 @@ def _add_rows(total: float, products: Block) -> float:
         rest.reshape(-1)[: products.size - whole] = products[whole:]
         lanes = np.concatenate([lanes, np.add.reduce(rest, axis=0, keepdims=True)])
     rows = np.zeros(len(lanes))
-    for lane in lanes.T:  # numpy's own sum adds pairs of pairs, and Python's compensates from 3.12 on
+    for (
+        lane
+    ) in lanes.T:  # numpy's own sum adds pairs of pairs, and Python's compensates from 3.12 on
         rows += lane
     for row in rows.tolist():
         total += row
