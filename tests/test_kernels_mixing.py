@@ -63,6 +63,7 @@ def test_masks_keep_what_the_operators_keep(
             sparsify.ranked_mask(delta, u, density, 0.05),
         ),
     ]
+    pairs.append((masks.bit_mask(pairs[0][1].numpy()), pairs[0][1]))
     for gamma in (0.0, 0.01, 0.6):
         mask = masks.outlier_mask(values, density, gamma)
         pairs.append((mask, sparsify.outlier_mask(delta, density, gamma)))

@@ -43,6 +43,17 @@ def stored(buffer: NDArray[np.uint8], dtype: str) -> Stored:
     return buffer.view(_STORED[dtype])
 
 
+def same_length(*blocks: np.ndarray) -> None:
+    """Kernels read and write as far as their output is long, whatever lies there.
+
+    Raises:
+        ValueError: the blocks differ in length.
+    """
+    lengths = [block.shape[-1] for block in blocks]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"blocks of {lengths} elements: all must be of one length")
+
+
 def draws(seed: int, name: str, begin: int) -> Draws:
     """The draws of the tensor `name` from element `begin`, as `operators.rounding.uniform_draws`."""
     return _origin(seed, name), begin
@@ -54,19 +65,22 @@ def _origin(seed: int, name: str) -> np.uint64:
     return uint64(int.from_bytes(digest[:8], "little"))
 
 
-def up(bits):
+def up(bits) -> float32:
     """A stored element as float32: exact. For kernels only."""
+    raise NotImplementedError
 
 
-def nearest(value, like):
+def nearest(value, like) -> np.generic:
     """float32 to the type of `like`, ties to even, once. For kernels only."""
+    raise NotImplementedError
 
 
-def at_random(value, draw, like):
+def at_random(value, draw, like) -> np.generic:
     """float32 to a neighbour in the type of `like`: up where fraction + draw·2⁻²⁴ ≥ 1.
 
     Bit for bit `operators.rounding.round_stochastic`. For kernels only.
     """
+    raise NotImplementedError
 
 
 @overload(up)
