@@ -15,6 +15,7 @@ from numpy import float32, int16, int32, uint16, uint32, uint64
 from numpy.typing import NDArray
 
 from expo.compute.jit import inlined
+from expo.compute.lanes import STRIP
 
 Stored = NDArray[np.generic]
 Draws = tuple[np.uint64, int]
@@ -32,7 +33,7 @@ _OVERFLOW_F16 = uint32(143 << 23)  # 65536, likewise
 _HALF = uint32(126 << 23)  # 0.5, whose last bit is worth 2⁻²⁴, like that of a small float16
 _TWO_24 = float32(2.0**24)
 
-PAIRS = uint64(257)  # the outputs that the draws of a strip take: half of 512, and one more
+PAIRS = STRIP // uint64(2) + uint64(1)  # the outputs that the draws of a strip take
 _GAMMA = uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = uint64(0xBF58476D1CE4E5B9), uint64(0x94D049BB133111EB)
 _BOTH_24 = uint64(0x00FFFFFF00FFFFFF)

@@ -1,6 +1,7 @@
 """Which elements of a delta stay, as a few numbers: no mask of a whole tensor but DELLA's is kept.
 
-The same elements as `operators.sparsify` chooses, bit for bit.
+The same elements as `operators.sparsify` chooses, bit for bit. A delta is flat and float32, and what is
+drawn for its elements counts from the tensor's first.
 """
 
 import math

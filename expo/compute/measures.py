@@ -83,6 +83,22 @@ def _add_column_sums(a, b, totals):
             totals[2, column] += x * y
 
 
+def nuslerp_coefficients(
+    sums: NDArray[np.float64], t: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What NuSLERP gives every vector of a and of b, from ⟨a, a⟩, ⟨b, b⟩, ⟨a, b⟩ of each: (3, vectors).
+
+    `operators.merging.nuslerp_coefficients`, computed in float64.
+    """
+    norm_a, norm_b = (np.maximum(np.sqrt(square), 1e-7) for square in sums[:2])
+    cosine = np.clip(sums[2] / norm_a / norm_b, -1.0, 1.0)
+    is_line = 1 - np.square(cosine) <= 1e-16
+    angle = np.arccos(np.where(is_line, 0.0, cosine))
+    pair = (np.where(is_line, share, np.sin(share * angle) / np.sin(angle)) for share in (1 - t, t))
+    one, two = (values.astype(np.float32) for values in pair)
+    return one, two
+
+
 def square_sum(values: Block) -> float:
     """Σx², in float64."""
     return float(_square_sum(values, float32(0), float32(0)))
