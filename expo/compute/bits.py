@@ -15,6 +15,7 @@ from numpy import float32, int16, int32, uint16, uint32, uint64
 from numpy.typing import NDArray
 
 from expo.compute.jit import inlined
+from expo.compute.lanes import STRIP
 
 Stored = NDArray[np.generic]
 Draws = tuple[np.uint64, int]
@@ -32,7 +33,7 @@ _OVERFLOW_F16 = uint32(143 << 23)  # 65536, likewise
 _HALF = uint32(126 << 23)  # 0.5, whose last bit is worth 2⁻²⁴, like that of a small float16
 _TWO_24 = float32(2.0**24)
 
-PAIRS = uint64(257)  # the outputs that the draws of a strip take: half of 512, and one more
+PAIRS = STRIP // uint64(2) + uint64(1)  # the outputs that the draws of a strip take
 _GAMMA = uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = uint64(0xBF58476D1CE4E5B9), uint64(0x94D049BB133111EB)
 _BOTH_24 = uint64(0x00FFFFFF00FFFFFF)
@@ -41,6 +42,17 @@ _BOTH_24 = uint64(0x00FFFFFF00FFFFFF)
 def stored(buffer: NDArray[np.uint8], dtype: str) -> Stored:
     """The bytes of BF16, F16 or F32 elements as the kernels take them: a view, nothing is copied."""
     return buffer.view(_STORED[dtype])
+
+
+def same_length(*blocks: np.ndarray) -> None:
+    """Kernels read and write as far as their output is long, whatever lies there.
+
+    Raises:
+        ValueError: the blocks differ in length.
+    """
+    lengths = [block.shape[-1] for block in blocks]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"blocks of {lengths} elements: all must be of one length")
 
 
 def draws(seed: int, name: str, begin: int) -> Draws:
@@ -54,19 +66,22 @@ def _origin(seed: int, name: str) -> np.uint64:
     return uint64(int.from_bytes(digest[:8], "little"))
 
 
-def up(bits):
+def up(bits) -> float32:
     """A stored element as float32: exact. For kernels only."""
+    raise NotImplementedError
 
 
-def nearest(value, like):
+def nearest(value, like) -> np.generic:
     """float32 to the type of `like`, ties to even, once. For kernels only."""
+    raise NotImplementedError
 
 
-def at_random(value, draw, like):
+def at_random(value, draw, like) -> np.generic:
     """float32 to a neighbour in the type of `like`: up where fraction + draw·2⁻²⁴ ≥ 1.
 
     Bit for bit `operators.rounding.round_stochastic`. For kernels only.
     """
+    raise NotImplementedError
 
 
 @overload(up)

@@ -3,39 +3,33 @@
 import hashlib
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.np import linalg
 
-Function = TypeVar("Function", bound=Callable)
-
 # No fastmath: it would contract products and sums into one rounding on some processors, not on others.
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_PART_OF_OTHERS: dict[str, Any] = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
-_SHARED = (
-    "jit.py",
-    "bits.py",
-    "lanes.py",
-    "masks.py",
-)  # what is inlined into kernels of other files
+# What is inlined into kernels of other files.
+_SHARED = ("jit.py", "bits.py", "lanes.py", "masks.py")
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Callable) -> Callable:
     """`function` as machine code, kept between processes where a cache directory can be written."""
-    dispatcher = njit(**_OPTIONS)(function)
-    try:
+    dispatcher: Any = njit(**_OPTIONS)(function)
+    with suppress(RuntimeError, OSError):  # neither the package nor the home can be written
         dispatcher._cache = _Cache(function)  # as `njit(cache=True)` does with its own
-    except RuntimeError:  # neither the package nor the home can be written
-        pass
     return dispatcher
 
 
-def inlined(function: Function) -> Function:
+def inlined(function: Callable) -> Callable:
     """`function` as a part of the kernels that call it."""
-    return njit(**_OPTIONS)(function)
+    return njit(**_PART_OF_OTHERS)(function)
 
 
 def _without_blas() -> None:
@@ -57,12 +51,12 @@ class _Cache(FunctionCache):
 
     def __init__(self, function: Callable) -> None:
         super().__init__(function)
-        stamp = [self._impl.locator.get_source_stamp()]
-        stamp += [Path(__file__).with_name(name).read_bytes() for name in _SHARED]
+        sources = [Path(__file__).with_name(name).read_bytes() for name in _SHARED]
+        stamp = repr([self._impl.locator.get_source_stamp(), *sources])
         self._cache_file = IndexDataCacheFile(
             cache_path=self._cache_path,
             filename_base=self._impl.filename_base,
-            source_stamp=hashlib.sha256(b"".join(stamp)).digest(),
+            source_stamp=hashlib.sha256(stamp.encode()).digest(),
         )
 
     def load_overload(self, sig, target_context):

@@ -16,6 +16,7 @@ from expo.compute.bits import (
     Stored,
     draws,
     rounded,
+    same_length,
     stored,
     strip_draws,
     unbounded,
@@ -58,7 +59,7 @@ def extrapolate(
     Returns:
         ⟨b, b⟩, ⟨d, d⟩, the count of d = 0, ⟨e, e⟩, ⟨e, d⟩ with e = out − x and the count of out = a.
     """
-    _same_length(base, aligned, out)
+    same_length(base, aligned, out)
     copy = {0.0: _COPY_BASE, 1.0: _COPY_ALIGNED}.get(alpha, _NO_COPY)
     coefficient = float32(alpha - 1.0)
     totals, zeros, unmoved, finite = _extrapolate(base, aligned, coefficient, copy, out, draws)
@@ -106,7 +107,7 @@ def finish(
         ⟨start, start⟩, ⟨Δ, Δ⟩, the count of Δ = 0, ⟨e, e⟩, ⟨e, Δ⟩ with e = out − exact, the count of
         out = still, ⟨i, Δ⟩, ⟨i, i⟩ with i = exact − start.
     """
-    _same_length(exact, start, delta, still, out)
+    same_length(exact, start, delta, still, out)
     totals, zeros, unmoved, finite = _finish(exact, start, delta, still, out, draws)
     s2, d2, e2, ed, asked_delta, asked_square = totals.tolist()
     asked = {"asked_delta": asked_delta, "asked_square": asked_square}
@@ -141,7 +142,7 @@ def _finish(exact, start, delta, still, out, draws):
 
 def compare(base: Stored, aligned: Stored) -> Done:
     """⟨b, b⟩, ⟨d, d⟩, the count of d = 0 and ⟨a, a⟩, with d = a − b; nothing is written."""
-    _same_length(base, aligned)
+    same_length(base, aligned)
     totals, zeros, finite = _compare(base, aligned)
     b2, d2, a2 = totals.tolist()
     return Done(Sums(len(base), b2, d2, zeros, aligned_square=a2), finite)
@@ -170,7 +171,7 @@ def _compare(base, aligned):
 
 def widen(stored: Stored, out: Block) -> None:
     """out = stored, as float32: exact."""
-    _same_length(stored, out)
+    same_length(stored, out)
     _widen(stored, out)
 
 
@@ -182,7 +183,7 @@ def _widen(stored, out):
 
 def store(exact: Block, out: Stored, *, draws: Draws | None) -> bool:
     """out = round(exact); whether all of it is finite."""
-    _same_length(exact, out)
+    same_length(exact, out)
     return _store(exact, out, draws)
 
 
@@ -199,9 +200,3 @@ def _store(exact, out, draws):
             out[at + i] = q
             bad = uint32(bad | unbounded(up(q)))
     return bad < _BIT_31
-
-
-def _same_length(*arrays: np.ndarray) -> None:
-    lengths = [len(array) for array in arrays]
-    if len(set(lengths)) > 1:
-        raise ValueError(f"blocks of {lengths} elements: all must be of one length")

@@ -4,6 +4,8 @@ Element i of a row goes to lane i mod 16; the lanes of a row are added in order 
 the rows. `operators.statistics.Summing` has the same order in numpy, and so the same bits.
 """
 
+from collections.abc import Callable
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -17,7 +19,7 @@ STRIP = uint64(512)  # elements a kernel works on at a time: they stay in the in
 ROW = uint64(8192)
 
 
-def products(*pairs: tuple[int, int]):
+def products(*pairs: tuple[int, int]) -> Callable:
     """A kernel's function that adds ⟨scratch[i], scratch[j]⟩ of a strip for each pair (i, j), in the
     precision of both arrays.
 

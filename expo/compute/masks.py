@@ -1,6 +1,7 @@
 """Which elements of a delta stay, as a few numbers: no mask of a whole tensor but DELLA's is kept.
 
-The same elements as `operators.sparsify` chooses, bit for bit.
+The same elements as `operators.sparsify` chooses, bit for bit. A delta is flat and float32, and what is
+drawn for its elements counts from the tensor's first.
 """
 
 import math
@@ -18,7 +19,7 @@ from expo.compute.lanes import LANES, STRIP, end_row, products, whole_groups
 Deltas = NDArray[np.float32]
 
 _DRAW_STEPS = 1 << 24
-_ALL, _BETWEEN, _RANDOM, _RANKED = 0, 1, 2, 3
+_ALL, _BETWEEN, _RANDOM, _BITS = 0, 1, 2, 3
 _UPPER = 1 << 16
 
 
@@ -107,7 +108,12 @@ def ranked_mask(delta: Deltas, width: int, *, drawn: Draws, density: float, epsi
         shares = np.arange(width, dtype=np.float32) / float32(max(width - 1, 1))
         least = float32(density - epsilon) + float32(2 * epsilon) * shares
         _keep_ranked(delta, least, drawn[0], bits)
-    return Mask(_RANKED, bits=bits)
+    return Mask(_BITS, bits=bits)
+
+
+def bit_mask(kept: NDArray[np.bool_]) -> Mask:
+    """What stays, by a mask made elsewhere: one bit an element."""
+    return Mask(_BITS, bits=np.packbits(kept.reshape(-1), bitorder="little"))
 
 
 def norm_ratio(before: float, after: float) -> float:
@@ -218,7 +224,7 @@ def keep_strip(masks, term, begin, deltas, size, room, kept):
         below = uint32(masks.limits[term, 4])
         for i in range(size):
             kept[i] = float32(drawn[i] < below)
-    elif kind == _RANKED:
+    elif kind == _BITS:
         for i in range(size):
             place = begin + i
             byte = masks.bits[term, place >> uint64(3)]

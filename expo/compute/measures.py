@@ -8,7 +8,7 @@ import numpy as np
 from numpy import float32, uint32, uint64
 from numpy.typing import NDArray
 
-from expo.compute.bits import Stored, up
+from expo.compute.bits import Stored, same_length, up
 from expo.compute.jit import compiled
 from expo.compute.lanes import LANES, STRIP, end_row, products, whole_groups
 
@@ -26,6 +26,7 @@ _squares = products((0, 0))
 
 def arc_sums(a: Stored, b: Stored) -> tuple[float, float, float]:
     """⟨a, a⟩, ⟨b, b⟩, ⟨a, b⟩ for slerp; the lanes are float32, as those of a merge's sums."""
+    same_length(a, b)
     a2, b2, ab = _arc_sums(a, b).tolist()
     return a2, b2, ab
 
@@ -46,6 +47,7 @@ def _arc_sums(a, b):
 
 def row_sums(a: Block, b: Block) -> NDArray[np.float64]:
     """The same of every row of two matrices, for NuSLERP: (3, rows), the lanes are float64."""
+    same_length(a.reshape(-1), b.reshape(-1))
     return _row_sums(a, b)
 
 
@@ -66,6 +68,8 @@ def _row_sums(a, b):
 
 def add_column_sums(a: Block, b: Block, totals: NDArray[np.float64]) -> None:
     """Add the same of every column of some rows to `totals`, (3, columns): rows in order, in float64."""
+    same_length(a, b, totals)
+    same_length(a.T, b.T)
     _add_column_sums(a, b, totals)
 
 
@@ -77,6 +81,22 @@ def _add_column_sums(a, b, totals):
             totals[0, column] += x * x
             totals[1, column] += y * y
             totals[2, column] += x * y
+
+
+def nuslerp_coefficients(
+    sums: NDArray[np.float64], t: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What NuSLERP gives every vector of a and of b, from ⟨a, a⟩, ⟨b, b⟩, ⟨a, b⟩ of each: (3, vectors).
+
+    `operators.merging.nuslerp_coefficients`, computed in float64.
+    """
+    norm_a, norm_b = (np.maximum(np.sqrt(square), 1e-7) for square in sums[:2])
+    cosine = np.clip(sums[2] / norm_a / norm_b, -1.0, 1.0)
+    is_line = 1 - np.square(cosine) <= 1e-16
+    angle = np.arccos(np.where(is_line, 0.0, cosine))
+    pair = (np.where(is_line, share, np.sin(share * angle) / np.sin(angle)) for share in (1 - t, t))
+    one, two = (values.astype(np.float32) for values in pair)
+    return one, two
 
 
 def square_sum(values: Block) -> float:

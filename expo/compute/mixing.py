@@ -7,7 +7,7 @@ import numpy as np
 from numpy import float32, uint64
 from numpy.typing import NDArray
 
-from expo.compute.bits import PAIRS
+from expo.compute.bits import PAIRS, same_length
 from expo.compute.jit import compiled, inlined
 from expo.compute.lanes import STRIP
 from expo.compute.masks import Masks, fill, keep_strip
@@ -20,6 +20,7 @@ _PLAIN, _ELECTED, _ELECTED_MEAN = 0, 1, 2
 
 def linear(thetas: Block, weights: Sequence[float], *, normalize: bool, out: Block) -> None:
     """out = Σ wᵢθᵢ, over Σ wᵢ if normalized; `thetas` is (k, n)."""
+    same_length(thetas, out)
     divisor = float32(math.fsum(weights)) if normalize else float32(1)
     _linear(thetas, np.array(weights, np.float32), divisor, out)
 
@@ -60,12 +61,14 @@ def add_terms(
         begin: the index of the block's first element in the tensor, for the masks.
         delta_out: takes ΣΔᵢ, of all elements, where wanted.
     """
+    delta_out = exact_out if delta_out is None else delta_out
+    same_length(start, base, thetas, exact_out, delta_out)
     divisor = math.fsum(weights)
     divisor = divisor if normalize and not elect_sign and abs(divisor) >= 1e-8 else 1.0
     mode = (_ELECTED_MEAN if normalize else _ELECTED) if elect_sign else _PLAIN
     _add_terms(
         start, base, thetas, np.array(weights, np.float32), masks, uint64(begin), mode,
-        float32(divisor), float32(scale), exact_out, exact_out if delta_out is None else delta_out,
+        float32(divisor), float32(scale), exact_out, delta_out,
     )  # fmt: skip
 
 
@@ -142,6 +145,7 @@ def arc(
         coefficients: of a and b: one, or one for every row of `width` elements or every column.
         begin: the index of the block's first element in the tensor.
     """
+    same_length(a, b, a if origin is None else origin, out)
     if coefficients[0].size == 1:
         width, by_column = begin + len(out) + 1, False
     elif by_column:
