@@ -104,7 +104,7 @@ def make_model(folder: Path, parameters: float, *, rows: int = 32000) -> Path:
         "torch_dtype": "bfloat16", "tie_word_embeddings": False, "hidden_act": "silu",
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     }  # fmt: skip
-    noise = torch.randn(1 << 24)
+    noise = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0))
     shards = _pack(shapes, 1e9 if not wide else 5e9)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))

@@ -14,7 +14,6 @@ from expo.output.sink import FinishedShard
 from expo.planning.plan import Plan
 from expo.spec.request import paper_alpha
 from expo.spec.resolved import mergekit_spec, resolved
-from expo.spec.surgery import renamed
 
 
 def streamed_manifest(
@@ -51,6 +50,8 @@ def foreign_manifest(
     plan: Plan, digest: str, known: Identities, folder: Path, files: dict[str, str]
 ) -> Manifest:
     """Of an output of mergekit's engine: what it did to each tensor is not known."""
+    from expo.spec.surgery import renamed
+
     request, foreign = plan.request, plan.request.foreign
     assert foreign is not None
     labels = dict(zip(request.references(), plan.labels, strict=True))

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from expo.checkpoint.checkpoint import hash_file
 from expo.compute.inputs import fetch
@@ -21,13 +22,13 @@ from expo.output.staging import Staging, claimed
 from expo.planning.build import build_plan
 from expo.planning.plan import Plan
 from expo.results import MergeResult
-from expo.spec.read import Spec, read_request, read_stages
 from expo.spec.request import Request, Rounding, make_request
 from expo.verbs.manifests import foreign_manifest, streamed_manifest, sums_by_tensor
-from expo.verbs.stages import run_stages
-from expo.verification.golden import Golden, read_golden
-from expo.verification.run import Tokenizers, verify_folder, verify_stream
-from expo.verification.subject import TensorFacts
+
+if TYPE_CHECKING:  # YAML, schemas and checks are imported by those that need them
+    from expo.spec.read import Spec
+    from expo.verification.golden import Golden
+    from expo.verification.run import Tokenizers
 
 
 def extrapolate(
@@ -62,7 +63,7 @@ def extrapolate(
 
 
 def merge(
-    spec: Spec,
+    spec: "Spec",
     out: str | PathLike[str],
     *,
     overwrite: bool = False,
@@ -79,6 +80,9 @@ def merge(
     Raises:
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
     """
+
+    from expo.spec.read import read_request, read_stages
+    from expo.verbs.stages import run_stages
 
     def run(request: Request, place: Path, is_part: bool) -> MergeResult:
         replaces, checks = overwrite or is_part, verify and not is_part
@@ -209,10 +213,7 @@ def _streamed(
     hashes = [write_small_files(run.plan, run.staging.folder) for run in runs]
     with ExitStack() as stack:
         # The tokenizers need no weights: they are tried while the weights stream.
-        tokenizers = [
-            stack.enter_context(Tokenizers(run.staging.folder, run.plan.donor, _golden(run.plan)))
-            for run in (runs if verify else ())
-        ]
+        tokenizers = [stack.enter_context(_tokenizers(run)) for run in (runs if verify else ())]
         done = stream(
             [run.plan for run in runs],
             [run.staging for run in runs],
@@ -242,9 +243,12 @@ def _resumed(run: _Run, say: Callable[[str], None] | None) -> list[FinishedShard
 
 
 def _verified(
-    run: _Run, manifest: Manifest, tokenizers: Tokenizers, finished: Sequence[FinishedShard]
+    run: _Run, manifest: Manifest, tokenizers: "Tokenizers", finished: Sequence[FinishedShard]
 ) -> Manifest:
     """The checks, with what the stream knows: it wrote no NaN, and zeros only where both had them."""
+    from expo.verification.run import verify_stream
+    from expo.verification.subject import TensorFacts
+
     plan = run.plan
     sums = sums_by_tensor(finished)
     zero = {
@@ -270,6 +274,7 @@ def _foreign(run: _Run, *, verify: bool) -> Manifest:
     There is no resume: an interrupted run starts afresh.
     """
     from expo.compute.foreign import merge_with_mergekit
+    from expo.verification.run import verify_folder
 
     plan, folder = run.plan, run.staging.folder
     run.staging.start_afresh(run.print_)
@@ -286,7 +291,15 @@ def _foreign(run: _Run, *, verify: bool) -> Manifest:
     return replace(manifest, verified=found.ok, verification=found.checks)
 
 
-def _golden(plan: Plan) -> Golden | None:
+def _tokenizers(run: _Run) -> "Tokenizers":
+    from expo.verification.run import Tokenizers
+
+    return Tokenizers(run.staging.folder, run.plan.donor, _golden(run.plan))
+
+
+def _golden(plan: Plan) -> "Golden | None":
+    from expo.verification.golden import read_golden
+
     return None if plan.request.vectors is None else read_golden(plan.request.vectors)
 
 
