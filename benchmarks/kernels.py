@@ -157,14 +157,6 @@ def _several_models() -> Iterator[tuple[str, Callable[[], object]]]:
                 normalize=True, scale=1.0, exact_out=out, delta_out=None,
             )  # fmt: skip
             yield f"add_terms of two, {kind}{', signs elected' * elect}", add
-    yield "linear of two", lambda: mixing.linear(thetas, halves, normalize=True, out=out)
-    yield (
-        "arc, a coefficient a row of 4,096",
-        lambda: mixing.arc(
-            start, base, coefficients=(delta[:32], delta[32:64]), begin=0, width=4096, by_column=False,
-            origin=None, out=out,
-        ),
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -56,25 +56,6 @@ def add_terms() -> list:
     return [single]
 
 
-def linear() -> list:
-    mixing.linear(values, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], normalize=True, out=single)
-    return [single]
-
-
-def arc() -> list:
-    mixing.arc(
-        values[0], values[1], coefficients=(values[2], values[3]), begin=5, width=70, by_column=False,
-        origin=values[4], out=single,
-    )  # fmt: skip
-    return [single]
-
-
-def column_sums() -> list:
-    totals = np.zeros((3, COUNT))
-    measures.add_column_sums(values[:3], values[3:], totals)
-    return [totals]
-
-
 FEW: dict[str, Callable[[], list]] = {
     "bfloat16, nearest": lambda: extrapolate(brain, None),
 }
@@ -86,11 +67,7 @@ ALL: dict[str, Callable[[], list]] = FEW | {
     "compare": lambda: [kernels.compare(brain[0], brain[1])],
     "masks": prepare,
     "add_terms": add_terms,
-    "linear": linear,
-    "arc": arc,
     "arc_sums": lambda: [measures.arc_sums(brain[0], brain[1])],
-    "row_sums": lambda: [measures.row_sums(values[:3], values[3:])],
-    "column_sums": column_sums,
     "squares": lambda: [measures.square_sum(delta), measures.ulp_square_sum(delta, "BF16")],
 }
 

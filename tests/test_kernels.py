@@ -13,7 +13,6 @@ from expo.compute.kernels import Draws, Stored, draws, stored
 from expo.operators.decompose import square_sum
 from expo.operators.extrapolate import extrapolate
 from expo.operators.keep import unit_in_last_place
-from expo.operators.merging import nuslerp_coefficients
 from expo.operators.rounding import round_into
 from expo.operators.statistics import Summing
 
@@ -240,29 +239,3 @@ def test_squares_and_spacings_are_summed_in_float64(size: int) -> None:
     for name, dtype in DTYPES.items():
         ulp = unit_in_last_place(values, dtype).double().numpy()
         assert measures.ulp_square_sum(values.numpy(), name) == dots(size, [(ulp, ulp)])[0]
-
-
-def test_rows_and_columns_of_matrices_are_summed_in_float64() -> None:
-    a, b = weights(2, 40, 1030)
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    pairs = [(x, x), (y, y), (x, y)]
-    want = [[dots(1030, [(u, v)])[0] for u, v in zip(*pair, strict=True)] for pair in pairs]
-    assert np.array_equal(measures.row_sums(a, b), want)
-    totals = np.zeros((3, 1030))
-    measures.add_column_sums(a[:7], b[:7], totals)
-    measures.add_column_sums(a[7:], b[7:], totals)
-    assert np.array_equal(totals, [np.add.reduce(u * v, axis=0) for u, v in pairs])
-
-
-@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
-def test_coefficients_of_arcs_are_those_of_the_operators(t: float) -> None:
-    a, b = weights(2, 30, 100)
-    b[0], b[1], b[2], b[3] = a[0], -a[1], 0, 2 * a[3]
-    a[2] = 0
-    want = nuslerp_coefficients(torch.from_numpy(a), torch.from_numpy(b), t, -1)
-    got = measures.nuslerp_coefficients(measures.row_sums(a, b), t)
-    for one, other in zip(got, want, strict=True):
-        assert one.dtype == np.float32
-        assert np.allclose(one[4:], other.numpy()[4:, 0], rtol=1e-5)
-    turned = [c[:, None] * side for c, side in zip(got, (a, b), strict=True)]
-    assert np.allclose(sum(turned)[[0, 3]], [a[0], (1 + t) * a[3]], rtol=1e-5)

@@ -141,38 +141,3 @@ def test_terms_are_added_as_the_operators_do(
     for change in changes[1:]:
         whole = whole + change
     assert np.array_equal(delta.view(np.int32), whole.view(np.int32))
-
-
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("normalize", [False, True])
-def test_means_are_those_of_the_operators(weights: list[float], normalize: bool) -> None:
-    _, _, thetas = models(len(weights))
-    thetas[:, 0], out = -0.0, np.empty(COUNT, np.float32)
-    normalize = normalize and sum(weights) != 0
-    want = merging.linear([*torch.from_numpy(thetas)], weights, normalize=normalize)
-    mixing.linear(thetas, weights, normalize=normalize, out=out)
-    assert np.array_equal(out.view(np.int32), want.numpy().view(np.int32))
-
-
-@pytest.mark.parametrize("around", [False, True], ids=["zero", "a base"])
-@pytest.mark.parametrize(("by_column", "shared"), [(False, True), (False, False), (True, False)])
-@pytest.mark.parametrize(("rows", "width"), [(1, 7), (5, 1), (33, 20), (3, 700)])
-def test_arcs_are_those_of_the_operators(
-    rows: int, width: int, by_column: bool, shared: bool, around: bool
-) -> None:
-    rng = np.random.default_rng(width)
-    a, b, base = rng.standard_normal((3, rows, width)).astype(np.float32)
-    count = 1 if shared else width if by_column else rows
-    pair = rng.standard_normal((2, count)).astype(np.float32)
-    shape = (1, -1) if by_column else (-1, 1)
-    one, two = (torch.from_numpy(values.reshape(shape)) for values in pair)
-    x, y = (torch.from_numpy(side - base if around else side) for side in (a, b))
-    want = merging.arc(x, y, one, two)
-    want = torch.from_numpy(base) + want if around else want
-    out, flat_a, flat_b, flat_base = (side.reshape(-1) for side in (np.empty_like(a), a, b, base))
-    for part in (slice(0, len(out) // 2), slice(len(out) // 2, len(out))):
-        mixing.arc(
-            flat_a[part], flat_b[part], coefficients=(pair[0], pair[1]), begin=part.start, width=width,
-            by_column=by_column, origin=flat_base[part] if around else None, out=out[part],
-        )  # fmt: skip
-    assert np.array_equal(out.view(np.int32), flat(want).view(np.int32))

@@ -314,7 +314,7 @@ def test_slerp_stays_on_the_sphere() -> None:
     assert slerp_coefficients(1.0, 1.0, 0.9999, 0.25) == (0.75, 0.25)
     squares = (float(x @ y) for x, y in ((a, a), (b, b), (a, b)))
     one, two = nuslerp_coefficients(*(np.array(square) for square in squares), 0.3)
-    assert float((one * a + two * b).norm()) == pytest.approx(1.0, abs=1e-12)
+    assert float((float(one) * a + float(two) * b).norm()) == pytest.approx(1.0, abs=1e-12)
 
 
 def test_masks_keep_the_right_elements() -> None:

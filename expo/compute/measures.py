@@ -45,60 +45,6 @@ def _arc_sums(a, b):
     return totals
 
 
-def row_sums(a: Block, b: Block) -> NDArray[np.float64]:
-    """The same of every row of two matrices, for NuSLERP: (3, rows), the lanes are float64."""
-    same_length(a.reshape(-1), b.reshape(-1))
-    return _row_sums(a, b)
-
-
-@compiled
-def _row_sums(a, b):
-    width = uint64(a.shape[1])
-    scratch = np.empty((2, STRIP), np.float64)
-    lanes, sums = np.zeros((3, LANES), np.float64), np.zeros((len(a), 3))
-    for row in range(uint64(len(a))):
-        for at in range(uint64(0), width, STRIP):
-            size = min(STRIP, width - at)
-            for i in range(size):
-                scratch[0, i], scratch[1, i] = a[row, at + i], b[row, at + i]
-            _arc_products(lanes, scratch, whole_groups(scratch, size))
-            end_row(lanes, sums[row], at + STRIP, width)
-    return sums.T.copy()
-
-
-def add_column_sums(a: Block, b: Block, totals: NDArray[np.float64]) -> None:
-    """Add the same of every column of some rows to `totals`, (3, columns): rows in order, in float64."""
-    same_length(a, b, totals)
-    same_length(a.T, b.T)
-    _add_column_sums(a, b, totals)
-
-
-@compiled
-def _add_column_sums(a, b, totals):
-    for row in range(uint64(len(a))):
-        for column in range(uint64(a.shape[1])):
-            x, y = np.float64(a[row, column]), np.float64(b[row, column])
-            totals[0, column] += x * x
-            totals[1, column] += y * y
-            totals[2, column] += x * y
-
-
-def nuslerp_coefficients(
-    sums: NDArray[np.float64], t: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What NuSLERP gives every vector of a and of b, from ⟨a, a⟩, ⟨b, b⟩, ⟨a, b⟩ of each: (3, vectors).
-
-    `operators.merging.nuslerp_coefficients`, computed in float64.
-    """
-    norm_a, norm_b = (np.maximum(np.sqrt(square), 1e-7) for square in sums[:2])
-    cosine = np.clip(sums[2] / norm_a / norm_b, -1.0, 1.0)
-    is_line = 1 - np.square(cosine) <= 1e-16
-    angle = np.arccos(np.where(is_line, 0.0, cosine))
-    pair = (np.where(is_line, share, np.sin(share * angle) / np.sin(angle)) for share in (1 - t, t))
-    one, two = (values.astype(np.float32) for values in pair)
-    return one, two
-
-
 def square_sum(values: Block) -> float:
     """Σx², in float64."""
     return float(_square_sum(values, float32(0), float32(0)))

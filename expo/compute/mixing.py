@@ -18,28 +18,6 @@ _ZERO = float32(0)
 _PLAIN, _ELECTED, _ELECTED_MEAN = 0, 1, 2
 
 
-def linear(thetas: Block, weights: Sequence[float], *, normalize: bool, out: Block) -> None:
-    """out = Σ wᵢθᵢ, over Σ wᵢ if normalized; `thetas` is (k, n)."""
-    same_length(thetas, out)
-    divisor = float32(math.fsum(weights)) if normalize else float32(1)
-    _linear(thetas, np.array(weights, np.float32), divisor, out)
-
-
-@compiled
-def _linear(thetas, weights, divisor, out):
-    count = uint64(len(out))
-    for at in range(uint64(0), count, STRIP):
-        end = min(at + STRIP, count)
-        out[at:end] = _ZERO
-        for term in range(uint64(len(thetas))):
-            weight = weights[term]
-            for i in range(at, end):
-                out[i] += thetas[term, i] * weight
-        if divisor != float32(1):
-            for i in range(at, end):
-                out[i] /= divisor
-
-
 def add_terms(
     start: Block,
     base: Block,
@@ -126,44 +104,3 @@ def _elect(terms, weights, mixed, shares, size):
         _add(mixed, uint64(0), terms, term, size)
     for i in range(size):
         shares[i] += float32(shares[i] == _ZERO)
-
-
-def arc(
-    a: Block,
-    b: Block,
-    *,
-    coefficients: tuple[Block, Block],
-    begin: int,
-    width: int,
-    by_column: bool,
-    origin: Block | None,
-    out: Block,
-) -> None:
-    """out = c_a·a + c_b·b, or o + c_a·(a − o) + c_b·(b − o) around an origin o.
-
-    Args:
-        coefficients: of a and b: one, or one for every row of `width` elements or every column.
-        begin: the index of the block's first element in the tensor.
-    """
-    same_length(a, b, a if origin is None else origin, out)
-    if coefficients[0].size == 1:
-        width, by_column = begin + len(out) + 1, False
-    elif by_column:
-        width = coefficients[0].size
-    _arc(a, b, *coefficients, uint64(begin), uint64(max(width, 1)), by_column, origin, out)
-
-
-@compiled
-def _arc(a, b, for_a, for_b, begin, width, by_column, origin, out):
-    count, at = uint64(len(out)), uint64(0)
-    while at < count:
-        row, column = (begin + at) // width, (begin + at) % width
-        end = min(count, at + width - column)
-        for i in range(at, end):
-            place = column + (i - at) if by_column else row
-            if origin is None:
-                out[i] = for_a[place] * a[i] + for_b[place] * b[i]
-            else:
-                turned = for_a[place] * (a[i] - origin[i]) + for_b[place] * (b[i] - origin[i])
-                out[i] = origin[i] + turned
-        at = end
