@@ -16,7 +16,7 @@ import numpy as np
 from expo.checkpoint.reader import Bytes
 from expo.operators.methods import Array, Mask, Operations, Sparsifier
 from expo.operators.statistics import Sums
-from expo.planning.jobs import TensorJob
+from expo.planning.jobs import Blend, TensorJob
 
 _COMPILED_DTYPES = frozenset({"BF16", "F16", "F32"})
 
@@ -106,7 +106,9 @@ class Arithmetic(Operations, Protocol):
 def arithmetic_for(job: TensorJob) -> Arithmetic:
     """The implementation that serves a tensor."""
     dtypes = {job.dtype, *(weight.stored.dtype for weight in job.inputs)}
-    compiled = _compiled() if dtypes <= _COMPILED_DTYPES else None
+    # DELLA ranks stacks of matrices along their second axis, as mergekit does.
+    odd = isinstance(job.rule, Blend) and job.rule.sparsifier == "ranked" and len(job.shape) > 2
+    compiled = _compiled() if dtypes <= _COMPILED_DTYPES and not odd else None
     return compiled or plain_arithmetic()
 
 
