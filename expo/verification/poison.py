@@ -48,11 +48,7 @@ def _is_hidden(character: str) -> bool:
 
 
 def _is_text(node: nodes.Node) -> bool:
-    match node:
-        case nodes.Getattr(attr="content") | nodes.Getitem(arg=nodes.Const(value="content")):
-            return True
-        case _:
-            return False
+    return _key(node) in ("content", "text")
 
 
 def _is_date(node: nodes.Node) -> bool:
@@ -73,7 +69,7 @@ class _Flow:
         before = -1
         while before != len(self._tainted):
             before = len(self._tainted)
-            for target, node in self._assigned:
+            for target, node in pairs:
                 if self.touches(node):
                     self._tainted |= set(_names(target))
 
@@ -115,7 +111,9 @@ def _judges(node: nodes.Node, flow: _Flow) -> bool:
             others = [side for side in sides if not flow.touches(side)]
             return len(others) < len(sides) and any(map(flow.tells, others))
         case nodes.Call(node=nodes.Getattr(node=subject, attr=attribute), args=arguments):
-            return attribute in _SEARCHES and flow.touches(subject) and any(map(flow.tells, arguments))
+            return (
+                attribute in _SEARCHES and flow.touches(subject) and any(map(flow.tells, arguments))
+            )
         case nodes.Test(node=subject, name=name):
             return name not in _SHAPES and flow.touches(subject)
         case _:

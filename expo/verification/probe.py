@@ -43,6 +43,7 @@ def tokenizer(request: dict, tell: Any) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
+    tokenizer.chat_template = tokenizer.chat_template or _processors_template(request["folder"])
     added = _added(tokenizer)
     tell(loaded=_facts(tokenizer, added))
     specials = list(added)[:_SPECIAL_PROBES]
@@ -51,6 +52,14 @@ def tokenizer(request: dict, tell: Any) -> None:
         tell(text=text, **_encoded(tokenizer, text))
     for number, conversation in enumerate(request["conversations"]):
         tell(conversation=number, **_rendered(tokenizer, conversation))
+
+
+def _processors_template(folder: str) -> str | None:
+    """What the processor of a model with images applies, where the tokenizer has no template."""
+    file = Path(folder) / "chat_template.json"
+    if file.exists() and any(Path(folder).glob("*processor_config.json")):
+        return json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+    return None
 
 
 def _hide(*packages: str) -> None:
