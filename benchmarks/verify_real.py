@@ -37,7 +37,7 @@ TOKENIZERS = {
 }  # fmt: skip
 """Folder of a real tokenizer → its family. A Marian tokenizer alone belongs to no language model."""
 
-_CONTROL = re.compile(r"<[|｜][^<>|｜\s]+[|｜]>|</?[a-z_]+>|\[/?[A-Z_]+\]")
+_CONTROL = re.compile(r"<[^<>\s'\"{}]{1,40}>|\[/?[A-Z_]+\]")
 _CHECKS = {check.name for check in template.CHECKS} | {
     check.name for check in tokenizer.CHECKS if check.name == "control-tokens"
 }
@@ -102,7 +102,10 @@ def judge_templates(root: Path) -> Judged:
 
     stand_in = json.loads(tokenizer_json())
     for file in sorted(root.glob("templates/*/*.jinja")):
-        yield f"{file.parent.name}/{file.stem}", judge_template(root / "t", file.read_text(), stand_in)
+        yield (
+            f"{file.parent.name}/{file.stem}",
+            judge_template(root / "t", file.read_text(), stand_in),
+        )
 
 
 def judge_template(folder: Path, source: str, stand_in: dict) -> list[CheckResult]:

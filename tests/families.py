@@ -63,7 +63,12 @@ _TINY = {
 }  # fmt: skip
 
 
-_FALCON = {"hidden_size": 16, "ffn_hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_FALCON = {
+    "hidden_size": 16,
+    "ffn_hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,9 @@ def _copy_tokenizer(folder: Path, family: Family, source: Path) -> None:
             shutil.copy(file, folder / file.name)
     if not (folder / "tokenizer_config.json").exists():
         names = {"gpt2": "GPT2Tokenizer"}
-        _write_config(folder, family, {"tokenizer_class": names.get(source.name, "PreTrainedTokenizerFast")})
+        _write_config(
+            folder, family, {"tokenizer_class": names.get(source.name, "PreTrainedTokenizerFast")}
+        )
 
 
 def _write_config(folder: Path, family: Family, config: dict) -> None:
@@ -234,6 +241,8 @@ def _write_weights(folder: Path, family: Family, rows: int) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family.model_type, **family.tiny, vocab_size=rows, pad_token_id=None)
+    config = AutoConfig.for_model(
+        family.model_type, **family.tiny, vocab_size=rows, pad_token_id=None
+    )
     config.bos_token_id = config.eos_token_id = None
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)

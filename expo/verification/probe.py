@@ -89,6 +89,8 @@ def _facts(tokenizer: Any, added: dict[str, int]) -> dict:
         "model_max_length": min(tokenizer.model_max_length, 1 << 62),
         "padding_side": tokenizer.padding_side,
         "truncation_side": tokenizer.truncation_side,
+        "truncation": getattr(backend, "truncation", None),
+        "padding": getattr(backend, "padding", None),
         "input_names": list(tokenizer.model_input_names),
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,

@@ -147,7 +147,7 @@ def _opened_block(prompt: str, whole: str) -> str | None:
         shared = shared[:tag]
     opened, rest = prompt[len(shared) :], whole[len(shared) :]
     answers = TAG.sub("", rest.partition(ANSWER)[0]).strip() == "" and ANSWER in rest
-    return opened if opened.strip() and answers else None
+    return opened if answers and (opened.strip() or TAG.match(rest)) else None
 
 
 def turn_end(s: Subject) -> Iterator[str]:

@@ -124,6 +124,15 @@ def _quoted(text: object) -> str:
     return "nothing" if text is None else printable(repr(text), 80)
 
 
+def saved_limits(s: Subject) -> Iterator[str]:
+    """What a trainer set for its batches; servers that read tokenizer.json alone apply it."""
+    facts = s.tokenizer.facts
+    if limit := facts["truncation"]:
+        yield f"tokenizer.json cuts every text after {limit.get('max_length')} tokens"
+    if padding := facts["padding"]:
+        yield f"tokenizer.json pads every text with {printable(str(padding.get('pad_token')))}"
+
+
 def ids_below_rows(s: Subject) -> Iterator[str]:
     rows, facts = s.rows, s.tokenizer.facts
     if rows is None:
@@ -164,6 +173,7 @@ CHECKS = (
     Check("tokenizer-files", "error", "tokenizer files are the aligned model's, byte for byte", "copy the tokenizer files from the aligned model; never load and save them", files),
     Check("fingerprint", "error", "the loaded tokenizer is the aligned model's", "copy config.json and the tokenizer files from the aligned model", fingerprint),
     Check("probes", "error", "texts get the ids that the aligned model gives them", "copy config.json and the tokenizer files from the aligned model", probes),
+    Check("saved-limits", "warning", "the tokenizer neither cuts nor pads", "set truncation and padding of tokenizer.json to null", saved_limits),
     Check("ids-below-rows", "error", "every token has an embedding row", "copy the tokenizer files from the aligned model; never load and save them", ids_below_rows),
     Check("control-tokens", "error", "the template's special tokens are single tokens", "copy the tokenizer files from the aligned model", control_tokens),
 )  # fmt: skip
