@@ -138,12 +138,11 @@ def _tokenized(stand_in: dict, specials: list[str], source: str) -> list[dict]:
     answered = probe._rendered(loaded, ANSWERED.request()).get("rendered", "")
     rest = answered.rpartition(ANSWER)[2].lstrip()
     loaded.eos_token = max((t for t in specials if rest.startswith(t)), key=len, default="</s>")
-    added = probe._added(loaded)
-    lines = [{"loaded": probe._facts(loaded, added)}]
-    texts = [*TEXTS[:5], *specials]
-    lines += [{"text": text, **probe._encoded(loaded, text)} for text in texts]
-    requests = enumerate(c.request() for c in CONVERSATIONS)
-    return lines + [{"conversation": n, **probe._rendered(loaded, c)} for n, c in requests]
+    lines: list[dict] = []
+    requests = [conversation.request() for conversation in CONVERSATIONS]
+    request = {"folder": ".", "texts": TEXTS[:5], "conversations": requests}
+    probe.say(loaded, request, lambda **line: lines.append(line))
+    return lines
 
 
 if __name__ == "__main__":

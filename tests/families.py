@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from expo.verification import probe
+from expo.verification.conversations import CONVERSATIONS, TEXTS
+from expo.verification.process import Report
+
 from .openchat import tokenizer_json
 from .templates import TEMPLATES
 
@@ -246,3 +250,17 @@ def _write_weights(folder: Path, family: Family, rows: int) -> None:
     )
     config.bos_token_id = config.eos_token_id = None
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+
+
+def report_tokenizer(folder: Path) -> Report:
+    """What the child process would say of the folder's tokenizer, said in this one."""
+    from transformers import AutoTokenizer
+
+    lines: list[dict] = []
+    request = {
+        "folder": str(folder),
+        "texts": TEXTS,
+        "conversations": [conversation.request() for conversation in CONVERSATIONS],
+    }
+    probe.say(AutoTokenizer.from_pretrained(folder), request, lambda **line: lines.append(line))
+    return Report(tuple(lines), None)

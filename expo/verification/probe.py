@@ -37,12 +37,17 @@ def main() -> None:
 
 
 def tokenizer(request: dict, tell: Any) -> None:
-    """Facts about the tokenizer, then every text and conversation."""
+    """Load the tokenizer as any user would."""
     os.nice(5)  # the process that builds the model takes longer: it goes first
     _hide("torch")
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
+    say(tokenizer, request, tell)
+
+
+def say(tokenizer: Any, request: dict, tell: Any) -> None:
+    """What a loaded tokenizer is, and what it makes of every text and conversation."""
     tokenizer.chat_template = tokenizer.chat_template or _processors_template(request["folder"])
     added = _added(tokenizer)
     tell(loaded=_facts(tokenizer, added))

@@ -247,6 +247,12 @@ class Subject:
             raise Skipped("--quick reads no tensors")
         return self.tensor_facts
 
+    @property
+    def values(self) -> dict[str, Values]:
+        if not self.scanned.values:
+            raise Skipped("values are looked at by a whole expo verify, not during the merge")
+        return self.scanned.values
+
     @cached_property
     def tokenizer(self) -> Tokenized:
         """OUT's tokenizer as a fresh process sees it."""

@@ -23,20 +23,20 @@ _LARGER = 16  # times the aligned model's largest element
 
 
 def largest(s: Subject) -> Iterator[str]:
-    for name, values in s.scanned.values.items():
+    for name, values in s.values.items():
         if values.largest > _HALF_PRECISION and s.tensors[name].count > 1:
             yield f"{printable(name)} holds {values.largest:.3g}, half precision ends at 65504"
     theirs = s.scanned.aligned.values if s.aligned and s.scanned.aligned else {}
     for name, values in theirs.items():
-        mine = s.scanned.values[name].largest if name in s.scanned.values else 0.0
+        mine = s.values[name].largest if name in s.values else 0.0
         if 0 < _LARGER * values.largest < mine <= _HALF_PRECISION:
             yield f"{printable(name)} holds {mine:.3g}, the aligned model's largest is {values.largest:.3g}"
 
 
 def compared(s: Subject) -> dict[str, Sums]:
     """The tensors that were read beside the aligned model's."""
-    names = s.donor.weights.keys() & s.scanned.values.keys()
-    found = {name: s.scanned.values[name].sums for name in sorted(names)}
+    names = s.donor.weights.keys() & s.values.keys()
+    found = {name: s.values[name].sums for name in sorted(names)}
     sums = {name: one for name, one in found.items() if one is not None}
     if not sums:
         raise Skipped("the aligned model's tensors are not on this disk as they are")
@@ -45,7 +45,7 @@ def compared(s: Subject) -> dict[str, Sums]:
 
 def coverage(s: Subject) -> Iterator[str]:
     sums = compared(s)
-    apart = [name for name in s.scanned.values if name not in sums and name in s.donor.weights]
+    apart = [name for name in s.values if name not in sums and name in s.donor.weights]
     if left := [name for name in apart if s.tensors[name].count]:
         yield Info(f"not checked against the aligned model: {', '.join(map(printable, left[:3]))} ({len(left)} in all)")  # fmt: skip
 
@@ -95,7 +95,7 @@ def effect(s: Subject) -> Iterator[str]:
 def zero_rows(s: Subject) -> Iterator[str]:
     """Rows of tokens that are in use; against the aligned model, of any token that it has."""
     theirs = s.scanned.aligned.values if s.aligned and s.scanned.aligned else {}
-    for name, values in s.scanned.values.items():
+    for name, values in s.values.items():
         rows = set(values.zero_rows)
         if len(rows) == s.tensors[name].shape[0] if s.tensors[name].shape else True:
             continue
@@ -113,7 +113,7 @@ def _in_use(s: Subject) -> set[int]:
 def repeated(s: Subject) -> Iterator[str]:
     """Matrices that lie in the folder twice, as a layer that was written in the place of another."""
     seen: dict[tuple, str] = {}
-    for name, values in s.scanned.values.items():
+    for name, values in s.values.items():
         tensor = s.tensors[name]
         if len(tensor.shape) < 2 or not values.largest:
             continue
