@@ -142,7 +142,10 @@ FAMILIES = {
     "llama-3.1": Family(_DATED, tokens=_HEADERS, bos=_HEADERS[0], eos=_HEADERS[2], config_eos=_HEADERS[1:4], generation_eos=_HEADERS[1:4]),
     "gemma": Family(**_GEMMA, model_type="gemma"),
     "gemma-2": Family(**_GEMMA, model_type="gemma2", generation_eos=("<eos>", "<end_of_turn>"), spare_rows=1),
-    "gemma-3": Family(**_GEMMA, model_type="gemma3_text", config_eos=("<eos>", "<end_of_turn>"), generation_eos=("<eos>", "<end_of_turn>")),
+    "gemma-3": Family(
+        **(_GEMMA | {"tokens": (*_GEMMA["tokens"], "<image_soft_token>")}), model_type="gemma3_text", spare_rows=-1,
+        config_eos=("<eos>", "<end_of_turn>"), generation_eos=("<eos>", "<end_of_turn>"),
+    ),
     "mistral": Family(TEMPLATES["mistral-instruct"][0], "mistral", spare_rows=0),
     "no-generation-config": Family(TEMPLATES["mistral-instruct"][0], "mistral", generation=None),
     "zephyr": Family(TEMPLATES["zephyr"][0], "mistral", pad="</s>", spare_rows=0),

@@ -156,6 +156,8 @@ def temporary_folder(prefix: str, place: str | None = None) -> Iterator[Path]:
     reaper = subprocess.Popen(
         ["/bin/sh", "-c", 'cat >/dev/null; rm -rf -- "$0"', name],
         stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     with reaper:  # closes its stdin and waits for it

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from expo.checkpoint.headers import printable
 from expo.checkpoint.sidecars import is_tokenizer_file, is_vocabulary
-from expo.verification.check import Check, Info, Skipped
+from expo.verification.check import Check, Info, Skipped, Unchecked
 from expo.verification.conversations import CONVERSATIONS
 from expo.verification.process import Report
 from expo.verification.subject import Subject
@@ -48,7 +48,7 @@ def _failed(report: Report) -> str:
     if "trust_remote_code" in failure:
         raise Skipped("the tokenizer needs its own code, which is never run here")
     if package := _PACKAGES.search(failure):
-        return f"not checked: it needs the package {package[0]}, which is not installed"
+        return Unchecked(f"not checked, it needs a package: pip install {package[0].lower()}")
     when = "" if report.first("loaded") is None else f" {_progress(report.lines)}"
     return f"the process that loads the folder{when}: {failure}"
 
