@@ -407,13 +407,16 @@ def test_recorded_vectors_hold(clean: Clean, tmp_path: Path, expo) -> None:
 
 def test_a_merge_that_does_not_verify_is_placed_and_marked(tmp_path: Path, expo) -> None:
     sft, aligned = write_model(tmp_path / "sft"), write_model(tmp_path / "aligned", seed=1)
-    config = json.loads((aligned / "config.json").read_text()) | {"num_hidden_layers": 3}
-    (aligned / "config.json").write_text(json.dumps(config))
+    spec = tmp_path / "spec.yml"
+    spec.write_text(
+        f"merge_method: expo\nbase_model: {sft}\nverify: {{vectors: chatml}}\n"
+        f"models: [{{model: {aligned}, parameters: {{alpha: 1.5}}}}]\n"
+    )
     out = tmp_path / "out"
-    ran = expo("extrapolate", sft, aligned, out, "--alpha", 1.5, verify=True)
+    ran = expo("merge", spec, out, verify=True)
     assert ran.code == 3
     assert "NOT verified" in ran.err
-    assert "num_hidden_layers 3, the weights have 2" in ran.err
+    assert "chatml, question: character 0" in " ".join(ran.err.split())
     manifest = json.loads((out / "expo.json").read_text())
     assert manifest["verified"] is False
     assert [c["name"] for c in manifest["verification"] if c["status"] == "error"]

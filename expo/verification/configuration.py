@@ -7,6 +7,7 @@ from expo.checkpoint.checkpoint import parse_json
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import INPUTS
+from expo.checkpoint.sidecars import MANIFEST
 from expo.verification.check import Check, Info, Skipped
 from expo.verification.subject import Subject, same_json
 
@@ -14,7 +15,7 @@ _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq"
          "max_position_embeddings", "sliding_window", "attention_window", "original_max_position_embeddings")  # fmt: skip
 _IRRELEVANT = {"_name_or_path", "transformers_version", "architectures_version"}
 _DTYPES = ("torch_dtype", "dtype")
-_OBJECTS = ("config.json", ".index.json")
+_OBJECTS = ("config.json", ".index.json", MANIFEST)
 """How the names of files end that have to hold a JSON object; any other may hold any JSON."""
 
 
