@@ -416,7 +416,7 @@ def test_a_merge_that_does_not_verify_is_placed_and_marked(tmp_path: Path, expo)
     ran = expo("merge", spec, out, verify=True)
     assert ran.code == 3
     assert "NOT verified" in ran.err
-    assert "chatml, question: character 0" in " ".join(ran.err.split())
+    assert "chatml, question" in " ".join(ran.err.split())
     manifest = json.loads((out / "expo.json").read_text())
     assert manifest["verified"] is False
     assert [c["name"] for c in manifest["verification"] if c["status"] == "error"]
