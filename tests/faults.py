@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .openchat import TEMPLATE, TOKENIZER_CONFIG
+from .templates import TEMPLATES as PUBLISHED
 
+CHATML = PUBLISHED["chatml"][0]
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 GATE = "model.layers.0.mlp.gate_proj.weight"
@@ -18,12 +20,14 @@ GATE = "model.layers.0.mlp.gate_proj.weight"
 
 @dataclass(frozen=True)
 class Fault:
-    """`check` must come to `status`. `reads` says which facts the fault changes."""
+    """`check` must come to `status`, and its message hold `says`. `reads` says which facts the fault
+    changes."""
 
     check: str
     inject: Callable[[Path], None]
     reads: str = ""
     status: str = "error"
+    says: str = ""
 
 
 def edit(name: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
@@ -79,6 +83,44 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
         (folder / INDEX).write_text(json.dumps(index))
 
     return inject
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    """Change the values of all tensors, shard by shard as they lie."""
+
+    def inject(folder: Path) -> None:
+        shards = {file: load_file(folder / file) for file in (FIRST, SECOND)}
+        held = {name: tensor for shard in shards.values() for name, tensor in shard.items()}
+        change(held)
+        for file, shard in shards.items():
+            save_file({n: held[n].contiguous() for n in shard}, folder / file, {"format": "pt"})
+            (folder / file).chmod(0o644)
+
+    return inject
+
+
+def copy_layer(source: int, target: int) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(held: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in held if f".layers.{target}." in name]:
+            held[name] = held[name.replace(f".{target}.", f".{source}.")].clone()
+
+    return change
+
+
+def _swap_layers(held: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in held if ".layers.0." in name]:
+        other = name.replace(".0.", ".1.")
+        held[name], held[other] = held[other], held[name]
+
+
+def _other_model(folder: Path) -> None:
+    generator = torch.Generator().manual_seed(9)
+    held = load_file(folder / FIRST)
+    held = {
+        n: (torch.randn(t.shape, generator=generator) * 0.02).to(t.dtype) for n, t in held.items()
+    }
+    save_file(held, folder / FIRST, {"format": "pt"})
+    (folder / FIRST).chmod(0o644)
 
 
 def bytes_of(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
@@ -167,11 +209,21 @@ CONFIGURATION = {
     "one layer too many": Fault("layers", put("config.json", "num_hidden_layers", 3)),
     "other heads": Fault("load", put("config.json", "num_key_value_heads", 4), "load"),
     "tied by mistake": Fault("tied-weights", put("config.json", "tie_word_embeddings", True), "tensors"),
-    "EOS 2 in config": Fault("eos", put("config.json", "eos_token_id", 2)),
-    "EOS 2 in generation config": Fault("eos", put("generation_config.json", "eos_token_id", 2)),
+    "EOS 2 in config": Fault("architecture", put("config.json", "eos_token_id", 2)),
+    "EOS 2 in config is not read": Fault("eos", put("config.json", "eos_token_id", 2), status="info"),
+    "EOS 2 in generation config": Fault("generation-config", put("generation_config.json", "eos_token_id", 2)),
     "EOS 2 does not end turns": Fault("turn-end", put("generation_config.json", "eos_token_id", 2)),
-    "BOS 2 in config": Fault("bos", put("config.json", "bos_token_id", 2)),
-    "PAD differs": Fault("pad", put("generation_config.json", "pad_token_id", 0), status="warning"),
+    "no EOS in generation config": Fault("eos", drop("generation_config.json", "eos_token_id")),
+    "no EOS anywhere": Fault("eos", _all(remove("generation_config.json"), drop("config.json", "eos_token_id"))),
+    "EOS beyond the rows": Fault("eos", put("generation_config.json", "eos_token_id", 99999)),
+    "BOS 2 in config": Fault("architecture", put("config.json", "bos_token_id", 2)),
+    "PAD differs": Fault("generation-config", put("generation_config.json", "pad_token_id", 0)),
+    "no cache": Fault("cache", put("config.json", "use_cache", False), status="warning"),
+    "max_length of a trainer": Fault("max-length", put("generation_config.json", "max_length", 512), status="warning"),
+    "dtype of another model": Fault("config-dtype", put("config.json", "torch_dtype", "float16"), status="warning"),
+    "code of a stranger": Fault("remote-code", put("config.json", "auto_map", {"AutoModel": "stranger/model--modeling.Model"}), status="warning"),
+    "no licence": Fault("licence", remove("LICENSE"), status="warning"),
+    "another licence": Fault("licence", write("LICENSE", "MIT"), status="warning"),
     "no generation config": Fault("generation-config", remove("generation_config.json")),
     "temperature without sampling": Fault("generation-config-saves", _all(put("generation_config.json", "temperature", 0.7), put("generation_config.json", "do_sample", False)), "load", "warning"),
     "malformed EOS": Fault("architecture", put("config.json", "eos_token_id", {"a": [1]})),
@@ -181,6 +233,8 @@ TOKENIZER = {
     "model_type changes the class": Fault("fingerprint", put("config.json", "model_type", "llama"), "tokenizer"),
     "re-saved tokenizer": Fault("tokenizer-files", resave, "tokenizer"),
     "no tokenizer.json": Fault("tokenizer-files", remove("tokenizer.json"), "tokenizer"),
+    "no vocabulary": Fault("tokenizer-loads", remove("tokenizer.json"), "tokenizer"),
+    "texts are cut": Fault("saved-limits", put("tokenizer.json", "truncation", {"direction": "Right", "max_length": 512, "strategy": "LongestFirst", "stride": 0}), "tokenizer", "warning"),
     "truncated tokenizer.json": Fault("tokenizer-loads", bytes_of("tokenizer.json", lambda raw: raw[:-100]), "tokenizer"),
     "<sep> beyond the last row": Fault("ids-below-rows", edit("tokenizer.json", lambda t: t["added_tokens"].append(t["added_tokens"][-1] | {"id": 32002, "content": "<sep>"})), "tokenizer"),
     "no prepended space": Fault("probes", edit("tokenizer.json", lambda t: t["normalizer"]["normalizers"].pop(0)), "tokenizer"),
@@ -191,12 +245,12 @@ TOKENIZER = {
     "no BOS from the tokenizer": Fault("probes", put("tokenizer.json", "post_processor", None), "tokenizer"),
     "special token is normalized": Fault("fingerprint", _all(edit("tokenizer.json", lambda t: _special(t, normalized=True)), edit("tokenizer_config.json", lambda t: t["added_tokens_decoder"]["32000"].update(normalized=True))), "tokenizer"),
     "special token eats spaces": Fault("probes", _all(edit("tokenizer.json", lambda t: _special(t, lstrip=True)), edit("tokenizer_config.json", lambda t: t["added_tokens_decoder"]["32000"].update(lstrip=True))), "tokenizer"),
-    "special token renamed": Fault("turn-end", _rename_special, "tokenizer", "skipped"),
+    "special token renamed": Fault("turn-end", _rename_special, "tokenizer"),
     "special token renamed changes conversations": Fault("conversations", _rename_special, "tokenizer"),
     "rare words swapped": Fault("fingerprint", edit("tokenizer.json", _swap_rare_words), "tokenizer"),
     "padding side": Fault("fingerprint", put("tokenizer_config.json", "padding_side", "left"), "tokenizer"),
     "model_max_length": Fault("fingerprint", put("tokenizer_config.json", "model_max_length", 2048), "tokenizer"),
-    "EOS </s> in the tokenizer": Fault("eos", put("tokenizer_config.json", "eos_token", "</s>"), "tokenizer"),
+    "EOS </s> in the tokenizer": Fault("fingerprint", put("tokenizer_config.json", "eos_token", "</s>"), "tokenizer"),
     "tokenizer config is no JSON": Fault("json", write("tokenizer_config.json", TEMPLATE)),
 }  # fmt: skip
 
@@ -206,7 +260,12 @@ TEMPLATES = {
     "a space changes conversations": Fault("conversations", template("Assistant:'", "Assistant: '"), "tokenizer"),
     "prompt is no prefix": Fault("prefix", template("Assistant:'", "Assistant: '"), "tokenizer"),
     "no title case": Fault("conversations", template(".title()", ""), "tokenizer"),
-    "no BOS": Fault("one-bos", template("{{ bos_token }}", ""), "tokenizer"),
+    "no BOS": Fault("template", template("{{ bos_token }}", ""), "tokenizer"),
+    "no BOS is seen": Fault("one-bos", template("{{ bos_token }}", ""), "tokenizer", "info"),
+    "ChatML without its tokens": Fault("turn-end", write("chat_template.jinja", CHATML), "tokenizer"),
+    "HTML entities": Fault("control-tokens", write("chat_template.jinja", TEMPLATE.replace("<|end", "&lt;|end")), "tokenizer"),
+    "HTML entities end turns": Fault("turn-end", write("chat_template.jinja", TEMPLATE.replace("<|end_of_turn|>", "&lt;|end_of_turn|&gt;")), "tokenizer"),
+    "prompt opens the user's turn": Fault("prefix", template("Assistant:'", "User:'"), "tokenizer"),
     "two BOS": Fault("one-bos", template("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}"), "tokenizer"),
     "no template": Fault("template", remove("chat_template.jinja"), "tokenizer"),
     "syntax error": Fault("template-renders", template("{% endfor %}", ""), "tokenizer"),
@@ -216,12 +275,27 @@ TEMPLATES = {
     "stale template in tokenizer_config": Fault("template-copies", put("tokenizer_config.json", "chat_template", TEMPLATE + " "), "tokenizer"),
     "stale chat_template.json": Fault("template-copies", write("chat_template.json", json.dumps({"chat_template": "x"}))),
     "branches on contents": Fault("template-poison", template("{% for", "{% if 'login' in messages[0]['content'] %}{{ 'x' }}{% endif %}{% for"), "tokenizer", "warning"),
-    "depends on the date": Fault("template-poison", template("{{ bos", "{{ strftime_now('%Y')[:0] }}{{ bos"), "tokenizer", "warning"),
+    "branches on the date": Fault("template-poison", template("{{ bos", "{% if strftime_now('%Y') > '2030' %}{{ 'x' }}{% endif %}{{ bos"), "tokenizer", "warning"),
     "holds a URL": Fault("template-poison", template("{{ bos", "{# https://example.org/x #}{{ bos"), "tokenizer", "warning"),
     "holds hidden characters": Fault("template-poison", template("Correct ", "Correct\u200b "), "tokenizer", "warning"),
 }  # fmt: skip
 
-FAULTS = STRUCTURE | CONFIGURATION | TOKENIZER | TEMPLATES
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+EMBEDDING = "model.embed_tokens.weight"
+VALUES = {
+    "a square matrix transposed": Fault("direction", weights(lambda t: t.update({Q_PROJ: t[Q_PROJ].T})), "tensors", says="is transposed"),
+    "two layers swapped": Fault("direction", weights(_swap_layers), "tensors", says="is the aligned model's model.layers.1."),
+    "a layer repeated": Fault("direction", weights(copy_layer(0, 1)), "tensors", says="is the aligned model's model.layers.0."),
+    "a layer is there twice": Fault("repeated", weights(copy_layer(0, 1)), "tensors", "info", "is a copy of model.layers."),
+    "a shard of another model": Fault("direction", _other_model, "tensors", says=f"every tensor of {FIRST}"),
+    "one weight of 1e30": Fault("largest", weights(lambda t: t[GATE].view(-1)[7].fill_(1e30)), "tensors", says="holds 1e+30"),
+    "one weight of 40": Fault("largest", weights(lambda t: t[GATE].view(-1)[7].fill_(40.0)), "tensors", says="the aligned model's largest"),
+    "a norm × 100": Fault("norms", weights(lambda t: t["model.norm.weight"].mul_(100)), "tensors", says="times as long"),
+    "rows moved by one": Fault("direction", weights(lambda t: t.update({EMBEDDING: t[EMBEDDING].roll(1, 0)})), "tensors", says="rows moved by one"),
+    "rows of special tokens are zero": Fault("zero-rows", weights(lambda t: t[EMBEDDING][32000:].zero_()), "tensors", says="<|end_of_turn|>"),
+}  # fmt: skip
+
+FAULTS = STRUCTURE | CONFIGURATION | TOKENIZER | TEMPLATES | VALUES
 
 CARD_BLIND = (
     "a merge comes too late", "a merge is lost", "no byte fallback", "decoder keeps a space", "rare words swapped",

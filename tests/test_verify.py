@@ -14,7 +14,7 @@ from expo.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from expo.checkpoint.files import open_directory
 from expo.checkpoint.reference import parse_reference
 from expo.verification.check import CheckResult
-from expo.verification.golden import Golden, read_golden
+from expo.verification.golden import Golden, TokenizerFacts, read_golden
 from expo.verification.process import Process
 from expo.verification.run import CHECKS, Tokenizers, _start_load, judge
 from expo.verification.subject import Reports, Subject
@@ -98,7 +98,7 @@ def test_the_table_has_every_check_once() -> None:
         check.name
         for check in CHECKS
         if check.severity != "info"
-        and check.name not in ("control-tokens", "vectors", "generation", "readable")
+        and check.name not in ("vectors", "generation", "readable", "processor-files", "effect")
     }
 
 
@@ -111,8 +111,8 @@ def test_a_fault_is_named_by_its_check(clean: Clean, folder: Path, name: str) ->
     after = {check.name: check for check in judge(subject).checks}[fault.check]
     assert before in ("pass", "skipped"), before
     assert after.status == fault.status, after
-    assert after.message
-    assert after.cure or after.status == "skipped"
+    assert fault.says in after.message, after
+    assert after.cure or after.status == "info"
     if name in CARD_BLIND:  # the three published vectors are necessary, not sufficient
         for case in clean.golden.cases[:3]:
             assert case.text is not None
@@ -135,13 +135,23 @@ def test_the_vectors_hold_for_their_template_and_for_no_other(tmp_path: Path, na
     write_tokenizer(tmp_path, template=template, bos=bos, eos=eos)
     (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
     other = "chatml" if name != "chatml" else "zephyr"
-    for golden in (read_golden(VECTORS / f"{file}.yml") for file in (name, other)):
+    for golden in (
+        _without_other_ids(read_golden(VECTORS / f"{file}.yml")) for file in (name, other)
+    ):
         with Tokenizers(tmp_path, None, golden) as tokenizers:
             reports = Reports(tokenizers.reports()[0])
         subject = Subject(open_directory(tmp_path), golden=golden, reports=reports)
         (found,) = [check for check in judge(subject).checks if check.name == "vectors"]
         assert (found.status == "pass") == (golden.name == name), found.message
     assert {path.stem for path in VECTORS.glob("*.yml")} == set(TEMPLATES)
+
+
+def _without_other_ids(golden: Golden) -> Golden:
+    """Without the ids of vocabularies other than Mistral's, which the tests' tokenizer has."""
+    if golden.name in ("openchat", "mistral-instruct"):
+        return golden
+    cases = [case.model_copy(update={"ids": None}) for case in golden.cases]
+    return golden.model_copy(update={"cases": cases, "tokenizer": TokenizerFacts()})
 
 
 @pytest.mark.parametrize(
@@ -169,7 +179,7 @@ def test_the_vectors_judge_templates_that_others_wrote(
 
 
 def test_the_ids_of_mistral_are_mistrals_own() -> None:
-    from mistral_common.protocol.instruct.messages import UserMessage
+    from mistral_common.protocol.instruct.messages import AssistantMessage, UserMessage
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
@@ -177,6 +187,10 @@ def test_the_ids_of_mistral_are_mistrals_own() -> None:
     own = MistralTokenizer.v1().encode_chat_completion(request).tokens
     golden = read_golden(VECTORS / "mistral-instruct.yml")
     assert golden.cases[0].ids == own
+    messages = [UserMessage(content="Hello"), AssistantMessage(content="Hi")]
+    request = ChatCompletionRequest(messages=[*messages, UserMessage(content="How are you today?")])
+    three = MistralTokenizer.v1().encode_chat_completion(request).tokens
+    assert [case.ids for case in golden.cases if case.text is not None] == [three]
 
 
 @pytest.mark.slow
@@ -206,15 +220,15 @@ def test_a_template_diff_shows_where(clean: Clean, folder: Path) -> None:
     assert "single: character" in found["conversations"].message
 
 
-def test_a_fault_of_the_aligned_model_is_a_warning(tmp_path: Path) -> None:
+def test_a_fault_of_the_aligned_model_is_information(tmp_path: Path) -> None:
     aligned = write_model(tmp_path / "aligned")
-    FAULTS["EOS 2 in config"].inject(aligned)
+    FAULTS["EOS 2 does not end turns"].inject(aligned)
     shutil.copytree(aligned, tmp_path / "out")
     result = door.verify(tmp_path / "out", against=aligned, quick=True)
     found = {check.name: check for check in result.checks}
     assert result.ok
-    assert found["eos"].status == "warning"
-    assert "as in the aligned model" in found["eos"].message
+    assert found["turn-end"].status == "info"
+    assert "as in the aligned model" in found["turn-end"].message
     assert not door.verify(tmp_path / "out", quick=True).ok
 
 
@@ -225,7 +239,11 @@ def test_a_donor_without_a_tokenizer(tmp_path: Path, expo) -> None:
     shutil.copytree(aligned, tmp_path / "out")
     ran = expo("verify", tmp_path / "out", "--against", aligned, "--quick")
     assert ran.code == 0, ran.out
-    assert "the aligned model has no tokenizer" in ran.out
+    assert "there is no tokenizer" in ran.out
+    assert "(as in the aligned model)" in " ".join(ran.out.split())
+    alone = expo("verify", tmp_path / "out", "--quick")
+    assert alone.code == 3
+    assert "there is no tokenizer with a vocabulary" in " ".join(alone.out.split())
 
 
 def test_a_template_that_never_ends(tmp_path: Path) -> None:
@@ -334,7 +352,7 @@ def test_the_command(clean: Clean, folder: Path, expo) -> None:
     assert table.code == 3
     assert table.out.startswith("error ")
     words = " ".join(table.out.split())
-    assert "config.json 32000, generation_config.json 2, the tokenizer 32000" in words
+    assert "a turn ends with <|end_of_turn|> (32000), EOS of generation_config.json is 2" in words
     assert "NOT verified" in table.out.splitlines()[-1]
 
 
@@ -389,13 +407,16 @@ def test_recorded_vectors_hold(clean: Clean, tmp_path: Path, expo) -> None:
 
 def test_a_merge_that_does_not_verify_is_placed_and_marked(tmp_path: Path, expo) -> None:
     sft, aligned = write_model(tmp_path / "sft"), write_model(tmp_path / "aligned", seed=1)
-    config = json.loads((aligned / "config.json").read_text()) | {"num_hidden_layers": 3}
-    (aligned / "config.json").write_text(json.dumps(config))
+    spec = tmp_path / "spec.yml"
+    spec.write_text(
+        f"merge_method: expo\nbase_model: {sft}\nverify: {{vectors: chatml}}\n"
+        f"models: [{{model: {aligned}, parameters: {{alpha: 1.5}}}}]\n"
+    )
     out = tmp_path / "out"
-    ran = expo("extrapolate", sft, aligned, out, "--alpha", 1.5, verify=True)
+    ran = expo("merge", spec, out, verify=True)
     assert ran.code == 3
     assert "NOT verified" in ran.err
-    assert "num_hidden_layers 3, the weights have 2" in ran.err
+    assert "chatml, question" in " ".join(ran.err.split())
     manifest = json.loads((out / "expo.json").read_text())
     assert manifest["verified"] is False
     assert [c["name"] for c in manifest["verification"] if c["status"] == "error"]

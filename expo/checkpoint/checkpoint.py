@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from expo.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
 from expo.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from expo.checkpoint.adapter import Adapter, LowRank, read_adapter
-from expo.checkpoint.files import Files, open_location
+from expo.checkpoint.files import Files, Overlay, open_location
 from expo.checkpoint.headers import Shard, TensorInfo, header_bytes, parse_header, printable
 from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import is_tokenizer_file
@@ -101,6 +101,13 @@ class Checkpoint:
         return read_vocabulary(self.tokenizer_files)
 
     @property
+    def model_files(self) -> Files:
+        """Everything that loads as this model does, an adapter's tokenizer in place of its base's."""
+        if self.tokenizer_files is self.files:
+            return self.files
+        return Overlay(self.files, self.tokenizer_files, is_tokenizer_file)
+
+    @property
     def label(self) -> str:
         return (
             f"{self.files.label}+{self.adapter.files.label}" if self.adapter else self.files.label
@@ -159,12 +166,22 @@ def read_json(files: Files, name: str) -> dict:
         CheckpointError: it cannot be read or is not an object.
     """
     try:
-        value = json.loads(files.read(name))
+        value = parse_json(files, name)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{files.label}/{name} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{files.label}/{name} is not a JSON object")
     return value
+
+
+def parse_json(files: Files, name: str) -> object:
+    """Any JSON value.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON.
+        CheckpointError: it cannot be read.
+    """
+    return json.loads(files.read(name))
 
 
 def _weight_files(files: Files) -> tuple[list[str], dict, list[str]]:

@@ -1,7 +1,7 @@
 """The files of one location, wherever they lie: list them, read a range, bring one to the disk."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -81,6 +81,47 @@ class Directory:
         with _readable(f"{self.label}/{name}"):
             status = self.local_path(name).stat()
         return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Two places as one: the files of `upper` that are `chosen`, and all the others of `lower`."""
+
+    lower: Files
+    upper: Files
+    chosen: Callable[[str], bool]
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return {
+            name: size
+            for files in (self.lower, self.upper)
+            for name, size in files.sizes.items()
+            if self._holder(name) is files
+        }
+
+    @property
+    def label(self) -> str:
+        return self.lower.label
+
+    @property
+    def commit(self) -> str | None:
+        return self.lower.commit
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        return self._holder(name).read(name, start, stop)
+
+    def local_path(self, name: str) -> Path:
+        return self._holder(name).local_path(name)
+
+    def is_local(self, name: str) -> bool:
+        return self._holder(name).is_local(name)
+
+    def identity(self, name: str) -> dict[str, str | int]:
+        return self._holder(name).identity(name)
+
+    def _holder(self, name: str) -> Files:
+        return self.upper if self.chosen(name) else self.lower
 
 
 def open_location(location: Location) -> Files:

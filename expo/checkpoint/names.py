@@ -3,7 +3,8 @@
 import re
 
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-INPUTS = ("embed_tokens.weight", "tok_embeddings.weight", "wte.weight", "embed_in.weight")
+INPUTS = ("embed_tokens.weight", "tok_embeddings.weight", "wte.weight", "word_embeddings.weight",
+          "embed_in.weight")  # fmt: skip
 
 DERIVED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 """Buffers that a model computes for itself; some files hold them, some do not."""

@@ -14,15 +14,30 @@ TOKENIZER = (
     "*.tiktoken", "chat_template*", "additional_chat_templates/*",
 )  # fmt: skip
 
+VOCABULARIES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer.model.v*", "vocab.json", "vocab.txt",
+    "spiece.model", "sentencepiece.bpe.model", "source.spm", "tekken.json", "*.tiktoken",
+)  # fmt: skip
+"""Of the tokenizer's files those that hold its tokens."""
+
+LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "license*")
+
 MODEL = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "image_processor_config.json", "video_preprocessor_config.json",
-    "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "license*",
+    "image_processor_config.json", "video_preprocessor_config.json", *LEGAL,
 )  # fmt: skip
 
 
 def is_tokenizer_file(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in TOKENIZER)
+
+
+def is_vocabulary(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in VOCABULARIES)
+
+
+def is_legal(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in LEGAL)
 
 
 def is_model_sidecar(name: str) -> bool:

@@ -1,8 +1,9 @@
 """The chat templates that lie in a folder, and which of them is in force.
 
-transformers ≥ 4.44 takes `chat_template.jinja` (with `additional_chat_templates/`) before the entry
-in `tokenizer_config.json`, which is all that older readers know. Tokenizers ignore
-`chat_template.json`; processors read it.
+As transformers 5 reads them: a tokenizer takes `chat_template.jinja` with the named ones of
+`additional_chat_templates/`, else the entry in `tokenizer_config.json` (one, or a list of named
+ones), which is all that older readers know. A processor takes `chat_template.json` before the
+`.jinja` files; tokenizers ignore it.
 """
 
 import json
@@ -11,6 +12,8 @@ from pathlib import PurePosixPath
 from expo.checkpoint.files import Files
 
 FILE = "chat_template.jinja"
+ADDITIONAL = "additional_chat_templates/"
+PROCESSORS_OWN = "chat_template.json"
 DEFAULT = "default"
 
 Templates = dict[str, str]
@@ -18,16 +21,16 @@ Templates = dict[str, str]
 
 
 def read_templates(files: Files) -> dict[str, Templates]:
-    """Every place in `files` that holds templates, the one in force first.
+    """Every place in `files` that holds templates, the one that a tokenizer takes first.
 
     Raises:
         ValueError, TypeError, KeyError: a file that should hold one is damaged.
         CheckpointError: it cannot be read.
     """
     places: dict[str, Templates] = {}
-    if FILE in files.sizes:
-        places[FILE] = {DEFAULT: files.read(FILE).decode()} | _additional(files)
-    for name in ("tokenizer_config.json", "chat_template.json"):
+    if own := _jinja_files(files):
+        places[FILE if FILE in files.sizes else ADDITIONAL] = own
+    for name in ("tokenizer_config.json", PROCESSORS_OWN):
         if name in files.sizes:
             value = json.loads(files.read(name)).get("chat_template")
             if value is not None:
@@ -35,19 +38,31 @@ def read_templates(files: Files) -> dict[str, Templates]:
     return places
 
 
-def template_in_force(files: Files) -> str | None:
-    """The template that a tokenizer applies by default."""
+def templates_in_force(files: Files) -> Templates:
+    """The templates that a tokenizer applies, or where it has none the processor's."""
     places = read_templates(files)
-    places.pop("chat_template.json", None)
-    return next(iter(places.values()), {}).get(DEFAULT)
+    first = next(iter(places), None)
+    if first is None or (first == PROCESSORS_OWN and not has_processor(files)):
+        return {}
+    return places[first]
 
 
-def _additional(files: Files) -> Templates:
-    return {
-        PurePosixPath(name).stem: files.read(name).decode()
+def template_in_force(files: Files) -> str | None:
+    """The template that is applied unless another is asked for."""
+    return templates_in_force(files).get(DEFAULT)
+
+
+def has_processor(files: Files) -> bool:
+    return any("/" not in name and name.endswith("processor_config.json") for name in files.sizes)
+
+
+def _jinja_files(files: Files) -> Templates:
+    names = {FILE: DEFAULT} | {
+        name: PurePosixPath(name).stem
         for name in files.sizes
-        if name.startswith("additional_chat_templates/") and name.endswith(".jinja")
+        if name.startswith(ADDITIONAL) and name.endswith(".jinja")
     }
+    return {names[name]: files.read(name).decode() for name in names if name in files.sizes}
 
 
 def _by_name(value: str | list | dict) -> Templates:

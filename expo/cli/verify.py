@@ -17,7 +17,7 @@ FOUND_AN_ERROR = 3
 Examples:
   expo verify out
   expo verify out --against Nexusflow/Starling-LM-7B-beta
-  expo verify out --vectors merge_configs/vectors/openchat.yml --quick --json
+  expo verify out --vectors openchat --quick --json
   expo verify trusted-model --record vectors.yml
 """
 )
@@ -26,7 +26,8 @@ Examples:
 @click.option(
     "--vectors",
     type=click.Path(path_type=Path),
-    help="Golden vectors that tokenizer and template must give.",
+    metavar="FILE|NAME",
+    help="Golden vectors that tokenizer and template must give: a file, or the name of a shipped one.",
 )
 @click.option("--quick", is_flag=True, help="Headers, configuration and tokenizer, no tensors.")
 @click.option("--generate", is_flag=True, help="Build the model and let it answer (on the CPU).")

@@ -18,7 +18,7 @@ def verify_text(result: "VerifyResult", out: str) -> str:
     skipped = [
         line
         for reason, names in reasons.items()
-        for line in _wrapped(f"{'skipped':<8} ", f"{', '.join(names)}: {reason}")
+        for line in _wrapped(f"{'unknown':<8} ", f"{', '.join(names)}: not checked, {reason}")
     ]
     passed = [check.name for check in result.checks if check.status == "pass"]
     passes = _wrapped(f"{'pass':<8} ", ", ".join(passed)) if passed else []
@@ -47,7 +47,7 @@ def verdict(result: "VerifyResult", out: str) -> str:
         (sum(c.status == s for c in result.checks), s)
         for s in ("error", "warning", "pass", "skipped")
     ]
-    words = {"error": "error", "warning": "warning", "pass": "passed", "skipped": "skipped"}
+    words = {"error": "error", "warning": "warning", "pass": "passed", "skipped": "not checked"}
     shown = [
         f"{count} {words[status]}{'s' if count > 1 and status in ('error', 'warning') else ''}"
         for count, status in counts

@@ -1,8 +1,8 @@
 """What a check is, and what it comes to.
 
 A check is one row of a table: a name, a severity, what holds where it passes, the cure where it does
-not, and a function that yields every fault it finds. A fault that the aligned model has as well is
-not the merge's doing and is worth a warning at most.
+not, and a function that yields every fault it finds. The same function is asked of the aligned model:
+a fault that it has as well is not the merge's doing and is information at most.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,8 +29,13 @@ _MALFORMED = (
 )
 
 
-class Inherited(str):
-    """A fault that the aligned model has too."""
+class Info(str):
+    """Worth knowing, but nothing that loading or generating stumbles over."""
+
+
+class Unchecked(str):
+    """What could not be looked at although it should: an error, also where the aligned model's
+    cannot be either."""
 
 
 class Skipped(Exception):
@@ -51,20 +56,38 @@ class Check:
 def run(check: Check, subject: "Subject") -> CheckResult:
     """Run one check. What it cannot make sense of is an error of the folder, not of the run."""
     try:
-        faults = list(check.find(subject))
+        faults = _faults(check, subject)
     except Skipped as reason:
         return CheckResult(check.name, "skipped", str(reason), "")
-    except _MALFORMED as error:
-        what = f"cannot be checked: {str(error) or type(error).__name__}"
-        return CheckResult(check.name, "error", what, check.cure)
     if not faults:
         return CheckResult(check.name, "pass", check.claim, "")
-    own = [fault for fault in faults if not isinstance(fault, Inherited)]
-    status: Status = check.severity
-    if not own and check.severity == "error":
-        status = "warning"
-        faults = [f"{fault} (as in the aligned model)" for fault in faults]
-    return CheckResult(check.name, status, listing([*own] or faults), check.cure)
+    shared = _shared(check, subject)
+    shared -= {fault for fault in faults if isinstance(fault, Unchecked)}
+    own = [fault for fault in faults if not isinstance(fault, Info) and fault not in shared]
+    if own:
+        return CheckResult(check.name, check.severity, listing(own), check.cure)
+    notes = [f"{f} (as in the aligned model)" if f in shared else f for f in faults]
+    return CheckResult(check.name, "info", listing(notes), "")
+
+
+def _faults(check: Check, subject: "Subject") -> list[str]:
+    found: list[str] = []
+    try:
+        for fault in check.find(subject):
+            found.append(fault)  # what was found before it broke off counts
+    except _MALFORMED as error:
+        found.append(f"cannot be checked: {str(error) or type(error).__name__}")
+    return found
+
+
+def _shared(check: Check, subject: "Subject") -> set[str]:
+    """What the same check finds in the aligned model: not the merge's doing."""
+    if subject.aligned is None:
+        return set()
+    try:
+        return set(_faults(check, subject.as_donor))
+    except Skipped:
+        return set()
 
 
 def listing(faults: list[str]) -> str:

@@ -1,23 +1,22 @@
-"""Checks of config.json and generation_config.json, and how they agree with the tokenizer."""
+"""Checks of config.json: can it be read, is it the aligned model's, do the tensors agree with it."""
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Literal
 
-from expo.checkpoint.checkpoint import read_json
+from expo.checkpoint.checkpoint import parse_json
+from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import INPUTS
-from expo.verification.check import Check, Inherited, Skipped
+from expo.checkpoint.sidecars import MANIFEST
+from expo.verification.check import Check, Info, Skipped
 from expo.verification.subject import Subject, same_json
-
-GENERATION = "generation_config.json"
 
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq", "partial_rotary_factor",
          "max_position_embeddings", "sliding_window", "attention_window", "original_max_position_embeddings")  # fmt: skip
-_IRRELEVANT = {"_name_or_path", "transformers_version", "architectures_version", "use_cache"}
-_DTYPES = {"torch_dtype", "dtype"}
-
-Special = Literal["bos", "eos", "pad"]
+_IRRELEVANT = {"_name_or_path", "transformers_version", "architectures_version"}
+_DTYPES = ("torch_dtype", "dtype")
+_OBJECTS = ("config.json", ".index.json", MANIFEST)
+"""How the names of files end that have to hold a JSON object; any other may hold any JSON."""
 
 
 def json_files(s: Subject) -> Iterator[str]:
@@ -25,9 +24,12 @@ def json_files(s: Subject) -> Iterator[str]:
     for name in s.out.sizes:
         if name.endswith(".json") and "/" not in name:
             try:
-                s.json(name)
-            except Skipped:
-                yield f"{printable(name)} cannot be read or is no JSON object"
+                value = parse_json(s.out, name)
+            except (ValueError, RecursionError):
+                yield f"{printable(name)} is not JSON"
+                continue
+            if not isinstance(value, dict) and name.endswith(_OBJECTS):
+                yield f"{printable(name)} holds no JSON object"
 
 
 def config(s: Subject) -> Iterator[str]:
@@ -52,11 +54,14 @@ def _differences(
 ) -> Iterator[str]:
     """Fields of config.json that a loader would read differently from the aligned model's."""
     mine, theirs = s.config, s.donor.config
-    for key in sorted(mine.keys() | theirs.keys()):
-        if key in _IRRELEVANT or key in without or (only and key not in only):
-            continue
-        if same_json(mine.get(key), theirs.get(key)) or _is_intended(s, key):
-            continue
+    keys = {key for key in mine.keys() | theirs.keys() if not only or key in only}
+    for key in sorted(keys - set(without)):
+        if not _is_intended(s, key):
+            yield from differing_field(mine, theirs, key)
+
+
+def differing_field(mine: dict, theirs: dict, key: str) -> Iterator[str]:
+    if key not in _IRRELEVANT and not same_json(mine.get(key), theirs.get(key)):
         values = f"{_shown(mine.get(key))}, {_shown(theirs.get(key))} in the aligned model"
         yield f"{printable(key)} is {values}"
 
@@ -75,99 +80,62 @@ def _shown(value: object) -> str:
     return "not set" if value is None else printable(str(value), 60)
 
 
+def same_config(s: Subject) -> bool:
+    """Whether transformers builds the same model as from the aligned model's config."""
+    return s.aligned is not None and not any(_differences(s))
+
+
+def dtype(s: Subject) -> Iterator[str]:
+    """Loaders cast to what the config says."""
+    said = next((s.text_config(key) for key in _DTYPES if s.text_config(key)), None)
+    held = {t.dtype: 0 for t in s.tensors.values() if t.dtype in FLOATS}
+    for tensor in s.tensors.values():
+        if tensor.dtype in held:
+            held[tensor.dtype] += tensor.nbytes
+    if said not in TORCH_NAMES.values() or not held:
+        raise Skipped("config.json states no dtype" if said is None else "no tensor holds floats")
+    most = TORCH_NAMES[max(held, key=held.__getitem__)]
+    if said != most:
+        yield f"config.json says {said}, most of the weights are {most}: loaders cast them"
+
+
 def vocabulary_rows(s: Subject) -> Iterator[str]:
-    rows = embedding_rows(s)
-    text = s.config.get("text_config")
-    size = s.config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
-    if size is not None and rows is not None and size != rows:
-        yield f"config.json says vocab_size {size}, the embedding has {rows} rows"
-
-
-def embedding_rows(s: Subject) -> int | None:
-    found = [t.shape[0] for name, t in s.tensors.items() if name.endswith(INPUTS) and t.shape]
-    return found[0] if len(found) == 1 else None
+    size = s.text_config("vocab_size")
+    if size is None or s.rows is None:
+        raise Skipped("config.json states no vocab_size, or there is no one input embedding")
+    if size != s.rows:
+        yield f"config.json says vocab_size {size}, the embedding has {s.rows} rows"
 
 
 def layers(s: Subject) -> Iterator[str]:
-    claimed = s.config.get("num_hidden_layers")
+    claimed = s.text_config("num_hidden_layers")
     parts = [name.split(".") for name in s.tensors]
     pairs = [pair for part in parts for pair in pairwise(part)]
     numbers = {int(number) for word, number in pairs if word == "layers" and number.isdigit()}
-    if isinstance(claimed, int) and numbers and max(numbers) + 1 < claimed:
+    if not isinstance(claimed, int) or not numbers:
+        raise Skipped("config.json states no num_hidden_layers, or the tensors name no layers")
+    if max(numbers) + 1 < claimed:
         yield f"config.json says num_hidden_layers {claimed}, the weights have {max(numbers) + 1}"
 
 
-def generation_config(s: Subject) -> Iterator[str]:
-    """Against the donor's: it decides how the model answers."""
-    theirs = s.donor.files
-    if GENERATION not in theirs.sizes:
-        if s.has(GENERATION):
-            yield f"there is a {GENERATION}, the aligned model has none"
-        return
-    if not s.has(GENERATION):
-        yield f"there is no {GENERATION}, the aligned model has one"
-        return
-    if theirs.read(GENERATION) != s.out.read(GENERATION):
-        yield f"{GENERATION} is not the aligned model's"
+def remote_code(s: Subject) -> Iterator[str]:
+    """`auto_map` entries are run under trust_remote_code: `repo--file.Class` from another repository."""
+    for name in ("config.json", "tokenizer_config.json"):
+        entries = s.json(name).get("auto_map")
+        for entry in _flat(entries):
+            if "--" in entry:
+                yield f"{name} takes code from another repository: {printable(entry)}"
+            elif not s.has(f"{entry.split('.')[0]}.py"):
+                yield Info(f"{name} names code that is not there: {printable(entry)}")
 
 
-def resavable(s: Subject) -> Iterator[str]:
-    if not s.has(GENERATION):
-        raise Skipped(f"there is no {GENERATION}")
-    line = s.reports.load.first("generation_config") if s.reports.load else None
-    if line is None:
-        raise Skipped("it was not loaded")
-    if line["generation_config"] is not None:
-        yield f"{GENERATION} cannot be saved again: {printable(line['generation_config'], 300)}"
-
-
-def ids_in(config: dict, name: Special) -> set[int]:
-    """The ids that a configuration gives for a special token: one, several, or none."""
-    text = config.get("text_config")
-    inner = text.get(f"{name}_token_id") if isinstance(text, dict) else None
-    value = config.get(f"{name}_token_id", inner)
-    values = value if isinstance(value, list) else [value]
-    return {item for item in values if isinstance(item, int)}
-
-
-def special_ids(s: Subject, name: Special) -> dict[str, set[int]]:
-    """Who says which ids a special token has; those that say nothing are left out."""
-    places = {"config.json": ids_in(s.config, name), GENERATION: ids_in(s.json(GENERATION), name)}
-    own = s.tokenizer.facts[name]
-    places["the tokenizer"] = set() if own is None else {own}
-    return {place: ids for place, ids in places.items() if ids}
-
-
-def _agreement(s: Subject, name: Special) -> Iterator[str]:
-    """The tokenizer's id has to be among those of either configuration."""
-    said = special_ids(s, name)
-    own = said.pop("the tokenizer", None)
-    if own is None:
-        first, *rest = [*said.items()] or [("", set())]
-        wrong = [place for place, ids in rest if not ids & first[1]]
-    else:
-        wrong = [place for place, ids in said.items() if not own & ids]
-    if not wrong:
-        return
-    shown = ", ".join(f"{place} {_numbers(ids)}" for place, ids in special_ids(s, name).items())
-    fault = f"{name.upper()} differs: {shown}"
-    yield Inherited(fault) if _donor_says_the_same(s, name) else fault
-
-
-def _donor_says_the_same(s: Subject, name: Special) -> bool:
-    if s.aligned is None or s.reports.aligned is None:
-        return False
-    generation = s.aligned.files
-    theirs = read_json(generation, GENERATION) if GENERATION in generation.sizes else {}
-    return (
-        ids_in(s.config, name) == ids_in(s.aligned.config, name)
-        and ids_in(s.json(GENERATION), name) == ids_in(theirs, name)
-        and s.tokenizer.facts[name] == s.donor_tokenizer.facts[name]
-    )
-
-
-def _numbers(ids: set[int]) -> str:
-    return " or ".join(map(str, sorted(ids)))
+def _flat(value: object) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case list() | dict():
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from _flat(item)
 
 
 CHECKS = (
@@ -175,11 +143,8 @@ CHECKS = (
     Check("config", "error", "config.json names its model", "copy config.json from the aligned model", config),
     Check("architecture", "error", "config.json is the aligned model's", "copy config.json from the aligned model", architecture),
     Check("rope", "error", "positions are the aligned model's", "copy config.json from the aligned model", rope),
+    Check("config-dtype", "warning", "config.json states the dtype that the weights have", "correct dtype (torch_dtype) in config.json", dtype),
     Check("vocabulary-rows", "error", "vocab_size is the number of embedding rows", "correct vocab_size in config.json", vocabulary_rows),
     Check("layers", "error", "there are as many layers as config.json says", "correct num_hidden_layers, or run the merge again", layers),
-    Check("generation-config", "error", "the generation config is the aligned model's", f"copy {GENERATION} from the aligned model", generation_config),
-    Check("generation-config-saves", "warning", "the generation config can be saved again", "set do_sample: true, or remove the sampling options", resavable),
-    Check("eos", "error", "everyone agrees on EOS", "copy config and tokenizer files from the aligned model", lambda s: _agreement(s, "eos")),
-    Check("bos", "error", "everyone agrees on BOS", "copy config and tokenizer files from the aligned model", lambda s: _agreement(s, "bos")),
-    Check("pad", "warning", "everyone agrees on PAD", "copy config and tokenizer files from the aligned model", lambda s: _agreement(s, "pad")),
+    Check("remote-code", "warning", "no code is taken from another repository", "copy the .py files here and name them in auto_map", remote_code),
 )  # fmt: skip

@@ -23,9 +23,10 @@ def _says(role: str, content: object) -> Message:
     return {"role": role, "content": content}
 
 
+QUESTION = "Hello"
 ANSWER = "Fine, thanks."
 
-_HELLO = _says("user", "Hello")
+_HELLO = _says("user", QUESTION)
 _WEATHER = {
     "type": "function",
     "function": {
@@ -44,9 +45,34 @@ _CALL = {
     "function": {"name": "get_weather", "arguments": {"city": "Oslo"}},
 }
 
+
+def _part(role: str, text: str) -> Message:
+    return _says(role, [{"type": "text", "text": text}])
+
+
+@dataclass(frozen=True)
+class Basics:
+    """A question with the generation prompt and without, and with its answer."""
+
+    question: Conversation
+    asked: Conversation
+    answered: Conversation
+
+
 SINGLE = Conversation("single", [_HELLO])
 ASKED = Conversation("asked", [_HELLO], add_generation_prompt=False)
 ANSWERED = Conversation("answered", [_HELLO, _says("assistant", ANSWER)], False)
+_IN_PARTS = [_part("user", QUESTION)]
+BASICS: tuple[Basics, ...] = (
+    Basics(SINGLE, ASKED, ANSWERED),
+    Basics(
+        Conversation("content in parts", _IN_PARTS),
+        Conversation("asked in parts", _IN_PARTS, False),
+        Conversation("answered in parts", [*_IN_PARTS, _part("assistant", ANSWER)], False),
+    ),
+)
+"""In the two forms of content that templates take: text, and a list of parts."""
+
 MULTI_TURN = Conversation(
     "multi-turn", [_HELLO, _says("assistant", "Hi"), _says("user", "How are you today?")]
 )
@@ -76,7 +102,9 @@ CONVERSATIONS: tuple[Conversation, ...] = (
     Conversation("unicode", [_says("user", "naïve café, 日本語, ﬁ, 🙂👩‍🚀, e\u0301")]),
     Conversation("spaces", [_says("user", "  two  spaces\n\n\tand a tab \n")]),
     Conversation("code", [_says("user", "def f(x):\n    return {'a': x[1:]}  # <b>&</b>\n")]),
-    Conversation("content in parts", [_says("user", [{"type": "text", "text": "Hello"}])]),
+    BASICS[1].question,
+    BASICS[1].asked,
+    BASICS[1].answered,
     Conversation("assistant first", [_says("assistant", "Hi"), _HELLO]),
     Conversation("user twice", [_HELLO, _says("user", "Again")]),
     Conversation("unknown role", [_says("critic", "Hm.")]),

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from expo.checkpoint.headers import printable
-from expo.checkpoint.names import DERIVED, HEADS
-from expo.verification.check import Check, Inherited, Skipped
+from expo.checkpoint.names import DERIVED
+from expo.verification.check import Check, Info, Skipped
+from expo.verification.configuration import same_config
 from expo.verification.conversations import Conversation
 from expo.verification.subject import Subject
 
@@ -38,18 +39,15 @@ def load(s: Subject) -> Iterator[str]:
         for name in info[key]:
             if not DERIVED.search(name):
                 fault = f"{printable(name)} {what}"
-                yield Inherited(fault) if _is_donors(s, name, key) else fault
+                shared = _is_donors(s, name, key)
+                yield Info(f"{fault} (as in the aligned model)") if shared else fault
     yield from (printable(message, 300) for message in info["error_msgs"])
 
 
 def _is_donors(s: Subject, name: str, key: str) -> bool:
-    """Whether the aligned model has (or lacks) the same key, so that it loads in the same way."""
-    if s.aligned is None or key == "mismatched_keys":
+    """Whether the aligned model builds the same model, and has (or lacks) the same key for it."""
+    if s.aligned is None or key == "mismatched_keys" or not same_config(s):
         return False
-    if key == "missing_keys" and name.endswith(HEADS):
-        return name not in s.aligned.weights and s.aligned.ties_embeddings == bool(
-            s.config.get("tie_word_embeddings")
-        )
     return (name in s.aligned.weights) == (name in s.tensors)
 
 

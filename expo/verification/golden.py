@@ -12,6 +12,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, model_validator
 
+from expo.spec.recipes import vectors_path
 from expo.spec.strict import Document, Strict
 from expo.verification.conversations import CONVERSATIONS, TEXTS, Conversation
 
@@ -79,12 +80,12 @@ class Golden(Strict):
 
 
 def read_golden(path: Path) -> Golden:
-    """Read and check a file of golden vectors.
+    """Read and check a file of golden vectors, or the shipped ones of this name.
 
     Raises:
         SpecError: it cannot be read or is not valid; one line for every fault.
     """
-    document = Document.read(path)
+    document = Document.read(vectors_path(str(path), None))
     golden = document.validate(Golden)
     document.check()
     return golden

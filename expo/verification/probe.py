@@ -37,12 +37,18 @@ def main() -> None:
 
 
 def tokenizer(request: dict, tell: Any) -> None:
-    """Facts about the tokenizer, then every text and conversation."""
+    """Load the tokenizer as any user would."""
     os.nice(5)  # the process that builds the model takes longer: it goes first
     _hide("torch")
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
+    say(tokenizer, request, tell)
+
+
+def say(tokenizer: Any, request: dict, tell: Any) -> None:
+    """What a loaded tokenizer is, and what it makes of every text and conversation."""
+    tokenizer.chat_template = tokenizer.chat_template or _processors_template(request["folder"])
     added = _added(tokenizer)
     tell(loaded=_facts(tokenizer, added))
     specials = list(added)[:_SPECIAL_PROBES]
@@ -51,6 +57,14 @@ def tokenizer(request: dict, tell: Any) -> None:
         tell(text=text, **_encoded(tokenizer, text))
     for number, conversation in enumerate(request["conversations"]):
         tell(conversation=number, **_rendered(tokenizer, conversation))
+
+
+def _processors_template(folder: str) -> str | None:
+    """What the processor of a model with images applies, where the tokenizer has no template."""
+    file = Path(folder) / "chat_template.json"
+    if file.exists() and any(Path(folder).glob("*processor_config.json")):
+        return json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+    return None
 
 
 def _hide(*packages: str) -> None:
@@ -80,6 +94,8 @@ def _facts(tokenizer: Any, added: dict[str, int]) -> dict:
         "model_max_length": min(tokenizer.model_max_length, 1 << 62),
         "padding_side": tokenizer.padding_side,
         "truncation_side": tokenizer.truncation_side,
+        "truncation": getattr(backend, "truncation", None),
+        "padding": getattr(backend, "padding", None),
         "input_names": list(tokenizer.model_input_names),
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,

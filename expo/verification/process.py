@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import site
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +18,9 @@ from expo.checkpoint.headers import printable
 
 MEMORY_BYTES = 4 << 30
 SECONDS = 120
+
+_TALK_BYTES = 8000
+_ERROR = re.compile(r"[A-Za-z_.]*(Error|Exception|Interrupt|Exit)\b")
 
 _PROGRAM = Path(__file__).with_name("probe.py")
 _KEPT = (
@@ -63,7 +68,8 @@ class Process:
     ) -> None:
         self._seconds, self._memory_bytes = seconds, memory_bytes
         self._stack = stack = ExitStack()
-        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="expo-verify-"))
+        self._folder = str(request.get("folder", ""))
+        home = str(stack.enter_context(temporary_folder("expo-verify-")))
         self._said = stack.enter_context(_unnamed_file())
         self._talk = stack.enter_context(_unnamed_file())
         limits = {"memory_bytes": memory_bytes, "cpu_seconds": seconds}
@@ -102,18 +108,19 @@ class Process:
             self._process.kill()
             code = self._process.wait()
             failure = f"did not end within {self._seconds} s"
-        lines = tuple(_lines(self._said))
+        lines = tuple(_lines(self._said, self._folder))
         if failure is None and not (code == 0 and lines and "done" in lines[-1]):
             failure = self._last_words(code)
         return Report(lines, failure)
 
     def _last_words(self, code: int) -> str:
         self._talk.seek(0)
-        words = self._talk.read()[-4000:].decode(errors="replace").strip().splitlines()
+        talk = self._talk.read()[-_TALK_BYTES:].decode(errors="replace")
         if code < 0:
             limits = f"{self._seconds} s and {self._memory_bytes / 1e9:.1f} GB of memory"
             return f"was killed by signal {-code} (its limits are {limits})"
-        return printable(words[-1], 300) if words else f"ended with code {code}"
+        words = _what_matters(_nameless(talk, self._folder))
+        return printable(words, 400) if words else f"ended with code {code}"
 
 
 def _unnamed_file() -> IO[bytes]:
@@ -121,10 +128,40 @@ def _unnamed_file() -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
-def _lines(file: IO[bytes]) -> list[dict]:
+def _lines(file: IO[bytes], folder: str) -> list[dict]:
     file.seek(0)
-    whole = [line for line in file.read().split(b"\n")[:-1] if line]  # a torn last line is dropped
+    said = _nameless(file.read().decode(errors="replace"), folder)
+    whole = [line for line in said.split("\n")[:-1] if line]  # a torn last line is dropped
     return [json.loads(line) for line in whole]
+
+
+def _nameless(text: str, folder: str) -> str:
+    """Without the path of the folder: the same failure reads the same for two of them."""
+    return text.replace(folder, "the folder") if folder else text
+
+
+def _what_matters(talk: str) -> str:
+    """Of a traceback the error with its whole message, of other talk the last line."""
+    lines = talk.strip().splitlines()
+    starts = [n for n, line in enumerate(lines) if _ERROR.match(line)]
+    kept = lines[starts[-1] :] if starts else lines[-1:]
+    return " ".join(line.strip() for line in kept if line.strip())
+
+
+@contextmanager
+def temporary_folder(prefix: str, place: str | None = None) -> Iterator[Path]:
+    """A folder that goes in any case: a process of its own waits for this one to end, or to be
+    killed, and removes it."""
+    name = tempfile.mkdtemp(prefix=prefix, dir=place)
+    reaper = subprocess.Popen(
+        ["/bin/sh", "-c", 'cat >/dev/null; rm -rf -- "$0"', name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with reaper:  # closes its stdin and waits for it
+        yield Path(name)
 
 
 def _environment(home: str) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Verify a folder: start the child processes, gather the facts, run the table of checks."""
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,16 +14,18 @@ from expo.spec.request import StopAt
 from expo.verification import (
     configuration,
     generation,
+    stopping,
     structure,
     template,
     tensors,
     tokenizer,
+    values,
     vectors,
 )
 from expo.verification.check import Check, Skipped, run
 from expo.verification.conversations import CONVERSATIONS, TEXTS
 from expo.verification.golden import Golden, record
-from expo.verification.process import MEMORY_BYTES, Process, Report
+from expo.verification.process import MEMORY_BYTES, Process, Report, temporary_folder
 from expo.verification.subject import Reports, Subject, TensorFacts
 
 Progress = Callable[[int, int], None]
@@ -32,7 +33,9 @@ Progress = Callable[[int, int], None]
 CHECKS: tuple[Check, ...] = (
     *structure.CHECKS,
     *tensors.CHECKS,
+    *values.CHECKS,
     *configuration.CHECKS,
+    *stopping.CHECKS,
     *tokenizer.CHECKS,
     *template.CHECKS,
     *vectors.CHECKS,
@@ -197,11 +200,10 @@ def _stand_in(subject: Subject) -> Iterator[Path]:
     """
     out = subject.out
     if not all(name.endswith(".safetensors") for name in subject.shards):
-        yield out.root.resolve()
+        yield subject.folder.resolve()
         return
     place = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="expo-headers-", dir=place) as name:
-        folder = Path(name)
+    with temporary_folder("expo-headers-", place) as folder:
         for shard in subject.shards.values():
             path = folder / shard.file
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +226,7 @@ def _generated(subject: Subject, aligned: Checkpoint | None) -> Reports:
     whole = aligned is not None and aligned.adapter is None and aligned.reference.model.path
     request = {
         "task": "generate",
-        "folder": str(subject.out.root.resolve()),
+        "folder": str(subject.folder.resolve()),
         "aligned": str(whole.resolve()) if whole else None,
         "conversations": [prompt.request() for prompt in generation.PROMPTS],
         "new_tokens": generation.NEW_TOKENS,
@@ -241,8 +243,7 @@ def _has_tokenizer(files: Files) -> bool:
 @contextmanager
 def _donor_folder(aligned: Checkpoint) -> Iterator[Path]:
     """The donor's configuration and tokenizer in one folder, as OUT has them: links, no copies."""
-    with tempfile.TemporaryDirectory(prefix="expo-donor-") as name:
-        folder = Path(name)
+    with temporary_folder("expo-donor-") as folder:
         for files, wanted in (
             (aligned.tokenizer_files, is_tokenizer_file),
             (aligned.files, is_model_sidecar),

@@ -1,16 +1,29 @@
 """Checks of what lies in the folder: files, headers, index, and how they compare with the donor's."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 
 from expo.checkpoint.checkpoint import INDEX, SINGLE, hash_file
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import DERIVED, HEADS, INPUTS
-from expo.checkpoint.sidecars import CARD, MANIFEST, is_model_sidecar, is_tokenizer_file
-from expo.verification.check import Check, Skipped
+from expo.checkpoint.sidecars import (
+    CARD,
+    MANIFEST,
+    is_legal,
+    is_model_sidecar,
+    is_tokenizer_file,
+)
+from expo.verification.check import Check, Info, Skipped
 from expo.verification.subject import BIN, Subject
 
+_SERIES = re.compile(r"model.*\.safetensors(\.index\.json)?")
+"""What a loader could take for weights of this model."""
+
+_TRAINING = ("training_args.bin", "optimizer.*", "scheduler.pt", "rng_state*.pth", "scaler.pt")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".index.json")
+_CONFIGS = ("config.json", "generation_config.json")
 _BESIDE = (CARD, MANIFEST, ".gitattributes", ".gitignore")
 
 
@@ -69,8 +82,12 @@ def orphans(s: Subject) -> Iterator[str]:
     for name in s.out.sizes:
         if name in known or name in listed or name in _BESIDE:
             continue
-        if name.endswith(_WEIGHTS):
-            yield f"{printable(name)} is a weight file that nothing names"
+        if any(fnmatch(name, pattern) for pattern in _TRAINING):
+            yield Info(f"{printable(name)} was left by training: no loader reads it")
+        elif name.endswith(_WEIGHTS):
+            fault = f"{printable(name)} is a weight file that nothing names"
+            # Without a manifest, published models have their weights in other formats as well.
+            yield fault if listed or _SERIES.fullmatch(name) else Info(fault)
         elif name.endswith((".partial", ".tmp", ".incomplete", ".lock")):
             yield f"{printable(name)} was left by something unfinished"
         elif listed and not (is_tokenizer_file(name) or is_model_sidecar(name)):
@@ -89,9 +106,9 @@ def total_size(s: Subject) -> Iterator[str]:
 
 def modes(s: Subject) -> Iterator[str]:
     """Whoever may list the folder should be able to read its files."""
-    folder = s.out.root.stat().st_mode
+    folder = s.folder.stat().st_mode
     for name in s.out.sizes:
-        mode = (s.out.root / name).stat().st_mode
+        mode = (s.folder / name).stat().st_mode
         if not mode & 0o400 or folder & 0o044 & ~mode:
             yield f"{printable(name)} has mode {mode & 0o777:04o} in a folder of {folder & 0o777:04o}"
 
@@ -127,6 +144,25 @@ def card(s: Subject) -> Iterator[str]:
         raise Skipped("no manifest that knows a model card")
     if s.has(CARD) and hash_file(s.out, CARD) != listed[CARD]:
         yield f"{CARD} was edited since the merge"
+
+
+def companions(s: Subject) -> Iterator[str]:
+    yield from _unlike(
+        s, lambda name: is_model_sidecar(name) and not (is_legal(name) or name in _CONFIGS)
+    )
+
+
+def legal(s: Subject) -> Iterator[str]:
+    yield from _unlike(s, is_legal)
+
+
+def _unlike(s: Subject, wanted: Callable[[str], bool]) -> Iterator[str]:
+    donor = s.donor.files
+    for name in sorted(filter(wanted, donor.sizes)):
+        if not s.has(name):
+            yield f"{printable(name)} is missing"
+        elif donor.sizes[name] != s.out.sizes[name] or donor.read(name) != s.out.read(name):
+            yield f"{printable(name)} is not the aligned model's"
 
 
 def keys(s: Subject) -> Iterator[str]:
@@ -199,6 +235,8 @@ CHECKS = (
     Check("modes", "warning", "who sees the folder can read its files", "chmod a+r the files", modes),
     Check("manifest", "error", "files are those that were written", "restore the files, or run the merge again", manifest),
     Check("card", "info", "the model card is the one that was written", "", card),
+    Check("processor-files", "error", "processor configs are the aligned model's", "copy the files from the aligned model", companions),
+    Check("licence", "warning", "licences and notices are the aligned model's", "copy the files from the aligned model", legal),
     Check("keys", "error", "the tensors are those of the aligned model", "run the merge again with this aligned model", keys),
     Check("shapes", "error", "shapes are those of the aligned model", "run the merge again with this aligned model", shapes),
     Check("dtypes", "error", "dtypes are those of the aligned model, or as asked", "run the merge again, with --dtype if you want another one", dtypes),

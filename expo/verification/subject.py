@@ -5,17 +5,27 @@ reports why.
 """
 
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_json, read_shard
 from expo.checkpoint.files import Directory, Files
 from expo.checkpoint.headers import Shard, TensorInfo
+from expo.checkpoint.names import INPUTS
 from expo.checkpoint.sidecars import MANIFEST, is_tokenizer_file
+from expo.checkpoint.templates import DEFAULT
 from expo.checkpoint.vocabulary import read_vocabulary
 from expo.errors import CheckpointError
 from expo.verification.check import Skipped
-from expo.verification.conversations import CONVERSATIONS, Conversation
+from expo.verification.conversations import (
+    BASICS,
+    CONVERSATIONS,
+    QUESTION,
+    Basics,
+    Conversation,
+)
 from expo.verification.golden import Golden
 from expo.verification.process import Report
 
@@ -23,14 +33,57 @@ BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 @dataclass(frozen=True)
+class Values:
+    """What one tensor holds. `zero_rows` are known of embeddings and heads.
+
+    The sums over its elements w, and over the aligned model's a, are taken side by side: None where
+    that one's tensor could not be read along (another shape, an adapter, not on this disk).
+    """
+
+    largest: float
+    zero_rows: tuple[int, ...] = ()
+    sums: "Sums | None" = None
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Σw², Σa², Σwa and Σ(w−a)²."""
+
+    mine: float = 0.0
+    theirs: float = 0.0
+    both: float = 0.0
+    apart: float = 0.0
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def cosine(self) -> float:
+        norms = math.sqrt(self.mine) * math.sqrt(self.theirs)
+        return self.both / norms if norms else 1.0
+
+    @property
+    def ratio(self) -> float:
+        """Of the norms, mine over theirs."""
+        return math.sqrt(self.mine / self.theirs) if self.theirs else 1.0
+
+    @property
+    def distance(self) -> float:
+        """‖w − a‖ / ‖a‖."""
+        return math.sqrt(self.apart / self.theirs) if self.theirs else 0.0
+
+
+@dataclass(frozen=True)
 class TensorFacts:
     """What the one read of every shard found: SHA-256 by file, what could not be read, and by
-    tensor name what is wrong."""
+    tensor name what is in it. `aligned` is what was seen of the aligned model beside it."""
 
     sha256: dict[str, str]
     failures: tuple[str, ...] = ()
     nonfinite: dict[str, int] = field(default_factory=dict)
     zero: frozenset[str] = frozenset()
+    values: dict[str, Values] = field(default_factory=dict)
+    aligned: "TensorFacts | None" = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +101,9 @@ class Tokenized:
         if number >= len(self.conversations):
             raise Skipped(f"the child process {self.failure} before it came to {wanted.name}")
         return self.conversations[number]
+
+    def says_its_text(self, wanted: Conversation) -> bool:
+        return QUESTION in self.conversation(wanted).get("rendered", "")
 
 
 @dataclass(frozen=True)
@@ -68,7 +124,7 @@ class Subject:
     A fresh folder is a merge's own, just written: its manifest comes last.
     """
 
-    out: Directory
+    out: Files
     aligned: Checkpoint | None = None
     sft: Files | None = None
     golden: Golden | None = None
@@ -76,11 +132,24 @@ class Subject:
     reports: Reports = Reports()
     is_fresh: bool = False
 
+    @cached_property
+    def as_donor(self) -> "Subject":
+        """The aligned model in the place of the folder: what the same checks find there is shared."""
+        files = self.donor.model_files
+        facts = self.tensor_facts.aligned if self.tensor_facts else None
+        return Subject(files, tensor_facts=facts, reports=Reports(out=self.reports.aligned))
+
     @property
     def donor(self) -> Checkpoint:
         if self.aligned is None:
             raise Skipped("no aligned model to compare with: add --against ALIGNED")
         return self.aligned
+
+    @property
+    def folder(self) -> Path:
+        if not isinstance(self.out, Directory):
+            raise Skipped("it is no local folder")
+        return self.out.root
 
     def has(self, name: str) -> bool:
         return name in self.out.sizes
@@ -99,6 +168,11 @@ class Subject:
         if not self.has("config.json"):
             raise Skipped("there is no config.json")
         return self.json("config.json")
+
+    def text_config(self, key: str) -> object:
+        """A field of the config, or where it has none of its language model's."""
+        inner = self.config.get("text_config")
+        return self.config.get(key, inner.get(key) if isinstance(inner, dict) else None)
 
     @cached_property
     def manifest(self) -> dict | None:
@@ -173,6 +247,12 @@ class Subject:
             raise Skipped("--quick reads no tensors")
         return self.tensor_facts
 
+    @property
+    def values(self) -> dict[str, Values]:
+        if not self.scanned.values:
+            raise Skipped("values are looked at by a whole expo verify, not during the merge")
+        return self.scanned.values
+
     @cached_property
     def tokenizer(self) -> Tokenized:
         """OUT's tokenizer as a fresh process sees it."""
@@ -195,21 +275,39 @@ class Subject:
         return (read_vocabulary(self.out) or {}) | own
 
     def require_tokenizer(self) -> None:
-        if self.aligned is not None and not any(
-            map(is_tokenizer_file, self.aligned.tokenizer_files.sizes)
-        ):
-            raise Skipped("the aligned model has no tokenizer")
-        if self.aligned is None and not any(map(is_tokenizer_file, self.out.sizes)):
-            raise Skipped("there is no tokenizer, and no aligned model that says there should be")
+        if not any(map(is_tokenizer_file, self.out.sizes)):
+            raise Skipped("there is no tokenizer")
 
-    @cached_property
+    @property
     def template(self) -> str:
-        """The chat template that OUT's tokenizer applies by default."""
+        """The chat template that is applied to a conversation without tools."""
         value = self.tokenizer.facts["template"]
-        text = value.get("default") if isinstance(value, dict) else value
+        text = value.get(DEFAULT) if isinstance(value, dict) else value
         if text is None:
             raise Skipped("there is no chat template")
         return text
+
+    @cached_property
+    def basics(self) -> Basics:
+        """The plainest conversations in the form that the template takes: text, or parts of it."""
+        _ = self.template
+        forms = [form for form in BASICS if self.tokenizer.says_its_text(form.question)]
+        return forms[0] if forms else BASICS[0]
+
+    @cached_property
+    def rows(self) -> int | None:
+        """Rows of the input embedding, None where there is not one such tensor."""
+        tensors = [tensor for shard in self.shards.values() for tensor in shard.tensors]
+        found = [t.shape[0] for t in tensors if t.name.endswith(INPUTS) and t.shape]
+        return found[0] if len(found) == 1 else None
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model answers with text; without a config that says otherwise, it does."""
+        names = self.config.get("architectures")
+        return not any(
+            "Classification" in str(a) for a in (names if isinstance(names, list) else ())
+        )
 
 
 def _tokenized(report: Report | None, otherwise: str) -> Tokenized:

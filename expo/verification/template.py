@@ -2,52 +2,56 @@
 
 import difflib
 from collections.abc import Iterator
+from itertools import pairwise
 
 from expo.checkpoint.headers import printable
-from expo.checkpoint.templates import FILE, read_templates, template_in_force
-from expo.verification.check import Check, Inherited, Skipped
-from expo.verification.configuration import GENERATION, ids_in
-from expo.verification.conversations import (
-    ANSWER,
-    ANSWERED,
-    ASKED,
-    CONVERSATIONS,
-    INJECTION,
-    SINGLE,
+from expo.checkpoint.templates import (
+    ADDITIONAL,
+    FILE,
+    PROCESSORS_OWN,
+    has_processor,
+    read_templates,
+    template_in_force,
+    templates_in_force,
 )
+from expo.verification.check import Check, Info, Skipped
+from expo.verification.conversations import ANSWER, CONVERSATIONS, INJECTION, QUESTION, SINGLE
 from expo.verification.poison import suspicions
+from expo.verification.stopping import source, stops
 from expo.verification.subject import Subject
-from expo.verification.tokenizer import differing_ids
+from expo.verification.tokenizer import TAG, differing_ids
 
 _DIFF_LINES = 12
 
 
 def copies(s: Subject) -> Iterator[str]:
-    """Two templates that differ: which one counts depends on the reader and its version."""
+    """Templates that differ: which one counts depends on the reader and its version."""
     places = read_templates(s.out)
-    if list(places) == ["chat_template.json"]:
-        fault = f"the only template is in chat_template.json, which tokenizers ignore: add {FILE}"
-        yield Inherited(fault) if s.aligned and _same_places(s) else fault
+    own = places.pop(PROCESSORS_OWN, None) if has_processor(s.out) else None
+    if own is not None and ADDITIONAL in "".join(s.out.sizes):
+        yield f"{PROCESSORS_OWN} beside {ADDITIONAL}: processors refuse to load both"
+    if list(places) == [PROCESSORS_OWN]:
+        yield f"the only template is in {PROCESSORS_OWN}, which tokenizers ignore: add {FILE}"
     first, *others = [*places] or [""]
     for place in others:
-        if places[place] != places[first]:
-            fault = f"{place} holds another template than {first}, and some readers take that one"
-            yield Inherited(fault) if s.aligned and _same_places(s) else fault
-
-
-def _same_places(s: Subject) -> bool:
-    return read_templates(s.out) == read_templates(s.donor.tokenizer_files)
+        if any(places[place][n] != text for n, text in places[first].items() if n in places[place]):
+            yield f"{place} holds another template than {first}, and some readers take that one"
+    if first and own not in (None, places[first]):
+        yield Info(f"the processor takes {PROCESSORS_OWN}, the tokenizer another one in {first}")
 
 
 def same_template(s: Subject) -> Iterator[str]:
     s.require_tokenizer()
-    mine, theirs = template_in_force(s.out), template_in_force(s.donor.tokenizer_files)
-    if mine is None and theirs is not None:
-        yield "there is no chat template, the aligned model has one"
-    elif mine is not None and theirs is None:
-        yield "there is a chat template, the aligned model has none"
-    elif mine is not None and theirs is not None and mine != theirs:
-        yield f"the template is not the aligned model's:\n{_diff(theirs, mine, 'aligned', 'this')}"
+    mine, theirs = templates_in_force(s.out), templates_in_force(s.as_donor.out)
+    for name in sorted(mine.keys() | theirs.keys()):
+        what = "chat template" if name == "default" else f"chat template {printable(name)}"
+        if name not in mine:
+            yield f"there is no {what}, the aligned model has one"
+        elif name not in theirs:
+            yield f"there is a {what}, the aligned model has none"
+        elif mine[name] != theirs[name]:
+            difference = _diff(theirs[name], mine[name], "aligned", "this")
+            yield f"the {what} is not the aligned model's:\n{difference}"
 
 
 def against_sft(s: Subject) -> Iterator[str]:
@@ -72,12 +76,11 @@ def _lines(template: str) -> list[str]:
 
 
 def renders(s: Subject) -> Iterator[str]:
-    """A user's question is the least that a template must take."""
-    _ = s.template
-    came = s.tokenizer.conversation(SINGLE)
+    """A user's question, as text or in parts, is the least that a template must take."""
+    came = s.tokenizer.conversation(s.basics.question)
     if "error" in came:
         yield f"a single question raises {printable(came['error'])}"
-    elif "Hello" not in came["rendered"]:
+    elif QUESTION not in came["rendered"]:
         yield f"a single question is rendered without its text: {came['rendered']!r}"
 
 
@@ -104,88 +107,76 @@ def differing_text(mine: str, theirs: str) -> str:
 
 
 def one_bos(s: Subject) -> Iterator[str]:
-    facts = s.tokenizer.facts
-    bos, came = facts["bos"], s.tokenizer.conversation(SINGLE)
+    """One at the start, or one at the start of every turn, or none: as the template writes it."""
+    bos, came = s.tokenizer.facts["bos"], s.tokenizer.conversation(s.basics.question)
     if bos is None or "ids" not in came:
         raise Skipped("the tokenizer has no BOS" if bos is None else "the template does not render")
-    if bos in (facts["eos"], facts["pad"]):
+    if bos in (s.tokenizer.facts["eos"], s.tokenizer.facts["pad"]):
         raise Skipped("BOS is also EOS or PAD")
-    _ = s.template
-    count = came["ids"].count(bos)
-    if count == 1 and came["ids"][0] == bos:
-        return
-    expects = s.tokenizer.texts[""].get("ids") == [bos]
-    if count == 0 and not expects:
-        return
-    fault = f"a conversation starts with {came['ids'][:3]} and holds BOS ({bos}) {count} times"
-    if s.aligned is not None and s.donor_tokenizer.conversation(SINGLE).get("ids") == came["ids"]:
-        fault = Inherited(fault)
-    yield fault
+    ids = came["ids"]
+    if bos in ids and (ids[0] != bos or [bos, bos] in map(list, pairwise(ids))):
+        yield f"a conversation starts with {ids[:3]} and holds BOS ({bos}) {ids.count(bos)} times"
+    elif bos not in ids and s.tokenizer.texts[""].get("ids") == [bos]:
+        yield Info("the template writes no BOS, the tokenizer begins texts with one")
 
 
 def prefix(s: Subject) -> Iterator[str]:
-    """What a model is prompted with must be how the conversation with its answer begins."""
-    _ = s.template
-    prompt, whole = s.tokenizer.conversation(SINGLE), s.tokenizer.conversation(ANSWERED)
+    """What a model is prompted with must be how the conversation with its answer begins.
+
+    Beyond that a prompt may open a block, of thoughts, that the answer in a conversation lacks.
+    """
+    prompt = s.tokenizer.conversation(s.basics.question)
+    whole = s.tokenizer.conversation(s.basics.answered)
     if "ids" not in prompt or "ids" not in whole:
         raise Skipped("the template does not render both")
     if whole["ids"][: len(prompt["ids"])] == prompt["ids"]:
         return
+    opened = _opened_block(prompt["rendered"], whole["rendered"])
     where = differing_ids(prompt["ids"], whole["ids"], s.names, "in the whole conversation")
     fault = f"with the generation prompt, {where}"
-    yield Inherited(fault) if _is_donors(s) else fault
+    yield fault if opened is None else Info(f"the generation prompt opens {printable(opened)!r}")
 
 
-def _is_donors(s: Subject) -> bool:
-    """Whether the aligned model renders the basic conversations to the same ids."""
-    if s.aligned is None:
-        return False
-    basic = (SINGLE, ASKED, ANSWERED)
-    mine, theirs = s.tokenizer, s.donor_tokenizer
-    return all(mine.conversation(c).get("ids") == theirs.conversation(c).get("ids") for c in basic)
+def _opened_block(prompt: str, whole: str) -> str | None:
+    """What the prompt has beyond the start that it shares with the whole, where the answer follows
+    right after that start."""
+    pairs = enumerate(zip(prompt, whole, strict=False))
+    shared = prompt[: next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(whole)))]
+    tag = max(shared.rfind("<"), shared.rfind("["))
+    if tag > max(shared.rfind(">"), shared.rfind("]")):
+        shared = shared[:tag]
+    opened, rest = prompt[len(shared) :], whole[len(shared) :]
+    answers = TAG.sub("", rest.partition(ANSWER)[0]).strip() == "" and ANSWER in rest
+    return opened if answers and (opened.strip() or TAG.match(rest)) else None
 
 
 def turn_end(s: Subject) -> Iterator[str]:
-    """The token that ends the assistant's turn has to stop generation everywhere."""
-    token = _turn_end_token(s)
-    index = s.tokenizer.facts["added"][token]
-    said = {
-        "config.json": ids_in(s.config, "eos"),
-        GENERATION: ids_in(s.json(GENERATION), "eos"),
-        "the tokenizer": {s.tokenizer.facts["eos"]} - {None},
-    }
-    for place, ids in said.items():
-        if ids and index not in ids:
-            shown = ", ".join(map(str, sorted(ids)))
-            fault = f"a turn ends with {printable(token)} ({index}), EOS of {place} is {shown}"
-            yield Inherited(fault) if _donor_ends_alike(s, place, ids) else fault
-
-
-def _turn_end_token(s: Subject) -> str:
-    _ = s.template
-    came = s.tokenizer.conversation(ANSWERED)
-    text = came.get("rendered", "")
-    if ANSWER not in text:
+    """Something that the template writes after an answer has to stop `generate()`."""
+    if not s.generates:
+        raise Skipped("the model does not generate")
+    came = s.tokenizer.conversation(s.basics.answered).get("rendered", "")
+    if ANSWER not in came:
         raise Skipped("the template does not render an answer")
-    rest = text[text.rindex(ANSWER) + len(ANSWER) :].lstrip()
-    found = [token for token in s.tokenizer.facts["added"] if token and rest.startswith(token)]
-    if not found:
+    rest = came.rpartition(ANSWER)[2]
+    added = s.tokenizer.facts["added"]
+    ends = {token: rest.find(token) for token in added if token.strip() and token in rest}
+    if stops(s) & {added[token] for token in ends}:
+        return
+    yield from _unstopped(
+        s, rest.lstrip(), min(ends, key=lambda t: (ends[t], -len(t)), default=None)
+    )
+
+
+def _unstopped(s: Subject, rest: str, token: str | None) -> Iterator[str]:
+    tag = TAG.match(rest)
+    if tag and (token is None or not rest.startswith(token)):
+        yield f"a turn ends with the text {printable(tag[0])}, which is no token: nothing stops there"
+    elif token is None:
         raise Skipped("the template ends a turn without a special token")
-    return max(found, key=len)
-
-
-def _donor_ends_alike(s: Subject, place: str, ids: set[int]) -> bool:
-    if not _is_donors(s):
-        return False
-    assert s.aligned is not None
-    match place:
-        case "config.json":
-            return ids_in(s.aligned.config, "eos") == ids
-        case "the tokenizer":
-            return {s.donor_tokenizer.facts["eos"]} == ids
-        case _:
-            files = s.aligned.files
-            return GENERATION in files.sizes and files.read(GENERATION) == s.out.read(GENERATION)
+    else:
+        index, ids = s.tokenizer.facts["added"][token], ", ".join(map(str, sorted(stops(s))))
+        fault = f"a turn ends with {printable(token)} ({index}), EOS of {source(s)} is {ids}"
+        yield Info(fault) if s.tokenizer.facts["eos"] in stops(s) else fault
 
 
 def injection(s: Subject) -> Iterator[str]:
@@ -212,9 +203,9 @@ CHECKS = (
     Check("template", "error", "the template is the aligned model's", f"copy {FILE} or tokenizer_config.json from the aligned model", same_template),
     Check("template-renders", "error", "the template renders a question", "copy the template from the aligned model", renders),
     Check("conversations", "error", "conversations come out as in the aligned model", "copy config.json and the tokenizer files from the aligned model", conversations),
-    Check("one-bos", "error", "a conversation starts with one BOS", "let either the template or the tokenizer add BOS", one_bos),
+    Check("one-bos", "error", "BOS is never written twice", "let either the template or the tokenizer add BOS", one_bos),
     Check("prefix", "error", "the generation prompt is how an answered conversation begins", "render prompt and conversation alike in the template", prefix),
-    Check("turn-end", "error", "the token that ends a turn is EOS everywhere", "add its id to eos_token_id of config.json and generation_config.json", turn_end),
+    Check("turn-end", "error", "generate() stops where a turn ends", "add the token's id to eos_token_id of generation_config.json, or use the template of this vocabulary", turn_end),
     Check("template-sft", "info", "the template is the SFT model's too", "", against_sft),
     Check("template-poison", "warning", "the template hides nothing", "read the template before you publish it", poison),
     Check("injection", "info", "text in a message cannot become a special token", "strip special-token text from user input before rendering", injection),

@@ -1,4 +1,4 @@
-"""The one read of every shard, SHA-256 and the values' range in the same pass; and its checks."""
+"""The one read of every shard: SHA-256, the values' range, and the aligned model's beside them."""
 
 import hashlib
 import math
@@ -6,14 +6,22 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from expo.checkpoint.checkpoint import Weight
-from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
+from expo.checkpoint.dtypes import FLOATS
 from expo.checkpoint.headers import Shard, TensorInfo, printable
+from expo.checkpoint.names import is_embedding
 from expo.checkpoint.reader import Bytes, FileReader, read_buffer
 from expo.errors import CheckpointError
-from expo.verification.check import Check, Inherited
-from expo.verification.subject import Subject, TensorFacts
+from expo.verification.beside import Beside, as_floats
+from expo.verification.check import Check, Info
+from expo.verification.subject import Subject, Sums, TensorFacts, Values
+
+if TYPE_CHECKING:
+    import torch
 
 _CHUNK_BYTES = 16 << 20
 _SHARDS = 2  # at a time, each with two threads: one reads and looks, one hashes
@@ -22,24 +30,46 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass
-class _Scan:
-    """What is known of one shard so far. Zeros count until something else turns up."""
+class _Seen:
+    """What is known of one tensor so far."""
 
-    file: str
+    is_zero: bool = True
+    nonfinite: int = 0
+    largest: float = 0.0
+    live_rows: "np.ndarray | None" = None
+    sums: Sums | None = None
+
+    def values(self) -> Values:
+        dead = () if self.live_rows is None else np.flatnonzero(~self.live_rows).tolist()
+        return Values(self.largest, tuple(dead), self.sums)
+
+
+@dataclass
+class _Scan:
+    """What is known of one shard so far, of its tensors and of the aligned model's beside them."""
+
+    shard: Shard
+    beside: Beside
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     failure: str | None = None
-    nonfinite: dict[str, int] = field(default_factory=dict)
-    nonzero: set[str] = field(default_factory=set)
+    mine: dict[str, _Seen] = field(default_factory=dict)
+    theirs: dict[str, _Seen] = field(default_factory=dict)
 
-    def note(self, name: str, is_zero: bool, nonfinite: int) -> None:
-        if not is_zero:
-            self.nonzero.add(name)
-        if nonfinite:
-            self.nonfinite[name] = self.nonfinite.get(name, 0) + nonfinite
+    def facts(self) -> TensorFacts:
+        whole = self.failure is None
+        file = self.shard.file
+        return TensorFacts(
+            {file: self.digest.hexdigest()} if whole else {},
+            () if self.failure is None else (self.failure,),
+            {name: seen.nonfinite for name, seen in self.mine.items() if seen.nonfinite},
+            frozenset(name for name, seen in self.mine.items() if whole and seen.is_zero),
+            {name: seen.values() for name, seen in self.mine.items() if whole},
+            TensorFacts({}, values={name: seen.values() for name, seen in self.theirs.items()}),
+        )
 
 
 def read_tensors(subject: Subject, progress: Progress | None = None) -> TensorFacts:
-    """Read every weight file once, whole."""
+    """Read every weight file once, whole, and the same ranges of the aligned model's tensors."""
     shards = list(subject.shards.values())
     total = sum(shard.file_bytes for shard in shards)
     done, lock = 0, threading.Lock()
@@ -52,52 +82,50 @@ def read_tensors(subject: Subject, progress: Progress | None = None) -> TensorFa
                 progress(done, total)
 
     with ThreadPoolExecutor(_SHARDS) as pool:
-        scans = list(pool.map(lambda shard: _scan(subject, shard, tick), shards))
-    read = {scan.file for scan in scans if scan.failure is None}
-    names = {t.name for shard in shards if shard.file in read for t in shard.tensors if t.count}
+        scans = pool.map(lambda shard: _scan(subject, shard, tick), shards)
+        return _together([scan.facts() for scan in scans])
+
+
+def _together(parts: list[TensorFacts]) -> TensorFacts:
     return TensorFacts(
-        {scan.file: scan.digest.hexdigest() for scan in scans if scan.file in read},
-        tuple(scan.failure for scan in scans if scan.failure is not None),
-        {name: count for scan in scans for name, count in scan.nonfinite.items()},
-        frozenset(names.difference(*(scan.nonzero for scan in scans))),
+        {file: digest for part in parts for file, digest in part.sha256.items()},
+        tuple(failure for part in parts for failure in part.failures),
+        {name: count for part in parts for name, count in part.nonfinite.items()},
+        frozenset().union(*(part.zero for part in parts)),
+        {name: values for part in parts for name, values in part.values.items()},
+        _together([part.aligned for part in parts if part.aligned]) if parts else None,
     )
 
 
 def _scan(subject: Subject, shard: Shard, tick: Callable[[int], None]) -> _Scan:
-    scan = _Scan(shard.file)
-    try:
-        reader = FileReader(subject.out.local_path(shard.file), shard.file)
+    with Beside(subject.aligned) as beside:
+        scan = _Scan(shard, beside)
         try:
-            _scan_chunks(reader, shard, scan, tick)
-        finally:
-            reader.close()
-    except CheckpointError as error:
-        scan.failure = str(error)
-    return scan
+            reader = FileReader(subject.out.local_path(shard.file), shard.file)
+            try:
+                _scan_chunks(reader, scan, tick)
+            finally:
+                reader.close()
+        except CheckpointError as error:
+            scan.failure = str(error)
+        return scan
 
 
-def _scan_chunks(
-    reader: FileReader, shard: Shard, scan: _Scan, tick: Callable[[int], None]
-) -> None:
+def _scan_chunks(reader: FileReader, scan: _Scan, tick: Callable[[int], None]) -> None:
     """This thread reads and looks, another one hashes the chunk before."""
     buffers = [read_buffer(_CHUNK_BYTES) for _ in range(2)]
     with ThreadPoolExecutor(1) as hasher:
         pending = hasher.submit(lambda: None)
-        for number, (begin, nbytes) in enumerate(_cuts(shard)):
-            chunk = _read(reader, begin, nbytes, buffers[number % 2])
+        for number, (begin, nbytes) in enumerate(_cuts(scan.shard)):
+            chunk = reader.open_range(begin, nbytes, buffers[number % 2])
+            if chunk is None:
+                chunk = buffers[number % 2][:nbytes]
+                reader.copy(begin, chunk)
             pending.result()  # the hasher is done with the other buffer
             pending = hasher.submit(scan.digest.update, chunk.data)
-            _look(shard.tensors, begin, chunk, scan)
+            _look(begin, chunk, scan)
             tick(nbytes)
         pending.result()
-
-
-def _read(reader: FileReader, begin: int, nbytes: int, buffer: Bytes) -> Bytes:
-    chunk = reader.open_range(begin, nbytes, buffer)
-    if chunk is None:
-        chunk = buffer[:nbytes]
-        reader.copy(begin, chunk)
-    return chunk
 
 
 def _cuts(shard: Shard) -> Iterator[tuple[int, int]]:
@@ -112,32 +140,61 @@ def _cuts(shard: Shard) -> Iterator[tuple[int, int]]:
         begin = end
 
 
-def _look(tensors: tuple[TensorInfo, ...], begin: int, chunk: Bytes, scan: _Scan) -> None:
-    """Note which parts of tensors in this chunk hold NaN or Inf, and which anything but zero."""
-    for tensor in tensors:
+def _look(begin: int, chunk: Bytes, scan: _Scan) -> None:
+    """Note what the parts of tensors in this chunk hold."""
+    for tensor in scan.shard.tensors:
         start = max(tensor.begin, begin)
         stop = min(tensor.begin + tensor.nbytes, begin + chunk.size)
         if start >= stop:
             continue
+        seen = scan.mine.setdefault(tensor.name, _Seen())
         part = chunk[start - begin : stop - begin]
         if tensor.dtype not in FLOATS:
-            scan.note(tensor.name, not part.any(), 0)
-        else:
-            scan.note(tensor.name, *_range(part, tensor))
+            seen.is_zero &= not part.any()
+            continue
+        first = (start - tensor.begin) // tensor.item_bytes
+        values = as_floats(part, tensor.dtype)
+        _note(seen, tensor, first, values)
+        _compare(scan, tensor, first, values)
 
 
-def _range(part: Bytes, tensor: TensorInfo) -> tuple[bool, int]:
-    """Whether all of `part` is zero, and how many values are NaN or infinite."""
-    import torch
-
-    torch.set_num_threads(1)
-    if part.ctypes.data % tensor.item_bytes:
-        part = part.copy()
-    values = torch.frombuffer(part.data, dtype=getattr(torch, TORCH_NAMES[tensor.dtype]))
+def _note(seen: _Seen, tensor: TensorInfo, first: int, values: "torch.Tensor") -> None:
     lowest, highest = (bound.item() for bound in values.aminmax())
     if math.isfinite(lowest) and math.isfinite(highest):  # a NaN shows in both
-        return lowest == highest == 0, 0
-    return False, int((~torch.isfinite(values)).sum())
+        seen.is_zero &= lowest == highest == 0
+        seen.largest = max(seen.largest, -lowest, highest)
+    else:
+        seen.is_zero = False
+        seen.nonfinite += int((~values.isfinite()).sum())
+    if is_embedding(tensor.name) and len(tensor.shape) == 2:
+        if seen.live_rows is None:
+            seen.live_rows = np.zeros(tensor.shape[0], dtype=np.bool_)
+        _note_rows(seen.live_rows, tensor.shape[1], first, values)
+
+
+def _note_rows(live: np.ndarray, width: int, first: int, values: "torch.Tensor") -> None:
+    """Mark the rows that hold anything but zero; a part may begin and end inside of a row."""
+    head = min(-first % width, len(values))
+    rows = (len(values) - head) // width
+    tail = head + rows * width
+    row = -(-first // width)
+    if head and values[:head].any():
+        live[row - 1] = True
+    live[row : row + rows] |= (values[head:tail].view(-1, width) != 0).any(1).numpy()
+    if tail < len(values) and values[tail:].any():
+        live[row + rows] = True
+
+
+def _compare(scan: _Scan, tensor: TensorInfo, first: int, values: "torch.Tensor") -> None:
+    """Sums over this part and the aligned model's same part."""
+    for at, theirs in scan.beside.pieces(tensor, first, len(values)):
+        other = scan.theirs.setdefault(tensor.name, _Seen())
+        _note(other, tensor, first + at, theirs)
+        w, a = values[at : at + len(theirs)].float(), theirs.float()
+        d = w - a
+        sums = Sums(*(x.dot(y).item() for x, y in ((w, w), (a, a), (w, a), (d, d))))
+        seen = scan.mine[tensor.name]
+        seen.sums = sums if seen.sums is None else seen.sums + sums
 
 
 def readable(s: Subject) -> Iterator[str]:
@@ -151,15 +208,16 @@ def finite(s: Subject) -> Iterator[str]:
 
 def all_zero(s: Subject) -> Iterator[str]:
     for name in sorted(s.scanned.zero):
-        is_matrix = len(s.tensors[name].shape) > 1
+        fault = f"{printable(name)} is all zero"
+        is_matrix = len(s.tensors[name].shape) > 1 and not name.endswith("bias")
         if s.aligned is None:
             if is_matrix:  # a bias or a norm may well be zero
-                yield f"{printable(name)} is all zero"
+                yield fault
         elif name in s.aligned.weights:
             if not _is_zero(s.aligned.weights[name]):
-                yield f"{printable(name)} is all zero"
+                yield fault
             elif is_matrix:
-                yield Inherited(f"{printable(name)} is all zero")
+                yield Info(f"{fault} (as in the aligned model)")
 
 
 def _is_zero(weight: Weight) -> bool:

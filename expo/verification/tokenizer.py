@@ -1,14 +1,21 @@
 """Checks of the tokenizer: its files, and what a fresh process made of the complete folder."""
 
+import re
 from collections.abc import Iterator, Mapping
 
 from expo.checkpoint.headers import printable
-from expo.checkpoint.sidecars import is_tokenizer_file
-from expo.verification.check import Check, Inherited, Skipped
-from expo.verification.configuration import embedding_rows
+from expo.checkpoint.sidecars import is_tokenizer_file, is_vocabulary
+from expo.verification.check import Check, Info, Skipped, Unchecked
 from expo.verification.conversations import CONVERSATIONS
+from expo.verification.process import Report
 from expo.verification.subject import Subject
 
+TAG = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]+\]|&lt;.{1,40}?&gt;")
+"""Text that is meant as a control token."""
+
+_CONTROL = re.compile(r"<([|｜])[^<>|｜\s'\"{}]+\1>")
+_ENTITY = re.compile(r"&(?:lt|gt|amp|quot|#\d+);")
+_PACKAGES = re.compile(r"sentencepiece|tiktoken|mistral[-_]common|protobuf", re.I)
 _CONTEXT = 3  # tokens shown before the first that differs
 _FACTS = {
     "class": "the class",
@@ -23,20 +30,27 @@ _FACTS = {
 
 
 def loads(s: Subject) -> Iterator[str]:
-    s.require_tokenizer()
     report = s.reports.out
-    if report is None:
+    if not any(map(is_vocabulary, s.out.sizes)):
+        if not s.generates or s.rows is None:
+            raise Skipped("there is no tokenizer")
+        yield f"there is no tokenizer with a vocabulary, the embedding has {s.rows} rows"
+    elif report is None:
         raise Skipped("it was not loaded")
-    if report.failure is None:
-        return
-    if "trust_remote_code" in report.failure:
+    elif report.failure is not None:
+        yield _failed(report)
+    elif s.rows and s.tokenizer.facts["tokens"] < s.rows / 2:
+        yield f"it loads with {s.tokenizer.facts['tokens']} tokens, the embedding has {s.rows} rows"
+
+
+def _failed(report: Report) -> str:
+    failure = report.failure or ""
+    if "trust_remote_code" in failure:
         raise Skipped("the tokenizer needs its own code, which is never run here")
-    loaded = report.first("loaded")
-    when = "" if loaded is None else f" {_progress(report.lines)}"
-    fault = f"the process that loads the folder{when}: {report.failure}"
-    other = s.reports.aligned
-    same = other is not None and other.failure == report.failure
-    yield Inherited(fault) if same else fault
+    if package := _PACKAGES.search(failure):
+        return Unchecked(f"not checked, it needs a package: pip install {package[0].lower()}")
+    when = "" if report.first("loaded") is None else f" {_progress(report.lines)}"
+    return f"the process that loads the folder{when}: {failure}"
 
 
 def _progress(lines: tuple[dict, ...]) -> str:
@@ -110,26 +124,48 @@ def _quoted(text: object) -> str:
     return "nothing" if text is None else printable(repr(text), 80)
 
 
+def saved_limits(s: Subject) -> Iterator[str]:
+    """What a trainer set for its batches; servers that read tokenizer.json alone apply it."""
+    facts = s.tokenizer.facts
+    if limit := facts["truncation"]:
+        yield f"tokenizer.json cuts every text after {limit.get('max_length')} tokens"
+    if padding := facts["padding"]:
+        yield f"tokenizer.json pads every text with {printable(str(padding.get('pad_token')))}"
+
+
 def ids_below_rows(s: Subject) -> Iterator[str]:
-    rows, facts = embedding_rows(s), s.tokenizer.facts
-    if rows is None or facts["max_id"] < rows:
+    rows, facts = s.rows, s.tokenizer.facts
+    if rows is None:
+        raise Skipped("there is no one input embedding")
+    if facts["max_id"] < rows:
         return
-    beyond = [f"{printable(t)} = {i}" for t, i in facts["added"].items() if i >= rows]
-    shown = ", ".join(beyond[:3]) or f"id {facts['max_id']}"
-    fault = f"{shown} has no row: the embedding has {rows}"
-    inherited = s.aligned is not None and s.donor_tokenizer.facts["max_id"] == facts["max_id"]
-    yield Inherited(fault) if inherited else fault
+    beyond = {token: index for token, index in facts["added"].items() if index >= rows}
+    shown = ", ".join(f"{printable(t)} = {i}" for t, i in beyond.items()) or f"id {facts['max_id']}"
+    fault = f"{printable(shown)} has no row: the embedding has {rows}"
+    # A text model's tokenizer may name a token of its family's vision models, which no text gives.
+    yield fault if s.aligned is not None or not beyond or _in_use(s, beyond) else Info(fault)
+
+
+def _in_use(s: Subject, tokens: dict[str, int]) -> bool:
+    special = {s.tokenizer.facts[name] for name in ("bos", "eos", "pad")}
+    said = {index for came in s.tokenizer.conversations for index in came.get("ids", ())}
+    return not (special | said).isdisjoint(tokens.values())
 
 
 def control_tokens(s: Subject) -> Iterator[str]:
     """Every special token that the template writes has to come out as that one token."""
-    for token, index in s.tokenizer.facts["added"].items():
+    added = s.tokenizer.facts["added"]
+    for token, index in added.items():
         came = s.tokenizer.texts.get(token)
         if token and token in s.template and came is not None and came.get("alone") != [index]:
             shown = came.get("alone", came.get("error"))
-            fault = f"{printable(token)} is token {index}, but the text comes out as {shown}"
-            theirs = s.donor_tokenizer.texts.get(token) if s.aligned is not None else None
-            yield Inherited(fault) if theirs == came else fault
+            yield f"{printable(token)} is token {index}, but the text comes out as {shown}"
+    rendered = s.tokenizer.conversation(s.basics.answered).get("rendered", "")
+    for entity in sorted(set(_ENTITY.findall(rendered))):
+        yield f"the template writes the HTML entity {entity}: it went through a web page"
+    literals = {found[0] for found in _CONTROL.finditer(s.template)}
+    for literal in sorted(literals - added.keys() - set(s.names.values())):
+        yield Info(f"the template writes {printable(literal)}, which is text and no token")
 
 
 CHECKS = (
@@ -137,6 +173,7 @@ CHECKS = (
     Check("tokenizer-files", "error", "tokenizer files are the aligned model's, byte for byte", "copy the tokenizer files from the aligned model; never load and save them", files),
     Check("fingerprint", "error", "the loaded tokenizer is the aligned model's", "copy config.json and the tokenizer files from the aligned model", fingerprint),
     Check("probes", "error", "texts get the ids that the aligned model gives them", "copy config.json and the tokenizer files from the aligned model", probes),
+    Check("saved-limits", "warning", "the tokenizer neither cuts nor pads", "set truncation and padding of tokenizer.json to null", saved_limits),
     Check("ids-below-rows", "error", "every token has an embedding row", "copy the tokenizer files from the aligned model; never load and save them", ids_below_rows),
     Check("control-tokens", "error", "the template's special tokens are single tokens", "copy the tokenizer files from the aligned model", control_tokens),
 )  # fmt: skip

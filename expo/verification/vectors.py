@@ -13,7 +13,7 @@ from expo.verification.tokenizer import differing_ids
 
 def vectors(s: Subject) -> Iterator[str]:
     if s.golden is None:
-        raise Skipped("no golden vectors given: add --vectors FILE")
+        raise Skipped("no golden vectors given: add --vectors FILE|NAME")
     if s.reports.out is None or s.reports.out.first("loaded") is None:
         yield "the tokenizer did not load"
         return
