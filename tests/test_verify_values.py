@@ -1,7 +1,7 @@
 """Verify: what the tensors hold, against the aligned model's; and the files around them."""
 
-import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from expo.checkpoint.checkpoint import open_checkpoint
 from expo.checkpoint.files import open_directory
 from expo.checkpoint.reference import parse_reference
+from expo.compute.summary import statistics
+from expo.operators.statistics import Sums
+from expo.output.manifest import Manifest
 from expo.verification import tensors
 from expo.verification.check import CheckResult
 from expo.verification.run import judge
@@ -87,8 +90,11 @@ def test_a_merge_without_effect(tmp_path: Path) -> None:
     _, aligned = write_pair(tmp_path)
     shutil.copytree(aligned, tmp_path / "copy")
     assert checks(tmp_path / "copy", aligned)["effect"].status == "info"
-    manifest = {"schema": "expo.manifest/1", "files": {}, "statistics": {"unmoved_share": 0.4}}
-    (tmp_path / "copy" / "expo.json").write_text(json.dumps(manifest))
+    moved = replace(statistics(Sums(10, 1.0, 1.0)), unmoved_share=0.4)
+    manifest = Manifest(
+        plan="", method="expo", sources={}, inputs={}, seed=0, statistics=moved, notes=(), warnings=(), files={}
+    )  # fmt: skip
+    (tmp_path / "copy" / "expo.json").write_text(manifest.to_json())
     found = checks(tmp_path / "copy", aligned)["effect"]
     assert found.status == "error"
     assert "alpha had no effect" in found.message

@@ -117,6 +117,9 @@ class Overlay:
     def is_local(self, name: str) -> bool:
         return self._holder(name).is_local(name)
 
+    def reader(self, name: str) -> Reader:
+        return self._holder(name).reader(name)
+
     def identity(self, name: str) -> dict[str, str | int]:
         return self._holder(name).identity(name)
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from expo.checkpoint.headers import ALIGNMENT
 from expo.checkpoint.reader import Bytes, aligned_buffer
-from expo.compute.threads import Crew, Flow
 from expo.compute.worker import PieceResult, Target, Worker
 from expo.operators.statistics import Sample, Sums
 from expo.output.sink import FinishedShard, ShardFile, Sink
@@ -23,6 +22,7 @@ from expo.planning.chunks import Chunk, buffer_bytes
 from expo.planning.jobs import TensorJob
 from expo.planning.plan import Plan, ShardPlan
 from expo.results import EditReport
+from expo.threads import Crew, Flow
 
 
 @dataclass(slots=True)

@@ -14,7 +14,6 @@ from expo.compute.inputs import Inputs, Readers, fetch
 from expo.compute.pipeline import Output, run_pipeline
 from expo.compute.preparations import Preparations
 from expo.compute.preparing import Prepared
-from expo.compute.threads import Crew, PerThread, side_by_side
 from expo.compute.worker import BlockWorker, Edited, Target, Worker
 from expo.output.sink import FinishedShard, Sink
 from expo.planning.chunks import (
@@ -28,6 +27,7 @@ from expo.planning.chunks import (
 )
 from expo.planning.jobs import TensorJob
 from expo.planning.plan import Plan
+from expo.threads import Crew, PerThread, side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor

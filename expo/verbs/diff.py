@@ -7,7 +7,6 @@ from os import PathLike
 from expo.checkpoint.reference import parse_reference
 from expo.compute.inputs import Inputs, Readers, fetch
 from expo.compute.summary import total
-from expo.compute.threads import PerThread, side_by_side
 from expo.compute.worker import BlockWorker
 from expo.operators.statistics import Sums, cosine, relative_norm
 from expo.planning.build import build_plan
@@ -17,6 +16,7 @@ from expo.planning.modules import module_of
 from expo.planning.plan import Plan
 from expo.results import DeltaStatistics, DiffResult, ModuleDelta
 from expo.spec.request import expo_request
+from expo.threads import PerThread, side_by_side
 
 REFERENCES = {"zephyr SFT→DPO": 6e-6, "pretrained→SFT": 2e-4}
 """‖Δ‖ RMS per element of two pairs that ExPO's paper discusses: one it helps, one it breaks."""

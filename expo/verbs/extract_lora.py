@@ -21,7 +21,6 @@ from expo.checkpoint.reference import parse_reference
 from expo.checkpoint.sidecars import CARD, MANIFEST, is_tokenizer_file
 from expo.compute.arithmetic import arithmetic_for, arithmetic_of
 from expo.compute.inputs import Inputs, Readers, fetch, read_tensor
-from expo.compute.threads import side_by_side
 from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import factors
 from expo.operators.rules import Keep, parse_keep
@@ -37,6 +36,7 @@ from expo.planning.matrices import is_router_gate
 from expo.planning.plan import Plan
 from expo.results import AdaptedModule, ExtractResult, OtherTensor
 from expo.spec.request import Request, expo_request
+from expo.threads import side_by_side
 
 Progress = Callable[[int, int], None]
 

@@ -13,7 +13,6 @@ from expo.checkpoint.reference import parse_reference
 from expo.compute.arithmetic import plain_arithmetic
 from expo.compute.cuts import one_rounding
 from expo.compute.inputs import Inputs, Readers, fetch_weights, read_tensor
-from expo.compute.threads import side_by_side
 from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import singular_values
 from expo.operators.low_rank import (
@@ -30,6 +29,7 @@ from expo.operators.low_rank import (
 from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
 from expo.planning.matrices import Matrix, matrices
 from expo.results import ChangeSpectrum, MatrixSpectrum
+from expo.threads import side_by_side
 
 Progress = Callable[[int, int], None]
 

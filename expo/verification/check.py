@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from expo.errors import ExpoError
-from expo.results import CheckResult, Status
+from expo.results import CheckResult
 
 if TYPE_CHECKING:
     from expo.verification.subject import Subject

@@ -15,6 +15,8 @@ from expo.checkpoint.sidecars import (
     is_model_sidecar,
     is_tokenizer_file,
 )
+from expo.errors import CheckpointError
+from expo.output.manifest import Manifest
 from expo.verification.check import Check, Info, Skipped
 from expo.verification.subject import BIN, Subject
 
@@ -78,7 +80,7 @@ def stale_weights(s: Subject) -> Iterator[str]:
 
 def orphans(s: Subject) -> Iterator[str]:
     known = set(s.weight_files) | set(s.weight_map.values()) | {INDEX}
-    listed = (s.manifest or {}).get("files") or {}
+    listed = s.manifest.files if s.manifest else {}
     for name in s.out.sizes:
         if name in known or name in listed or name in _BESIDE:
             continue
@@ -117,11 +119,12 @@ def manifest(s: Subject) -> Iterator[str]:
     """Hashes of what loaders read. Weight files count where they were read anyway."""
     if s.is_fresh:
         raise Skipped(f"{MANIFEST} is written next, with the hashes of the stream")
-    if s.manifest is None:
+    if not s.has(MANIFEST):
         raise Skipped(f"there is no {MANIFEST}: the folder was not made by expo")
-    expected = s.manifest.get("files")
-    if s.manifest.get("schema") != "expo.manifest/1" or not isinstance(expected, dict):
-        yield f"{MANIFEST} is not an expo.manifest/1 with a list of files"
+    try:
+        expected = Manifest.from_json(s.out.read(MANIFEST)).files
+    except CheckpointError as error:
+        yield str(error)
         return
     measured = s.tensor_facts.sha256 if s.tensor_facts else {}
     for name, sha256 in expected.items():
@@ -139,7 +142,7 @@ def manifest(s: Subject) -> Iterator[str]:
 
 
 def card(s: Subject) -> Iterator[str]:
-    listed = (s.manifest or {}).get("files") or {}
+    listed = s.manifest.files if s.manifest else {}
     if CARD not in listed:
         raise Skipped("no manifest that knows a model card")
     if s.has(CARD) and hash_file(s.out, CARD) != listed[CARD]:

@@ -18,6 +18,7 @@ from expo.checkpoint.sidecars import MANIFEST, is_tokenizer_file
 from expo.checkpoint.templates import DEFAULT
 from expo.checkpoint.vocabulary import read_vocabulary
 from expo.errors import CheckpointError
+from expo.output.manifest import Manifest
 from expo.verification.check import Skipped
 from expo.verification.conversations import (
     BASICS,
@@ -175,15 +176,19 @@ class Subject:
         return self.config.get(key, inner.get(key) if isinstance(inner, dict) else None)
 
     @cached_property
-    def manifest(self) -> dict | None:
-        """The manifest, None where the folder was not made by expo."""
-        return self.json(MANIFEST) if self.has(MANIFEST) else None
+    def manifest(self) -> Manifest | None:
+        """The manifest, None where the folder was not made by expo, or it cannot be read: that is the matter of
+        the check of its name."""
+        try:
+            return Manifest.from_json(self.out.read(MANIFEST)) if self.has(MANIFEST) else None
+        except CheckpointError:
+            return None
 
     @cached_property
     def asked_dtype(self) -> str | None:
         """The dtype that the merge was asked for, by its torch name."""
-        spec = (self.manifest or {}).get("spec")
-        return spec.get("out_dtype") if isinstance(spec, dict) else None
+        asked = self.manifest.spec.get("out_dtype") if self.manifest else None
+        return asked if isinstance(asked, str) else None
 
     @cached_property
     def index_name(self) -> str | None:

@@ -4,7 +4,6 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from expo.checkpoint.headers import Shard, TensorInfo, printable
 from expo.checkpoint.names import is_embedding
 from expo.checkpoint.reader import Bytes, FileReader, read_buffer
 from expo.errors import CheckpointError
+from expo.threads import Crew, Flow, side_by_side
 from expo.verification.beside import Beside, as_floats
 from expo.verification.check import Check, Info
 from expo.verification.subject import Subject, Sums, TensorFacts, Values
@@ -81,9 +81,8 @@ def read_tensors(subject: Subject, progress: Progress | None = None) -> TensorFa
             if progress:
                 progress(done, total)
 
-    with ThreadPoolExecutor(_SHARDS) as pool:
-        scans = pool.map(lambda shard: _scan(subject, shard, tick), shards)
-        return _together([scan.facts() for scan in scans])
+    scans = side_by_side(lambda shard: _scan(subject, shard, tick), shards, _SHARDS)
+    return _together([scan.facts() for scan in scans])
 
 
 def _together(parts: list[TensorFacts]) -> TensorFacts:
@@ -113,19 +112,29 @@ def _scan(subject: Subject, shard: Shard, tick: Callable[[int], None]) -> _Scan:
 
 def _scan_chunks(reader: FileReader, scan: _Scan, tick: Callable[[int], None]) -> None:
     """This thread reads and looks, another one hashes the chunk before."""
-    buffers = [read_buffer(_CHUNK_BYTES) for _ in range(2)]
-    with ThreadPoolExecutor(1) as hasher:
-        pending = hasher.submit(lambda: None)
-        for number, (begin, nbytes) in enumerate(_cuts(scan.shard)):
-            chunk = reader.open_range(begin, nbytes, buffers[number % 2])
+    with Crew() as crew:
+        free: Flow[Bytes] = crew.flow()
+        filled: Flow[tuple[Bytes, Bytes] | None] = crew.flow()
+        for _ in range(2):
+            free.put(read_buffer(_CHUNK_BYTES))
+
+        def digest() -> None:
+            while (pair := filled.get()) is not None:
+                scan.digest.update(pair[0].data)
+                free.put(pair[1])
+
+        crew.start(digest)
+        for begin, nbytes in _cuts(scan.shard):
+            buffer = free.get()
+            chunk = reader.open_range(begin, nbytes, buffer)
             if chunk is None:
-                chunk = buffers[number % 2][:nbytes]
+                chunk = buffer[:nbytes]
                 reader.copy(begin, chunk)
-            pending.result()  # the hasher is done with the other buffer
-            pending = hasher.submit(scan.digest.update, chunk.data)
+            filled.put((chunk, buffer))
             _look(begin, chunk, scan)
             tick(nbytes)
-        pending.result()
+        filled.put(None)
+        crew.wait(lambda: None)
 
 
 def _cuts(shard: Shard) -> Iterator[tuple[int, int]]:

@@ -87,9 +87,8 @@ def effect(s: Subject) -> Iterator[str]:
     if any(distances):
         return
     fault = "every tensor is the aligned model's: alpha had no effect"
-    statistics = (s.manifest or {}).get("statistics")
-    moved = statistics.get("unmoved_share") if isinstance(statistics, dict) else None
-    yield fault if isinstance(moved, float) and moved < 1 else Info(fault)
+    moved = s.manifest.statistics.unmoved_share if s.manifest else None
+    yield fault if moved is not None and moved < 1 else Info(fault)
 
 
 def zero_rows(s: Subject) -> Iterator[str]:
