@@ -83,7 +83,7 @@ def merge(
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
     """
     from expo.planning.build import build_plan
-    from expo.spec.read import read_stages
+    from expo.spec.stages import read_stages
     from expo.verbs.merge import run_plan
     from expo.verbs.stages import run_stages
 

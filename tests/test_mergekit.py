@@ -119,10 +119,6 @@ def test_what_mergekit_refuses_leaves_nothing(workplace: Path) -> None:
     [
         (KARCHER + "rounding: stochastic\n", "rounding: does not go with mergekit's engine"),
         (UNION.replace("linear", "expo"), "expo does not go with it"),
-        (
-            KARCHER + "out_dtpye: bfloat16\n",
-            "out_dtpye: is not a known key (did you mean out_dtype?)",
-        ),
     ],
 )
 def test_what_does_not_go_with_it(workplace: Path, text: str, message: str) -> None:

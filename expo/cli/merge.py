@@ -62,7 +62,7 @@ def merge(
     """
     from dataclasses import replace
 
-    from expo.spec.read import read_stages
+    from expo.spec.stages import read_stages
 
     def final(request: Request) -> Request:
         if force and request.low_rank is not None:

@@ -4,13 +4,18 @@ mergekit writes into the staging directory; then come the files that it loses, v
 manifest. There is no resume: an interrupted run starts afresh.
 """
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel
 
 from expo.checkpoint.checkpoint import read_shard
+from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.files import open_directory
 from expo.checkpoint.sidecars import CARD, MANIFEST
-from expo.errors import CheckpointError, SpecError
+from expo.errors import CheckpointError, ExpoError, SpecError
 from expo.output.outputs import (
     card,
     copy_file,
@@ -25,6 +30,11 @@ from expo.spec.request import Foreign
 from expo.spec.surgery import renamed
 from expo.verification.golden import read_golden
 from expo.verification.run import verify_folder
+
+if TYPE_CHECKING:
+    from mergekit.options import MergeOptions
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 _CONFIG = "mergekit_config.yml"  # names models by their local paths; the manifest has the spec
 
@@ -61,8 +71,6 @@ def produce_foreign(
 
 def _merge(plan: Plan, foreign: Foreign, folder: Path) -> None:
     try:
-        from mergekit.config import MergeConfiguration
-        from mergekit.merge import run_merge
         from mergekit.options import MergeOptions
     except ImportError as error:
         raise SpecError(
@@ -70,20 +78,58 @@ def _merge(plan: Plan, foreign: Foreign, folder: Path) -> None:
         ) from error
     from transformers import set_seed
 
-    try:
-        config = MergeConfiguration.model_validate(renamed(foreign.spec, _pins(plan, foreign)))
-    except (ValueError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise SpecError(f"mergekit does not accept the spec: {first}") from error
-    options = MergeOptions(quiet=True, write_model_card=False, lazy_unpickle=True)
+    spec = {**renamed(foreign.spec, _pins(plan, foreign)), **_out_dtype(plan)}
+    adapters = folder / "adapters"  # where mergekit adds adapters to their models
+    options = MergeOptions(
+        quiet=True, write_model_card=False, lazy_unpickle=True, lora_merge_cache=str(adapters)
+    )
     if plan.request.max_shard_bytes is not None:
         options = options.model_copy(update={"out_shard_size": plan.request.max_shard_bytes})
     set_seed(plan.request.seed)
     try:
-        run_merge(config, str(folder), options)
-    except Exception as error:  # a library that raises whatever its tasks raise
+        (_mix if "experts" in spec else _run)(spec, folder, options)
+    except ExpoError:
+        raise
+    except (Exception, SystemExit) as error:  # a library that raises whatever its tasks raise
         said = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
         raise CheckpointError(f"mergekit failed: {said}") from error
+    finally:
+        shutil.rmtree(adapters, ignore_errors=True)
+
+
+def _run(spec: dict, folder: Path, options: "MergeOptions") -> None:
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+
+    run_merge(_accepted(MergeConfiguration, spec), str(folder), options)
+
+
+def _mix(spec: dict, folder: Path, options: "MergeOptions") -> None:
+    """mergekit-moe, on the CPU."""
+    from mergekit.moe.config import MoEMergeConfig
+    from mergekit.scripts.moe import build
+
+    build(_accepted(MoEMergeConfig, spec), str(folder), options, device="cpu")
+
+
+def _accepted(schema: "type[Schema]", spec: dict) -> "Schema":
+    try:
+        return schema.model_validate(spec)
+    except (ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise SpecError(f"mergekit does not accept the spec: {first}") from error
+
+
+def _out_dtype(plan: Plan) -> dict[str, str]:
+    """The dtype to cast to: some methods compute in a wider one and would leave it at that, under a
+    configuration that says otherwise."""
+    spec = plan.request.foreign.spec if plan.request.foreign else {}
+    if "experts" in spec:
+        return {}
+    dtypes = {tensor.dtype for tensor in plan.donor.tensors.values()}
+    stored = TORCH_NAMES[dtypes.pop()] if len(dtypes) == 1 and dtypes <= FLOATS else None
+    wanted = spec.get("out_dtype") or spec.get("dtype") or stored
+    return {} if wanted is None else {"out_dtype": wanted}
 
 
 def _pins(plan: Plan, foreign: Foreign) -> dict[str, str]:

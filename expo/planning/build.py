@@ -11,6 +11,7 @@ from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import auto_map_files, is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError
+from expo.planning.asked import check_asked
 from expo.planning.combine import Matcher
 from expo.planning.edits import with_edits
 from expo.planning.findings import Findings, summarize
@@ -35,6 +36,7 @@ def build_plan(request: Request) -> Plan:
     found = Findings(notes=[note for checkpoint in opened.values() for note in checkpoint.notes])
     donor = opened[donor_of(request)]
     request = _routed(request, donor)
+    check_asked(request, opened, donor, found)
     jobs = {} if request.foreign else _jobs(request, opened, donor, allowed, found)
     jobs = with_edits(request, donor, jobs, found)
     sidecars, left_behind = _sidecars(donor, request.include, found)
@@ -65,6 +67,8 @@ def _routed(request: Request, donor: Checkpoint) -> Request:
     if request.foreign is not None or covered is None or covered[1] == layers:
         return request
     reason = f"slices end at layer {covered[1]}, {donor.label} has {layers}"
+    if covered[1] > layers:
+        raise SpecError(f"{reason}: take fewer of them")
     if request.method == "expo" or request.rounding != "nearest":
         raise SpecError(f"{reason}: that needs mergekit's engine, which knows no ExPO or rounding")
     floats = [tensor.dtype for tensor in donor.tensors.values() if tensor.dtype in FLOATS]

@@ -40,7 +40,7 @@ def match_pair(
         else:
             found.missing.append(name)
     for name in base.weights.keys() - aligned.weights.keys():
-        head_follows = name.endswith(HEADS) and base.ties_embeddings
+        head_follows = name.endswith(HEADS) and (base.ties_embeddings or aligned.ties_embeddings)
         if DERIVED.search(name) or head_follows or (allowed and allowed.search(name)):
             found.notes.append(f"{printable(name)} is only in the SFT model: dropped")
         else:

@@ -16,6 +16,13 @@ Rounding = Literal["nearest", "stochastic"]
 StopAt = Literal["error", "warning"]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic")
 DTYPES = ("bfloat16", "float16", "float32", "float64")
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
+
+
+def dtype_name(text: str) -> str:
+    """The one name of a dtype that may be written `bf16` or `torch.bfloat16`; others as they are."""
+    bare = text.removeprefix("torch.")
+    return _SHORT.get(bare, bare)
 
 
 @dataclass(frozen=True)
