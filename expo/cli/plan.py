@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from expo.cli import options
-from expo.cli.merging import show_plan
+from expo.cli.merging import show_plan, show_plans
 from expo.cli.output import Output, to_json
 
 
@@ -23,6 +23,7 @@ Examples:
 @click.option("--resolved", is_flag=True, help="Print the spec with every default filled in.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of specs, for editors.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also check that OUT can be written.")
+@options.strictness
 @options.amount
 @options.overrides
 @options.talk
@@ -31,6 +32,7 @@ def plan(
     resolved: bool,
     schema: bool,
     out: Path | None,
+    strict: bool,
     alpha: float | None,
     overrides: options.Overrides,
     output: Output,
@@ -42,7 +44,7 @@ def plan(
     from expo.api import make_request
     from expo.errors import SpecError
     from expo.planning.build import build_plan
-    from expo.spec.read import read_spec
+    from expo.spec.stages import read_stages
 
     if schema:
         from expo.spec.schema import json_schema
@@ -53,7 +55,14 @@ def plan(
         case (spec,):
             if alpha is not None:
                 raise SpecError("alpha belongs into the spec here; --alpha goes with SFT ALIGNED")
-            request = read_spec(Path(spec))
+            stages = read_stages(Path(spec), strict=strict)
+            if len(stages) > 1 and not resolved:
+                running = options.RunOptions(dry_run=True)
+                show_plans(stages, overrides.apply, out, running, output)
+                return
+            if len(stages) > 1:
+                raise stages[1].document.error((), "--resolved takes one document")
+            request = stages[0].request({})
         case (sft, aligned):
             request = make_request(sft, aligned, alpha=alpha)
         case _:

@@ -164,6 +164,8 @@ _PLACES = {
     "int8_mask": " (it goes under parameters:, and has no effect)",
     "lora": " (model: NAME+ADAPTER adds an adapter)",
     "pattern": " (did you mean filter?)",
+    "out_path": " (OUT stands on the command line)",
+    "output_dir": " (OUT stands on the command line)",
     "pad_to_multiple_of": " (it goes under tokenizer:)",
     "random_seed": " (did you mean seed?)",
     "revision": " (model: NAME@REVISION names one)",
