@@ -134,7 +134,8 @@ def _check_base(group: _Group, name: str, method: Takes, document: Document) -> 
         document.fault(("base_model",), f"is required by {name}")
     listed = group.base in [model.model for model in group.models]
     if group.is_slice and group.base is not None and method.base != "operand" and not listed:
-        fault = f"the base_model {group.base} is not among them: mergekit refuses that; name one of them, or add it"
+        cure = "name one of them as base_model, or add it with its layers"
+        fault = f"the base_model {group.base} is not among them: {cure}"
         document.fault(group.path, fault)
 
 

@@ -105,7 +105,7 @@ def in_range(key: str, setting: Setting, *, flag: bool = False) -> Setting:
         if flag and value not in (0.0, 1.0):
             raise SpecError(f"is true or false, not {value:g}")
         if key in _UP_TO_1 and not 0.0 <= value <= 1.0:
-            raise SpecError(f"{key} is a share from 0 to 1, not {value:g}")
+            raise SpecError(f"is a share from 0 to 1, not {value:g}")
         return value
 
     mapped(setting, check)
