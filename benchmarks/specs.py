@@ -4,7 +4,8 @@
 
 Every model that a spec names becomes a tiny Mistral-shaped stand-in with as many layers as the spec
 needs, and the demo's tokenizer; then mergekit runs the spec, `expo plan` plans it and `expo merge` makes
-it (without verification, which is the same for all). Prints what differs, then the counts.
+it (without verification, which is the same for all). Prints what differs, then the counts. The two
+outputs have to hold the same tensors, and nearly the same numbers unless the method draws lots.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from expo.cli.main import main as expo
 from expo.demo.toy import MODELS
@@ -32,6 +33,8 @@ HIDDEN, INNER, ROWS = 16, 24, 34
 DEPTHS = (2, 4, 12, 16, 22, 24, 28, 32, 36, 40, 48, 60, 64, 80)
 ROLES = ("model", "base_model", "source_model", "tokenizer_source", "source", "path", "donor")
 WORDS = ("union", "base")
+DRAW_LOTS = ("dare", "della", "experts", "arcee")
+NEAR = 0.02
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Outcome:
     mergekit: str
     plan: str
     merge: str
+    differs: str = ""
 
 
 def main() -> None:
@@ -66,6 +70,8 @@ def main() -> None:
             )
         elif outcome.mergekit:
             print(f"{outcome.spec}: both refuse: {outcome.plan} | mergekit: {outcome.mergekit}")
+        if outcome.differs:
+            print(f"{outcome.spec}: DIFFERS {outcome.differs}")
         sys.stdout.flush()
         outcomes.append(outcome)
     summarize(outcomes)
@@ -75,11 +81,12 @@ def summarize(outcomes: list[Outcome]) -> None:
     valid = [o for o in outcomes if not o.mergekit]
     planned = [o for o in valid if not o.plan]
     merged = [o for o in valid if not o.merge]
+    other = [o for o in valid if o.differs]
     loose = [o for o in outcomes if o.mergekit and not o.plan]
     print(f"{len(outcomes)} specs, mergekit runs {len(valid)}: of these", end=" ")
     share = 100 / max(len(valid), 1)
     print(f"{len(planned)} plan ({len(planned) * share:.1f} %)", end=", ")
-    print(f"{len(merged)} merge ({len(merged) * share:.1f} %);", end=" ")
+    print(f"{len(merged)} merge ({len(merged) * share:.1f} %), {len(other)} differ;", end=" ")
     print(f"of {len(outcomes) - len(valid)} that it refuses {len(loose)} plan")
 
 
@@ -120,8 +127,26 @@ def examine(path: Path, *, merges: bool, oracle: bool) -> Outcome:
         said = by_mergekit(documents) if oracle else ""
         plan = by_expo("plan", "spec.yml")
         merge = by_expo("merge", "spec.yml", "out", "--no-verify") if merges else plan
+        both = oracle and merges and not said and not merge
+        differs = difference(text) if both else ""
         os.chdir("/")
-    return Outcome(path.name, said, plan, merge)
+    return Outcome(path.name, said, plan, merge, differs)
+
+
+def difference(text: str) -> str:
+    """How expo's output is unlike mergekit's."""
+    mine, theirs = tensors_in(Path("out")), tensors_in(Path("by-mergekit"))
+    if {n: t.shape for n, t in mine.items()} != {n: t.shape for n, t in theirs.items()}:
+        return f"in tensors or shapes: {sorted(mine.keys() ^ theirs.keys())[:4]}"
+    gap = sum((mine[n].double() - t.double()).square().sum().item() for n, t in theirs.items())
+    size = sum(t.double().square().sum().item() for t in theirs.values())
+    share = (gap / max(size, 1e-30)) ** 0.5
+    return f"by {share:.3f}" if share > NEAR and not any(w in text for w in DRAW_LOTS) else ""
+
+
+def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
+    files = folder.glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def by_expo(*words: str) -> str:

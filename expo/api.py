@@ -15,6 +15,7 @@ from expo.spec.request import (
     ROUNDINGS,
     Request,
     Rounding,
+    dtype_name,
     expo_request,
     resolve_alpha,
 )
@@ -290,6 +291,7 @@ def make_request(
     Raises:
         SpecError: an argument is invalid.
     """
+    dtype = None if dtype is None else dtype_name(dtype)
     if dtype is not None and dtype not in DTYPES:
         raise SpecError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
     if rounding not in ROUNDINGS:

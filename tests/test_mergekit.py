@@ -320,3 +320,25 @@ def test_the_output_has_the_dtype_that_its_configuration_says(workplace: Path, e
         ran = expo("merge", "spec.yml", "out", "--overwrite", verify=True)
         assert ran.code == 0, ran.err
         assert json.loads((workplace / "out/expo.json").read_text())["dtypes"] == [stored]
+
+
+def test_other_vocabularies_are_fitted_to_the_bases(workplace: Path, expo) -> None:
+    """`tokenizer_source: base` streams where the tables are of one size, and else needs surgery."""
+    import torch
+    from safetensors.torch import save_file
+
+    text = UNION.replace("union", "base") + "base_model: sft\n"
+    (workplace / "spec.yml").write_text(text)
+    assert "expo's own, streaming" in expo("plan", "spec.yml").out
+    tensors = load_file(workplace / "aligned/model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], tensors[name][:2]])
+    save_file(tensors, workplace / "aligned/model.safetensors", metadata={"format": "pt"})
+    config = json.loads((workplace / "aligned/config.json").read_text()) | {"vocab_size": 36}
+    (workplace / "aligned/config.json").write_text(json.dumps(config))
+    planned = expo("plan", "spec.yml")
+    assert "vocabularies of several sizes need mergekit's tokenizer surgery" in planned.out
+    ran = expo("merge", "spec.yml", "out", verify=True)
+    assert ran.code == 0, ran.err
+    merged = load_file(workplace / "out/model.safetensors")
+    assert len(merged["lm_head.weight"]) == 34

@@ -1,6 +1,6 @@
 """What a spec asks for that its models cannot give, or that does not mean what it says."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.headers import printable
@@ -65,7 +65,14 @@ def _tables(request: Request, opened: Opened) -> Iterator[str]:
     assert request.foreign is not None
     if request.foreign.changes_tokenizer or request.method in _ANY_SHAPE:
         return
-    first, *others = (opened[reference] for reference in request.references())
+    models = tuple(opened[reference] for reference in request.references())
+    if shapes := tables_differ(models):
+        yield f"{shapes}; tokenizer_source: union makes one vocabulary"
+
+
+def tables_differ(models: Sequence[Checkpoint]) -> str:
+    """The first embedding of the first model that another one has in another shape, with both; or nothing."""
+    first, *others = models
     for name, weight in first.weights.items():
         for other in others if is_embedding(name) else ():
             theirs = other.weights.get(name)
@@ -73,8 +80,8 @@ def _tables(request: Request, opened: Opened) -> Iterator[str]:
                 shapes = (
                     f"{list(weight.shape)} in {first.label}, {list(theirs.shape)} in {other.label}"
                 )
-                yield f"{printable(name)}: {shapes}; tokenizer_source: union makes one vocabulary"
-                return
+                return f"{printable(name)}: {shapes}"
+    return ""
 
 
 def _weights(request: Request, donor: Checkpoint, found: Findings) -> None:

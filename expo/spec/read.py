@@ -92,6 +92,7 @@ class _Reader:
             seed=spec.seed,
             vectors=self._vectors(spec),
             stop_at=spec.verify.stop_at if spec.verify else "error",
+            fits_vocabulary=spec.tokenizer_source == "base",
         )
         if spec.merge_method == "expo":
             self._check_expo(request, spec)

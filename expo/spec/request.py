@@ -84,7 +84,8 @@ class Request:
     `settings` are the spec's own `parameters`, which a slice's and an operand's override. An ExPO
     request without α is only good for a plan or a diff. `excluded` kinds of tensors and the fixed
     layers stay as they are in the donor. `low_rank` is done to every Δ before it is scaled, `edits` to
-    the result, one after the other. `vectors` and `stop_at` are for the verification.
+    the result, one after the other. `fits_vocabulary` says that the other models' tokens are to be brought
+    into the base's order. `vectors` and `stop_at` are for the verification.
     """
 
     slices: tuple[Slice, ...]
@@ -109,6 +110,7 @@ class Request:
     notes: tuple[str, ...] = ()
     vectors: Path | None = None
     stop_at: StopAt = "error"
+    fits_vocabulary: bool = False
     foreign: Foreign | None = None
 
     @property

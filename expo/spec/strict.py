@@ -70,7 +70,7 @@ class Document:
         """
         first, *more = cls.read_all(path)
         if more:
-            raise more[0].error((), "a second document: only merge takes several")
+            raise more[0].error((), "a second document: only merge and plan take several")
         return first
 
     @classmethod
