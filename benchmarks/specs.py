@@ -227,9 +227,11 @@ def make_models(documents: list[dict]) -> None:
     for name in sorted(set(named(documents)) - stages):
         model, _, adapter = name.partition("+")
         layers = next((depth for depth in DEPTHS if depth >= ends.get(name, most)), most)
-        for folder in (model, model.partition("@")[0]):
-            if folder and not Path(folder).exists():
-                make_model(Path(folder), layers)
+        bare = model.partition("@")[0]
+        if not Path(bare).exists():
+            make_model(Path(bare), layers)
+        if not Path(model).exists():  # a path to expo, a revision of that path to mergekit
+            Path(model).symlink_to(Path(bare).resolve())
         if adapter and not Path(adapter).exists():
             make_adapter(Path(adapter), layers)
 

@@ -422,3 +422,21 @@ def test_whoever_copies_a_spec_may_copy_a_folder(place: Path) -> None:
     assert read_spec(
         {"merge_method": "linear", "models": [{"model": "./c", "parameters": {"weight": 1}}]}
     )
+
+
+def test_another_architecture_is_mergekits(place: Path) -> None:
+    model = {"model": {"path": "a"}, "override_architecture": "LlamaForCausalLM"}
+    spec = {"merge_method": "passthrough", "models": [{"model": model}]}
+    foreign = read_spec(spec).foreign
+    assert foreign is not None
+    assert foreign.reasons == ("override_architecture is mergekit's",)
+    assert foreign.spec["models"][0]["model"] == model | {"model": "a"}
+    assert [str(reference) for reference in foreign.models.values()] == ["a"]
+
+
+def test_an_adapter_on_an_earlier_output(place: Path) -> None:
+    Path("spec.yml").write_text(CHAIN.replace("model: half,", "model: half+b,"))
+    first, last = read_stages(Path("spec.yml"))
+    assert (first.name, last.name) == ("half", None)
+    request = last.request({"half": Path("a")})
+    assert [str(operand.reference) for operand in request.operands] == ["a+b", "b"]

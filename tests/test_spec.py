@@ -72,7 +72,7 @@ BAD = {
     "empty": ("", "1:1: the spec is empty"),
     "a list": ("- 1\n", "1:1: "),
     "custom tag": (GOOD.replace("org/sft", "!!python/object:os.system x"), "2:13: 'x' cannot be read"),
-    "dtype": (GOOD + "out_dtype: bf15\n", "6:1: out_dtype: 'bf15' is not one of bfloat16, float16, float32, float64 (did you mean"),
+    "dtype": (GOOD + "out_dtype: bfloat15\n", "6:1: out_dtype: 'bfloat15' is not one of bfloat16, float16, float32, float64 (did you mean"),
 }  # fmt: skip
 
 

@@ -1,12 +1,16 @@
 """`expo plan`: what would happen, from headers alone."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from expo.cli import options
 from expo.cli.merging import show_plan, show_plans
 from expo.cli.output import Output, to_json
+
+if TYPE_CHECKING:
+    from expo.spec.request import Request
 
 
 @click.command(
@@ -51,29 +55,31 @@ def plan(
 
         output.data(to_json(json_schema()))
         return
+    running = options.RunOptions(dry_run=True)
     match sources:
+        case (_,) if alpha is not None:
+            raise SpecError("alpha belongs into the spec here; --alpha goes with SFT ALIGNED")
         case (spec,):
-            if alpha is not None:
-                raise SpecError("alpha belongs into the spec here; --alpha goes with SFT ALIGNED")
             stages = read_stages(Path(spec), strict=strict)
             if len(stages) > 1 and not resolved:
-                running = options.RunOptions(dry_run=True)
                 show_plans(stages, overrides.apply, out, running, output)
                 return
             if len(stages) > 1:
                 raise stages[1].document.error((), "--resolved takes one document")
-            request = stages[0].request({})
+            request = overrides.apply(stages[0].request({}))
         case (sft, aligned):
-            request = make_request(sft, aligned, alpha=alpha)
+            request = overrides.apply(make_request(sft, aligned, alpha=alpha))
         case _:
             raise SpecError("plan takes one spec, or SFT and ALIGNED")
-    request = overrides.apply(request)
     if resolved:
-        from expo.spec.resolved import resolved as fill_in
-        from expo.spec.resolved import to_yaml
+        _show_spec(request, output)
+    else:
+        show_plan(build_plan(request), out, running, output)
 
-        spec = fill_in(request)
-        output.data(to_json(spec) if output.json else to_yaml(spec).rstrip())
-        return
-    built = build_plan(request)
-    show_plan(built, out, options.RunOptions(dry_run=True), output)
+
+def _show_spec(request: "Request", output: Output) -> None:
+    """The spec that says the same with every default filled in."""
+    from expo.spec.resolved import resolved, to_yaml
+
+    spec = resolved(request)
+    output.data(to_json(spec) if output.json else to_yaml(spec).rstrip())
