@@ -440,3 +440,21 @@ def test_an_adapter_on_an_earlier_output(place: Path) -> None:
     assert (first.name, last.name) == ("half", None)
     request = last.request({"half": Path("a")})
     assert [str(operand.reference) for operand in request.operands] == ["a+b", "b"]
+
+
+def test_a_base_that_linear_slices_do_not_list_only_gives_its_files(place: Path, expo) -> None:
+    text = """\
+merge_method: linear
+slices:
+  - sources:
+      - {model: a, layer_range: [0, 2], parameters: {weight: 1}}
+      - {model: b, layer_range: [0, 2], parameters: {weight: 1}}
+dtype: bfloat16
+"""
+    Path("spec.yml").write_text(text)
+    assert expo("merge", "spec.yml", "without").code == 0
+    Path("spec.yml").write_text(text + "base_model: base\n")
+    ran = expo("merge", "spec.yml", "with")
+    assert ran.code == 0, ran.err
+    ours, theirs = (load_file(f"{out}/model.safetensors") for out in ("with", "without"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
