@@ -151,7 +151,7 @@ def test_yaml_that_holds_itself_or_too_much(place: Path) -> None:
         read_spec("spec.yml")
 
 
-def test_the_nearest_of_several_merge_keys_wins() -> None:
+def test_the_nearest_of_several_merge_keys_wins(place: Path) -> None:
     text = """\
 x: &x {weight: 0.1, density: 0.2}
 y: &y {weight: 0.3, gamma: 0.4}
