@@ -207,7 +207,7 @@ def test_the_index_names_every_tensor(pair: Pair, tmp_path: Path) -> None:
 def test_max_shard_size_re_shards(pair: Pair, tmp_path: Path, expo: Callable[..., Ran]) -> None:
     out = tmp_path / "out"
     ran = expo(
-        "extrapolate", pair.sft, pair.aligned, out, "--alpha", 1.5, "--max-shard-size", "800"
+        "extrapolate", pair.sft, pair.aligned, out, "--alpha", 1.5, "--max-shard-size", "0.8KB"
     )
     assert ran.code == 0, ran.err
     names = sorted(path.name for path in out.glob("*.safetensors"))

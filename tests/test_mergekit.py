@@ -107,8 +107,7 @@ def test_without_the_library_the_error_names_it(
 
 
 def test_what_mergekit_refuses_leaves_nothing(workplace: Path) -> None:
-    spec = yaml.safe_load(STACKED)
-    spec["slices"][1]["sources"][0]["layer_range"] = [7, 9]
+    spec = yaml.safe_load(UNION) | {"chat_template": "no template"}
     with pytest.raises((CheckpointError, SpecError), match="mergekit"):
         door.merge(spec, workplace / "out", verify=False)
     assert {path.name for path in workplace.iterdir()} == {"sft", "aligned"}
@@ -119,10 +118,6 @@ def test_what_mergekit_refuses_leaves_nothing(workplace: Path) -> None:
     [
         (KARCHER + "rounding: stochastic\n", "rounding: does not go with mergekit's engine"),
         (UNION.replace("linear", "expo"), "expo does not go with it"),
-        (
-            KARCHER + "out_dtpye: bfloat16\n",
-            "out_dtpye: is not a known key (did you mean out_dtype?)",
-        ),
     ],
 )
 def test_what_does_not_go_with_it(workplace: Path, text: str, message: str) -> None:
@@ -227,3 +222,123 @@ def test_the_output_says_what_is_known_of_it(workplace: Path, expo) -> None:
     assert manifest["dtypes"] == ["BF16"]
     assert len(list(out.glob("*.safetensors"))) > 1
     assert "byte for byte" not in (out / "README.md").read_text()
+
+
+MIXTURE = """\
+base_model: sft
+gate_mode: random
+dtype: bfloat16
+experts_per_token: 1
+experts:
+  - {source_model: sft, positive_prompts: [how many]}
+  - {source_model: aligned, positive_prompts: [why]}
+"""
+
+
+def test_a_mixture_of_experts_becomes_a_verified_output(workplace: Path, expo) -> None:
+    (workplace / "spec.yml").write_text(MIXTURE)
+    planned = expo("plan", "spec.yml")
+    assert planned.code == 0, planned.err
+    assert "a mixture of experts is made by mergekit-moe" in planned.out
+    ran = expo("merge", "spec.yml", "out", verify=True)
+    assert ran.code == 0, ran.err
+    out = workplace / "out"
+    config = json.loads((out / "config.json").read_text())
+    assert (config["model_type"], config["num_local_experts"]) == ("mixtral", 2)
+    manifest = json.loads((out / "expo.json").read_text())
+    assert (manifest["verified"], manifest["method"]) == (True, "moe")
+    tokenizer = "tokenizer.json"  # mergekit-moe saves it anew
+    assert (out / tokenizer).read_bytes() == (MODELS / "sft" / tokenizer).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("experts_per_token: 1", "experts_per_token: 3", "is from 1 to the 2 experts that there are, not 3"),
+        ("random", "hidden", ""),
+        ("random", "cheap", "gate_mode: 'cheap' is not one of hidden, cheap_embed"),
+        (", positive_prompts: [why]", "", ""),
+        ("sft\n", "nowhere\n", "nowhere is neither an existing directory"),
+    ],
+)  # fmt: skip
+def test_what_mergekit_moe_refuses(workplace: Path, expo, old: str, new: str, fault: str) -> None:
+    (workplace / "spec.yml").write_text(MIXTURE.replace(old, new, 1))
+    planned = expo("plan", "spec.yml")
+    assert planned.code == (2 if fault else 0)
+    assert fault in planned.err
+
+
+def test_experts_that_nothing_tells_apart(workplace: Path, expo) -> None:
+    hidden = MIXTURE.replace("random", "hidden")
+    for text, fault in (
+        (hidden.replace(", positive_prompts: [why]", ""), "experts.1: needs positive_prompts"),
+        (hidden.replace("[why]", "[how many]"), "the prompts are the same for all"),
+        (hidden.replace("source_model: aligned", "source_model: sft"), "are all the same model"),
+    ):
+        (workplace / "spec.yml").write_text(text)
+        assert fault in expo("plan", "spec.yml").err
+        assert expo("merge", "spec.yml", "out").code == 2
+
+
+def test_slices_that_list_the_base_may_end_early(workplace: Path, expo) -> None:
+    text = SHORT.replace("linear", "task_arithmetic").replace("dtype", "base_model: sft\ndtype")
+    (workplace / "spec.yml").write_text(text)
+    assert expo("plan", "spec.yml").code == 0
+    ran = expo("merge", "spec.yml", "out", verify=True)
+    assert ran.code == 0, ran.err
+    assert layers(workplace / "out") == {"0"}
+
+
+def test_adapters_are_added_by_mergekit_too(workplace: Path, expo) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    adapter = workplace / "lora"
+    adapter.mkdir()
+    stem = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {
+        f"{stem}.lora_A.weight": torch.ones(1, 64),
+        f"{stem}.lora_B.weight": torch.ones(64, 1),
+    }
+    save_file(factors, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    (workplace / "spec.yml").write_text(KARCHER.replace("model: aligned", "model: sft+lora"))
+    ran = expo("merge", "spec.yml", "out", verify=True)
+    assert ran.code == 0, ran.err
+    out = workplace / "out"
+    assert not any(path.is_dir() for path in out.iterdir())
+    name = "model.layers.0.self_attn.q_proj.weight"
+    before = load_file(workplace / "sft/model.safetensors")[name]
+    assert not torch.equal(load_file(out / "model.safetensors")[name], before)
+
+
+def test_the_output_has_the_dtype_that_its_configuration_says(workplace: Path, expo) -> None:
+    for dtype, stored in (("dtype: float16\n", "F16"), ("", "BF16")):
+        text = "merge_method: arcee_fusion\nbase_model: sft\nmodels: [{model: sft}, {model: aligned}]\n"
+        (workplace / "spec.yml").write_text(text + dtype)
+        ran = expo("merge", "spec.yml", "out", "--overwrite", verify=True)
+        assert ran.code == 0, ran.err
+        assert json.loads((workplace / "out/expo.json").read_text())["dtypes"] == [stored]
+
+
+def test_other_vocabularies_are_fitted_to_the_bases(workplace: Path, expo) -> None:
+    """`tokenizer_source: base` streams where the tables are of one size, and else needs surgery."""
+    import torch
+    from safetensors.torch import save_file
+
+    text = UNION.replace("union", "base") + "base_model: sft\n"
+    (workplace / "spec.yml").write_text(text)
+    assert "expo's own, streaming" in expo("plan", "spec.yml").out
+    tensors = load_file(workplace / "aligned/model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], tensors[name][:2]])
+    save_file(tensors, workplace / "aligned/model.safetensors", metadata={"format": "pt"})
+    config = json.loads((workplace / "aligned/config.json").read_text()) | {"vocab_size": 36}
+    (workplace / "aligned/config.json").write_text(json.dumps(config))
+    planned = expo("plan", "spec.yml")
+    assert "vocabularies of several sizes need mergekit's tokenizer surgery" in planned.out
+    ran = expo("merge", "spec.yml", "out", verify=True)
+    assert ran.code == 0, ran.err
+    merged = load_file(workplace / "out/model.safetensors")
+    assert len(merged["lm_head.weight"]) == 34

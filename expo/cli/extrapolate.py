@@ -6,7 +6,7 @@ import click
 
 from expo.cli import options as flags
 from expo.cli.merging import run_merge
-from expo.cli.output import Output
+from expo.cli.output import Output, to_json
 
 
 @click.command(
@@ -49,6 +49,7 @@ def extrapolate(
     if print_spec:
         from expo.spec.resolved import resolved, to_yaml
 
-        output.data(to_yaml(resolved(request)).rstrip())
+        spec = resolved(request)
+        output.data(to_json(spec) if output.json else to_yaml(spec).rstrip())
         return
     run_merge(request, out, options, output)

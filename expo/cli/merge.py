@@ -1,25 +1,42 @@
 """`expo merge`: the main job from a YAML spec."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from expo.cli import options as flags
-from expo.cli.merging import run_merge
-from expo.cli.output import Output
+from expo.cli.merging import run_merge, show_plans
+from expo.cli.output import Output, to_json
 from expo.spec.request import Request
 
+if TYPE_CHECKING:
+    from expo.spec.stages import Stage
 
-def _list(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
-    if not wanted:
-        return
+
+def _list(output: Output) -> None:
+    """The recipes that come with expo."""
     from expo.spec.recipes import recipes
 
     found = list(recipes())
+    if output.json:
+        output.data(to_json([{"name": recipe.name, "title": recipe.title} for recipe in found]))
+        return
     width = max(len(recipe.name) for recipe in found)
     for recipe in found:
-        click.echo(f"{recipe.name:<{width}}  {recipe.title}")
-    context.exit()
+        output.data(f"{recipe.name:<{width}}  {recipe.title}")
+
+
+class _Collected(Output):
+    """Keeps the results of several merges for one JSON document."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        super().__init__(json=True, quiet=quiet)
+        self.results: list[object] = []
+
+    def result(self, value: object, text: Callable[[], str]) -> None:
+        self.results.append(value)
 
 
 @click.command(
@@ -30,28 +47,26 @@ Examples:
   expo merge spec.yml out --rounding stochastic --seed 7 --dry-run
 """
 )
-@click.argument("spec", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("spec", type=click.Path(path_type=Path), required=False, metavar="SPEC")
+@click.argument("out", type=click.Path(path_type=Path), required=False, metavar="OUT")
 @click.option(
-    "--list",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list,
-    help="List the recipes that come with expo, and exit.",
+    "--list", "lists", is_flag=True, help="List the recipes that come with expo, and exit."
 )
 @click.option(
     "--force",
     is_flag=True,
     help="Cut changes at their noise level even where that is not rounding noise.",
 )
+@flags.strictness
 @flags.overrides
 @flags.running
 @flags.talk
 def merge(
-    spec: Path,
-    out: Path,
+    spec: Path | None,
+    out: Path | None,
+    lists: bool,
     force: bool,
+    strict: bool,
     overrides: flags.Overrides,
     options: flags.RunOptions,
     output: Output,
@@ -62,25 +77,50 @@ def merge(
     """
     from dataclasses import replace
 
-    from expo.spec.read import read_stages
+    from expo.spec.stages import read_stages
+
+    if lists:
+        _list(output)
+        return
+    if spec is None or out is None:
+        raise click.UsageError(f"Missing argument '{'SPEC' if spec is None else 'OUT'}'.")
 
     def final(request: Request) -> Request:
         if force and request.low_rank is not None:
             request = replace(request, low_rank=replace(request.low_rank, force=True))
         return overrides.apply(request)
 
-    stages = read_stages(spec)
+    stages = read_stages(spec, strict=strict)
     if len(stages) == 1:
         run_merge(final(stages[0].request({})), out, options, output)
-        return
-    if options.dry_run:
-        raise stages[1].document.error(
-            (), "needs the first one's output: --dry-run takes one document"
-        )
+    elif options.dry_run:
+        show_plans(stages, final, out, options, output)
+    else:
+        _run_all(stages, final, out, options, output)
+
+
+def _run_all(
+    stages: "list[Stage]",
+    final: Callable[[Request], Request],
+    out: Path,
+    options: flags.RunOptions,
+    output: Output,
+) -> None:
+    """Every merge in turn; with --json one list of their results."""
+    from dataclasses import replace
+
+    from expo.planning.preview import check_all
     from expo.verbs.stages import run_stages
+
+    check_all(stages, final)
+    collected = _Collected(quiet=output.quiet) if output.json else None
 
     def run(request: Request, place: Path, is_part: bool) -> None:
         how = replace(options, overwrite=True, verify=False) if is_part else options
-        run_merge(final(request), place, how, output)
+        run_merge(final(request), place, how, collected or output)
 
-    run_stages(stages, out, run)
+    try:
+        run_stages(stages, out, run)
+    finally:
+        if collected is not None and collected.results:
+            output.data(to_json(collected.results))

@@ -1,13 +1,14 @@
 """What `extrapolate`, `merge` and `plan` share: plan, show it or run it, report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from expo.cli.options import RunOptions
-from expo.cli.output import Output, gigabytes, number, percent
+from expo.cli.output import Output, gigabytes, number, percent, to_json
 from expo.cli.verify import FOUND_AN_ERROR
 from expo.cli.verify_text import findings
 from expo.results import VerifyResult
@@ -15,7 +16,8 @@ from expo.spec.request import Request, both_conventions
 
 if TYPE_CHECKING:
     from expo.planning.plan import Plan
-    from expo.results import EditReport, MergeResult
+    from expo.results import EditReport, MergeResult, PlanReport
+    from expo.spec.stages import Stage
 
 RESUMABLE: list[Path] = []
 """The outputs that this process has begun to write, for the message on an interruption."""
@@ -99,6 +101,46 @@ def show_plan(plan: "Plan", out: Path | None, options: RunOptions, output: Outpu
     output.result(shown, lambda: plan_text(shown))
     if not shown.ok:
         raise click.exceptions.Exit(1)
+
+
+def show_plans(
+    stages: "Sequence[Stage]",
+    change: Callable[[Request], Request],
+    out: Path | None,
+    options: RunOptions,
+    output: Output,
+) -> None:
+    """Print the plan of every document, as one JSON list where that is asked for."""
+    from expo.cli.plan_text import plan_text
+    from expo.planning.preview import planned
+    from expo.verbs.plan import plan_report
+
+    reports: list[PlanReport] = []
+    with planned(stages, change) as (folder, plans):
+        for number, plan in enumerate(plans, 1):
+            place = out if number == len(stages) else None
+            shown = plan_report(plan, place, overwrite=options.overwrite, threads=options.threads)
+            reports.append(_without(folder, shown))
+    if output.json:
+        output.data(to_json(reports))
+    for number, (stage, shown) in enumerate(zip(stages, reports, strict=False), 1):
+        if not output.json:
+            name = "OUT" if number == len(stages) else stage.name
+            output.data(f"document {number} of {len(stages)}: {name}\n{plan_text(shown)}\n")
+    if not all(shown.ok for shown in reports):
+        raise click.exceptions.Exit(1)
+
+
+def _without(folder: Path, shown: "PlanReport") -> "PlanReport":
+    """The report with the names of earlier documents where it has the places of their previews."""
+    sources = {
+        role: replace(source, model=Path(source.model).name, kind="of an earlier document")
+        if Path(source.model).parent == folder
+        else source
+        for role, source in shown.sources.items()
+    }
+    pair = {role: sources[role] for role in ("sft", "aligned") if role in sources}
+    return replace(shown, sources=sources, **pair)
 
 
 def outcome(result: "MergeResult") -> str:

@@ -10,7 +10,7 @@ import click
 from expo.cli.output import Output
 from expo.errors import SpecError
 from expo.planning.chunks import DEFAULT_THREADS
-from expo.spec.request import DTYPES, ROUNDINGS, Request, resolve_alpha
+from expo.spec.request import DTYPES, ROUNDINGS, Request, dtype_name, resolve_alpha
 
 Decorator = Callable[[Callable], Callable]
 
@@ -19,7 +19,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 
 class ByteSize(click.ParamType):
-    """`5GB`, `500MB`, `1GiB`, or a plain number of bytes."""
+    """`5GB`, `500MB`, `1GiB`, or a plain number of bytes, from a megabyte on."""
 
     name = "size"
 
@@ -33,7 +33,16 @@ class ByteSize(click.ParamType):
             nbytes = 0
         if nbytes <= 0:
             self.fail(f"{value} is not a size like 5GB, 500MB or 1GiB", param, ctx)
+        if found and not found[2] and nbytes < 10**6:
+            self.fail(f"{value} means bytes: say which unit, like {value}GB", param, ctx)
         return nbytes
+
+
+class Dtype(click.Choice):
+    """One of the dtypes; `bf16` and `torch.bfloat16` say the same as `bfloat16`."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return super().convert(dtype_name(str(value)), param, ctx)
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ overrides = _bundle(
     {
         "dtype": click.option(
             "--dtype",
-            type=click.Choice(DTYPES),
+            type=Dtype(DTYPES),
             help="Of the output's floats. [default: as the aligned model's, tensor by tensor]",
         ),
         "rounding": click.option(
@@ -162,6 +171,10 @@ running = _bundle(
             help="Workers.",
         ),
     },
+)
+
+strictness = click.option(
+    "--strict", is_flag=True, help="Refuse keys that are not known, also in mergekit's specs."
 )
 
 talk = _bundle(

@@ -1,12 +1,16 @@
 """`expo plan`: what would happen, from headers alone."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from expo.cli import options
-from expo.cli.merging import show_plan
+from expo.cli.merging import show_plan, show_plans
 from expo.cli.output import Output, to_json
+
+if TYPE_CHECKING:
+    from expo.spec.request import Request
 
 
 @click.command(
@@ -23,6 +27,7 @@ Examples:
 @click.option("--resolved", is_flag=True, help="Print the spec with every default filled in.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of specs, for editors.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also check that OUT can be written.")
+@options.strictness
 @options.amount
 @options.overrides
 @options.talk
@@ -31,6 +36,7 @@ def plan(
     resolved: bool,
     schema: bool,
     out: Path | None,
+    strict: bool,
     alpha: float | None,
     overrides: options.Overrides,
     output: Output,
@@ -41,30 +47,39 @@ def plan(
     """
     from expo.errors import SpecError
     from expo.planning.build import build_plan
-    from expo.spec.read import read_spec
     from expo.spec.request import make_request
+    from expo.spec.stages import read_stages
 
     if schema:
         from expo.spec.schema import json_schema
 
         output.data(to_json(json_schema()))
         return
+    running = options.RunOptions(dry_run=True)
     match sources:
+        case (_,) if alpha is not None:
+            raise SpecError("alpha belongs into the spec here; --alpha goes with SFT ALIGNED")
         case (spec,):
-            if alpha is not None:
-                raise SpecError("alpha belongs into the spec here; --alpha goes with SFT ALIGNED")
-            request = read_spec(Path(spec))
+            stages = read_stages(Path(spec), strict=strict)
+            if len(stages) > 1 and not resolved:
+                show_plans(stages, overrides.apply, out, running, output)
+                return
+            if len(stages) > 1:
+                raise stages[1].document.error((), "--resolved takes one document")
+            request = overrides.apply(stages[0].request({}))
         case (sft, aligned):
-            request = make_request(sft, aligned, alpha=alpha)
+            request = overrides.apply(make_request(sft, aligned, alpha=alpha))
         case _:
             raise SpecError("plan takes one spec, or SFT and ALIGNED")
-    request = overrides.apply(request)
     if resolved:
-        from expo.spec.resolved import resolved as fill_in
-        from expo.spec.resolved import to_yaml
+        _show_spec(request, output)
+    else:
+        show_plan(build_plan(request), out, running, output)
 
-        spec = fill_in(request)
-        output.data(to_json(spec) if output.json else to_yaml(spec).rstrip())
-        return
-    built = build_plan(request)
-    show_plan(built, out, options.RunOptions(dry_run=True), output)
+
+def _show_spec(request: "Request", output: Output) -> None:
+    """The spec that says the same with every default filled in."""
+    from expo.spec.resolved import resolved, to_yaml
+
+    spec = resolved(request)
+    output.data(to_json(spec) if output.json else to_yaml(spec).rstrip())

@@ -12,6 +12,7 @@ from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import auto_map_files, is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError
 from expo.operators.methods import METHODS
+from expo.planning.asked import check_asked, tables_differ
 from expo.planning.edits import with_edits
 from expo.planning.findings import Findings, summarize
 from expo.planning.jobs import TensorJob
@@ -39,7 +40,8 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
     allowed = _compiled(request.allow_missing)
     found = Findings(notes=[note for checkpoint in opened.values() for note in checkpoint.notes])
     donor = opened[donor_of(request)]
-    request = _routed(request, donor)
+    request = _routed(request, opened, donor)
+    check_asked(request, opened, donor, found)
     jobs = match(request, _models(request, opened), allowed, found) if not request.foreign else {}
     jobs = with_edits(request, donor, jobs, found)
     sidecars, left_behind = _sidecars(donor, request.include, found)
@@ -64,12 +66,19 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
     )
 
 
-def _routed(request: Request, donor: Checkpoint) -> Request:
-    """The request, through mergekit where its slices end before the model does, or after."""
+def _routed(request: Request, opened: Mapping[Reference, Checkpoint], donor: Checkpoint) -> Request:
+    """The request, through mergekit where its slices end before the model does, or where other
+    vocabularies have to be fitted to the base's."""
     layers, covered = layer_count(donor), request.slices[-1].layers
-    if request.foreign is not None or covered is None or covered[1] == layers:
+    is_short = covered is not None and covered[1] != layers
+    fitting = request.fits_vocabulary and tables_differ(tuple(opened.values()))
+    if request.foreign is not None or not (is_short or fitting):
         return request
-    reason = f"slices end at layer {covered[1]}, {donor.label} has {layers}"
+    reason = "vocabularies of several sizes need mergekit's tokenizer surgery"
+    if covered is not None and is_short:
+        reason = f"slices end at layer {covered[1]}, {donor.label} has {layers}"
+        if covered[1] > layers:
+            raise SpecError(f"{reason}: take fewer of them")
     if request.method == "expo" or request.rounding != "nearest":
         raise SpecError(f"{reason}: that needs mergekit's engine, which knows no ExPO or rounding")
     floats = [tensor.dtype for tensor in donor.tensors.values() if tensor.dtype in FLOATS]
@@ -77,7 +86,9 @@ def _routed(request: Request, donor: Checkpoint) -> Request:
     models = {str(reference): reference for reference in request.references()}
     spec = mergekit_spec(request, out_dtype)
     assert spec is not None
-    return replace(request, foreign=Foreign(spec, models, (reason,), changes_tokenizer=False))
+    spec |= {"tokenizer_source": "base"} if request.fits_vocabulary else {}
+    foreign = Foreign(spec, models, (reason,), changes_tokenizer=request.fits_vocabulary)
+    return replace(request, foreign=foreign)
 
 
 def donor_of(request: Request) -> Reference:

@@ -1,31 +1,23 @@
 """From a spec to a request: references parsed, parameters checked against the method, α in one form."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 
 from expo.checkpoint.names import KINDS
 from expo.checkpoint.reference import Reference, parse_reference
-from expo.errors import SpecError
-from expo.operators.methods import IN_MERGEKIT, METHODS, TRANSFORMS, WITHOUT_EFFECT, Method
-from expo.operators.rules import RULES
+from expo.spec.dialect import plain
+from expo.spec.experts import is_mixture, mixture
+from expo.spec.inputs import KNOWN, check_inputs, scopes
+from expo.spec.parameters import Reader
 from expo.spec.recipes import spec_path, vectors_path
-from expo.spec.request import (
-    Foreign,
-    MatrixEdit,
-    Operand,
-    Request,
-    Slice,
-    Transform,
-    matrix_edit,
-    resolve_alpha,
-)
-from expo.spec.schema import MergeSpec, Model, SliceOf, Source
-from expo.spec.settings import Setting, Settings, is_number, mapped, parse_setting
+from expo.spec.request import Foreign, Operand, Request, Slice
+from expo.spec.schema import MergeSpec, Mixture, Model, SliceOf, Source
 from expo.spec.source import Path_
+from expo.spec.steps import edits, low_rank, transforms
 from expo.spec.strict import Document, nearest
-from expo.spec.surgery import named_models, renamed, surgery
+from expo.spec.surgery import named_models, placed, renamed, surgery
 
 Spec = Mapping[str, object] | str | PathLike[str] | Request
 """A mapping of a spec's form, a YAML file or a recipe's name, or a request that is already made."""
@@ -38,53 +30,37 @@ def read_request(spec: Spec) -> Request:
     return read_spec(spec if isinstance(spec, Mapping) else Path(spec))
 
 
-def read_spec(source: Path | str | Mapping[str, object]) -> Request:
+def read_spec(source: Path | str | Mapping[str, object], *, strict: bool = False) -> Request:
     """A request from a YAML file, from a recipe's name, or from a mapping of the same form.
+
+    Unknown keys are faults in `merge_method: expo` and where `strict`, else remarks.
 
     Raises:
         SpecError: with one line for every fault.
     """
     if isinstance(source, Mapping):
-        return _Reader(Document(dict(source), "spec")).request()
+        return request_of(Document(dict(source), "spec"), strict=strict)
     path = spec_path(Path(source))
-    return _Reader(Document.read(path), beside=path.parent).request()
+    return request_of(Document.read(path), beside=path.parent, strict=strict)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One document of several: a merge whose output later ones may name."""
-
-    name: str | None
-    document: Document
-    beside: Path
-
-    def request(self, outputs: Mapping[str, Path]) -> Request:
-        """Its request, with the names of earlier outputs taken for their places.
-
-        Raises:
-            SpecError: with one line for every fault.
-        """
-        return _Reader(self.document, self.beside, outputs).request()
-
-
-def read_stages(source: Path) -> list[Stage]:
-    """Every document of a spec, as mergekit-multi has them: all but the last are named.
+def request_of(
+    document: Document,
+    *,
+    beside: Path | None = None,
+    outputs: Mapping[str, Path] | None = None,
+    strict: bool = False,
+) -> Request:
+    """The request of one document, with the names of earlier outputs taken for their places.
 
     Raises:
-        SpecError: a document is not a spec, or a name is missing or given twice.
+        SpecError: with one line for every fault.
     """
-    path = spec_path(source)
-    stages = []
-    documents = Document.read_all(path)
-    for number, document in enumerate(documents):
-        name = document.value.get("name") if isinstance(document.value, dict) else None
-        if name is None and number < len(documents) - 1:
-            raise document.error((), "every document but the last needs a name:")
-        taken = name in [stage.name for stage in stages]
-        if name is not None and (taken or not isinstance(name, str) or Path(name).name != name):
-            raise document.error(("name",), f"{name!r} is taken or is not a plain name")
-        stages.append(Stage(name, document, path.parent))
-    return stages
+    places = {name: str(place) for name, place in (outputs or {}).items()}
+    reader = _Reader(document, beside, places, strict=strict)
+    if is_mixture(document.value):
+        return reader.mixture()
+    return reader.request()
 
 
 @dataclass
@@ -93,278 +69,171 @@ class _Reader:
 
     document: Document
     beside: Path | None = None
-    outputs: Mapping[str, Path] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    strict: bool = False
 
     def request(self) -> Request:
         spec = self.document.validate(MergeSpec)
-        method = METHODS.get(spec.merge_method)
-        if method is None and spec.merge_method not in IN_MERGEKIT:
-            known = nearest(spec.merge_method, [*METHODS, *IN_MERGEKIT])
-            fault = f"{spec.merge_method!r} is not a method of expo or mergekit{known}"
-            self.document.fault(("merge_method",), fault)
-            self.document.check()
-        if reasons := tuple(surgery(spec)):
-            return self._foreign(spec, reasons)
-        assert method is not None
-        base = self._reference(spec.base_model, ("base_model",))
-        slices = self._slices(spec, method, base)
-        if spec.tokenizer_source is not None and spec.merge_method == "expo":
-            fault = "the tokenizer is the aligned model's, byte for byte: name another with donor:"
-            self.document.fault(("tokenizer_source",), fault)
+        self._check_form(spec)
         if spec.merge_method != "expo":
             self._refuse_expo_keys(spec)
+            check_inputs(spec, self.document)
+        raw = plain(self.document.value)
+        if reasons := tuple(surgery(spec, raw)):
+            return self._foreign(spec, raw, reasons)
+        method = KNOWN[spec.merge_method]
+        parameters = Reader(self.document, spec.merge_method, method, spec.interpolate)
+        base = self._reference(spec.base_model, ("base_model",))
         donor, onto = (self._reference(getattr(spec, key), (key,)) for key in ("donor", "onto"))
         request = Request(
-            slices,
+            self._slices(spec, parameters, base),
             spec.merge_method,
             base,
             onto,
             donor,
-            self._settings(spec.parameters, ("parameters",), spec, method),
-            self._transforms(spec),
-            self._low_rank(spec),
-            self._edits(spec),
+            parameters.settings(spec.parameters, ("parameters",)),
+            transforms(spec, self.document),
+            low_rank(spec, self.document),
+            edits(spec, self.document),
             self._kinds(spec.exclude),
             spec.fix_first_layers,
             spec.fix_last_layers,
             dtype=spec.out_dtype or spec.dtype,
             rounding=spec.rounding,
             seed=spec.seed,
-            remarks=(*self.remarks, *([spec.warning] if spec.warning else [])),
             vectors=self._vectors(spec),
             stop_at=spec.verify.stop_at if spec.verify else "error",
+            fits_vocabulary=spec.tokenizer_source == "base",
         )
-        self._check_models(request, method, spec)
-        self.document.check()
-        return request
+        if spec.merge_method == "expo":
+            self._check_expo(request, spec)
+        return self._finished(self._of_base_alone(request), spec)
 
-    def _foreign(self, spec: MergeSpec, reasons: tuple[str, ...]) -> Request:
+    def mixture(self) -> Request:
+        """A request for mergekit-moe."""
+        spec = self.document.validate(Mixture)
+        foreign = mixture(spec, self.document)
+        return self._through_mergekit(spec, "moe", *foreign, changes_tokenizer=False)
+
+    def _finished(self, request: Request, spec: MergeSpec | Mixture) -> Request:
+        """The request with every remark, if there is no fault."""
+        self.document.check(strict=self.strict or request.method == "expo")
+        own = (spec.warning,) if spec.warning else ()
+        return replace(request, remarks=(*self.document.remarks(), *request.remarks, *own))
+
+    def _check_form(self, spec: MergeSpec) -> None:
+        given = [key for key in ("models", "slices", "modules") if getattr(spec, key) is not None]
+        if len(given) != 1:
+            self.document.fault(((given or ["models"])[-1],), "give either models or slices")
+        name = spec.merge_method
+        if name in KNOWN:
+            return
+        fault = f"{name!r} is not a method of expo or mergekit{nearest(name, list(KNOWN))}"
+        if name == "tokensurgeon":
+            fault = "is a command of mergekit's: mergekit-tokensurgeon MODEL DONOR OUT, then expo verify OUT"
+        self.document.fault(("merge_method",), fault)
+        self.document.check()
+
+    def _foreign(self, spec: MergeSpec, raw: object, reasons: tuple[str, ...]) -> Request:
         """A request for mergekit's engine. Nothing of ours goes with it."""
         for key in sorted(spec.model_fields_set & _OURS):
             self.document.fault((key,), f"does not go with mergekit's engine ({reasons[0]})")
         if spec.merge_method == "expo":
             self.document.fault(("merge_method",), f"expo does not go with it: {reasons[0]}")
-        assert isinstance(self.document.value, dict)
+        reader = Reader(self.document, spec.merge_method, KNOWN[spec.merge_method])
+        for path, parameters in scopes(spec):
+            reader.settings(parameters, path)
+        changes = bool(spec.tokenizer or spec.tokenizer_source or spec.chat_template)
+        return self._through_mergekit(
+            spec, spec.merge_method, raw, reasons, changes_tokenizer=changes
+        )
+
+    def _through_mergekit(
+        self,
+        spec: MergeSpec | Mixture,
+        method: str,
+        raw: object,
+        reasons: tuple[str, ...],
+        *,
+        changes_tokenizer: bool,
+    ) -> Request:
+        assert isinstance(raw, dict)
         own = _OURS | {"seed", "verify", "warning", "name"}
-        places = {name: str(place) for name, place in self.outputs.items()}
-        raw = renamed({k: v for k, v in self.document.value.items() if k not in own}, places)
-        models = {text: self._reference(text, path) for path, text in named_models(raw)}
+        value = renamed({k: v for k, v in raw.items() if k not in own}, self.outputs)
+        value |= {k: v for k in ("dtype", "out_dtype") if (v := getattr(spec, k)) is not None}
+        models = {text: self._reference(text, path) for path, text in named_models(value)}
         if not models:
             self.document.fault((), "names no model")
-        vectors = self._vectors(spec)
-        self.document.check()
         known = {text: reference for text, reference in models.items() if reference is not None}
-        changes = bool(spec.tokenizer or spec.tokenizer_source or spec.chat_template)
-        return Request(
+        request = Request(
             (Slice(tuple(Operand(reference) for reference in dict.fromkeys(known.values()))),),
-            spec.merge_method,
-            known.get(str(raw.get("base_model"))),
+            method,
+            known.get(str(value.get("base_model"))),
             dtype=spec.out_dtype or spec.dtype,
             seed=spec.seed,
-            remarks=(spec.warning,) if spec.warning else (),
-            vectors=vectors,
+            vectors=self._vectors(spec),
             stop_at=spec.verify.stop_at if spec.verify else "error",
-            foreign=Foreign(raw, known, reasons, changes),
+            foreign=Foreign(value, known, reasons, changes_tokenizer),
         )
+        return self._finished(request, spec)
 
     def _reference(self, text: str | None, path: Path_) -> Reference | None:
         if text is None:
             return None
-        place = str(self.outputs.get(text, text))
+        place = placed(text, self.outputs)
         return self.document.attempt(path, lambda: parse_reference(place, role=str(path[-1])))
 
-    def _slices(self, spec: MergeSpec, method: Method, base: Reference | None) -> tuple[Slice, ...]:
-        if (spec.models is None) == (spec.slices is None):
-            self.document.fault(("models",), "give either models or slices")
-            return (Slice(()),)
-        if spec.models is not None:
-            return (Slice(self._operands(spec.models, ("models",), spec, method, base)),)
-        assert spec.slices is not None
-        return tuple(self._slice(s, n, spec, method, base) for n, s in enumerate(spec.slices))
+    def _slices(
+        self, spec: MergeSpec, parameters: Reader, base: Reference | None
+    ) -> tuple[Slice, ...]:
+        if spec.slices is not None:
+            return tuple(self._slice(s, n, parameters, base) for n, s in enumerate(spec.slices))
+        operands = self._operands(spec.models or [], ("models",), parameters, base)
+        listed = [operand.reference for operand in operands]
+        if parameters.method.base == "operand" and base is not None and base not in listed:
+            operands += (Operand(base),)
+        return (Slice(operands),)
 
     def _slice(
-        self, slice_: SliceOf, number: int, spec: MergeSpec, method: Method, base: Reference | None
+        self, slice_: SliceOf, number: int, parameters: Reader, base: Reference | None
     ) -> Slice:
         path: Path_ = ("slices", number)
         first, end = slice_.sources[0].layer_range
-        operands = self._operands(slice_.sources, (*path, "sources"), spec, method, base)
-        settings = self._settings(slice_.parameters, (*path, "parameters"), spec, method)
+        operands = self._operands(slice_.sources, (*path, "sources"), parameters, base)
+        settings = parameters.settings(slice_.parameters, (*path, "parameters"))
         return Slice(operands, settings, (first, end))
 
     def _operands(
         self,
         models: Iterable[Model | Source],
         path: Path_,
-        spec: MergeSpec,
-        method: Method,
+        parameters: Reader,
         base: Reference | None,
     ) -> tuple[Operand, ...]:
         """The models in their order; the base is one of them where the method says so."""
         operands = []
+        method = parameters.method
         for number, model in enumerate(models):
             reference = self._reference(model.model, (*path, number, "model"))
             where: Path_ = (*path, number, "parameters")
-            settings = self._settings(model.parameters, where, spec, method)
+            settings = parameters.settings(model.parameters, where)
             for key in settings.keys() & method.shared.keys() - method.each.keys():
-                told = self.document.at(
-                    (*where, key), "has no effect on one model: put it under the"
-                )
-                self.remarks.append(f"{told} spec's own parameters")
+                told = "has no effect on one model: put it under the spec's own parameters"
+                self.document.remark((*where, key), told)
             if reference is not None and (reference != base or method.base == "operand"):
                 operands.append(Operand(reference, settings))
-        if (
-            method.base == "operand"
-            and base is not None
-            and base not in [o.reference for o in operands]
-        ):
-            operands.append(Operand(base))
         return tuple(operands)
 
-    def _settings(
-        self, parameters: Mapping[str, object] | None, path: Path_, spec: MergeSpec, method: Method
-    ) -> Settings:
-        settings: dict[str, Setting] = {}
-        known = {**method.each, **method.shared}
-        for key, value in (parameters or {}).items():
-            if key == "paper_alpha" and spec.merge_method == "expo":
-                continue
-            if key not in known:
-                self._unknown_parameter(key, (*path, key), spec.merge_method, known)
-                continue
-            setting = self._setting(value, (*path, key))
-            if setting is not None:
-                settings[key] = setting
-        if spec.merge_method == "expo":
-            self._alpha(dict(parameters or {}), settings, path, spec)
-        return settings
+    def _of_base_alone(self, request: Request) -> Request:
+        """A merge of the base and nothing else is the base, with its adapter."""
+        adds_nothing = KNOWN[request.method].adds_to_base and not request.operands
+        if request.base is None or not adds_nothing:
+            return request
+        remark = f"{request.method} of the base alone: the output is {request.base}"
+        slices = tuple(Slice((Operand(request.base),), layers=s.layers) for s in request.slices)
+        return replace(request, slices=slices, method="passthrough", settings={}, remarks=(remark,))
 
-    def _unknown_parameter(
-        self, key: str, path: Path_, method: str, known: Mapping[str, object]
-    ) -> None:
-        others = [name for name, m in METHODS.items() if key in m.each or key in m.shared]
-        if key in WITHOUT_EFFECT:
-            self.remarks.append(self.document.at(path, "has no effect here"))
-        elif others and method != "expo":
-            self.remarks.append(
-                self.document.at(path, f"{method} ignores it ({others[0]} takes it)")
-            )
-        else:
-            names = [*known, *(["paper_alpha"] if method == "expo" else [])]
-            every = [name for m in METHODS.values() for name in (*m.each, *m.shared)]
-            close = nearest(key, names) or nearest(key, every)
-            self.document.fault(path, f"is not a parameter of {method}{close}")
-
-    def _alpha(
-        self, given: dict[str, object], settings: dict[str, Setting], path: Path_, spec: MergeSpec
-    ) -> None:
-        """α from either convention; every single value of a gradient or filter is one."""
-        if "alpha" in given and "paper_alpha" in given:
-            self.document.fault(
-                path, "give alpha or paper alpha, not both (alpha = paper alpha + 1)"
-            )
-            return
-        key = "paper_alpha" if "paper_alpha" in given else "alpha"
-        setting = settings.get("alpha") if key == "alpha" else None
-        if key == "paper_alpha":
-            setting = self._setting(given[key], (*path, key))
-        if setting is None:
-            return
-
-        def convert(value: float) -> float:
-            pair = (value, None) if key == "alpha" else (None, value)
-            alpha = resolve_alpha(*pair, interpolate=spec.interpolate or not is_number(setting))
-            assert alpha is not None
-            return alpha
-
-        converted = self.document.attempt((*path, key), lambda: mapped(setting, convert))
-        if converted is not None:
-            settings["alpha"] = converted
-
-    def _setting(self, value: object, path: Path_) -> Setting | None:
-        try:
-            return parse_setting(value)
-        except SpecError as error:
-            self.document.fault(path, str(error))
-            return None
-
-    def _transforms(self, spec: MergeSpec) -> tuple[Transform, ...]:
-        if len(spec.transforms or []) > 1:
-            self.document.fault(("transforms", 1), "one transform at a time")
-        return tuple(
-            Transform(name, self._transform(name, parameters, path))
-            for name, parameters, path in self._named("transforms", [*TRANSFORMS, _LOW_RANK], spec)
-            if name != _LOW_RANK
-        )
-
-    def _low_rank(self, spec: MergeSpec) -> MatrixEdit | None:
-        for name, parameters, path in self._named("transforms", None, spec):
-            if name == _LOW_RANK:
-                return self._matrix_edit(parameters, ("keep", "target", "layers", "force"), path)
-        return None
-
-    def _edits(self, spec: MergeSpec) -> tuple[MatrixEdit, ...]:
-        edits = (
-            self._matrix_edit(parameters, ("keep", "target", "layers"), path)
-            for _, parameters, path in self._named("edits", [_LASER], spec)
-        )
-        return tuple(edit for edit in edits if edit is not None)
-
-    def _named(
-        self, key: str, known: list[str] | None, spec: MergeSpec
-    ) -> Iterator[tuple[str, Mapping[str, object], Path_]]:
-        """(name, parameters, place) of every entry {name: {parameters}} below `key`.
-
-        What has no name, or none of those `known`, is left out, and a fault if they are given.
-        """
-        for number, entry in enumerate(getattr(spec, key) or []):
-            path: Path_ = (key, number)
-            name, parameters = next(iter(entry.items()), ("", None))
-            if known is None or (len(entry) == 1 and name in known):
-                yield name, parameters or {}, (*path, name)
-            elif len(entry) != 1:
-                example = "{dare: {density: 0.5}}" if key == "transforms" else "{laser: {keep: gd}}"
-                fault = f"needs one name and its parameters, such as {example}"
-                self.document.fault(path, fault)
-            else:
-                fault = f"{name!r} is not {_AN[key]}{nearest(name, known)}"
-                self.document.fault(path, fault)
-
-    def _matrix_edit(
-        self, parameters: Mapping[str, object], known: tuple[str, ...], path: Path_
-    ) -> MatrixEdit | None:
-        for key in parameters.keys() - set(known):
-            fault = f"is not a parameter of {path[-1]}{nearest(key, list(known))}"
-            self.document.fault((*path, key), fault)
-        keep, target, layers, force = (
-            parameters.get(key) for key in ("keep", "target", "layers", "force")
-        )
-        if keep is None:
-            self.document.fault(path, f"needs keep: {RULES}")
-            return None
-        return self.document.attempt(
-            path,
-            lambda: matrix_edit(str(keep), target=target, layers=layers, force=force),
-        )
-
-    def _transform(
-        self, name: str, parameters: Mapping[str, object], path: Path_
-    ) -> dict[str, bool | float]:
-        settings: dict[str, bool | float] = {}
-        for key, value in parameters.items():
-            if key not in TRANSFORMS[name].each:
-                fault = f"is not a parameter of {name}{nearest(key, list(TRANSFORMS[name].each))}"
-                self.document.fault((*path, key), fault)
-            elif not isinstance(value, bool | int | float):
-                self.document.fault((*path, key), f"is a number, not {value!r}")
-            else:
-                settings[key] = value
-        for key, default in TRANSFORMS[name].each.items():
-            if default is None and key not in parameters:
-                self.document.fault(path, f"needs {key}")
-        return settings
-
-    def _vectors(self, spec: MergeSpec) -> Path | None:
+    def _vectors(self, spec: MergeSpec | Mixture) -> Path | None:
         if spec.verify is None or spec.verify.vectors is None:
             return None
         path = vectors_path(spec.verify.vectors, self.beside)
@@ -383,31 +252,25 @@ class _Reader:
         for key in sorted(spec.model_fields_set & _EXPO_ONLY):
             self.document.fault((key,), f"belongs to merge_method expo, not {spec.merge_method}")
 
-    def _check_models(self, request: Request, method: Method, spec: MergeSpec) -> None:
+    def _check_expo(self, request: Request, spec: MergeSpec) -> None:
+        if spec.tokenizer_source is not None:
+            fault = "the tokenizer is the aligned model's, byte for byte: name another with donor:"
+            self.document.fault(("tokenizer_source",), fault)
         if not self.document.is_sound:
             return  # what follows would only be consequences
-        least, most = method.models
-        count = len(request.operands)
         where: Path_ = ("models",) if spec.models is not None else ("slices",)
-        if method.base == "required" and request.base is None:
-            self.document.fault(("base_model",), f"is required by {request.method}")
-        if count < least or (most is not None and count > most):
-            wanted = f"{least}" if least == most else f"at least {least}"
-            beside = " beside the base" if method.base == "required" else ""
-            plural = "s" if least != 1 else ""
-            self.document.fault(
-                where, f"{request.method} takes {wanted} model{plural}{beside}, not {count}"
-            )
-        if request.method == "expo" and not request.gives_alpha and count:
+        if request.base is None:
+            self.document.fault(("base_model",), "is required by expo")
+        if not request.operands:
+            fault = "expo takes at least 1 model beside the base, not 0"
+            self.document.fault(where, fault)
+        elif not request.gives_alpha:
             path = (*where, 0, "parameters") if spec.models is not None else where
             self.document.fault(path, "needs alpha or paper_alpha")
         if request.onto is not None and request.donor is None:
             fault = "whose tokenizer and template? Say donor: with one of the models"
             self.document.fault(("onto",), fault)
 
-
-_LOW_RANK, _LASER = "low_rank", "laser"
-_AN = {"transforms": "a transform", "edits": "an edit"}
 
 _EXPO_ONLY = {
     "onto", "transforms", "exclude", "fix_first_layers", "fix_last_layers", "interpolate",

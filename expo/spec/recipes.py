@@ -4,13 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from expo.errors import SpecError
+from expo.spec.strict import nearest
+
 _PACKAGE = Path(__file__).parent.parent
 _FOLDERS = (_PACKAGE / "merge_configs", _PACKAGE.parent / "merge_configs")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A spec by its name, with the first line of its comment."""
+    """A spec by its name, with the first sentence of its comment."""
 
     name: str
     path: Path
@@ -20,14 +23,36 @@ class Recipe:
 def recipes() -> Iterator[Recipe]:
     """Every spec that comes with expo, by name."""
     for path in sorted(_folder().glob("*.yml")):
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        yield Recipe(path.stem, path, first.removeprefix("# "))
+        yield Recipe(path.stem, path, _title(path.read_text(encoding="utf-8")))
+
+
+def _title(text: str) -> str:
+    """The comment at the top, up to the sources or the first full stop at the end of a line."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("# ") or line.startswith(("# Sources:", "#   ")):
+            break
+        lines.append(line.removeprefix("# "))
+        if line.endswith("."):
+            break
+    return " ".join(lines)
 
 
 def spec_path(given: Path) -> Path:
-    """What exists is a path; otherwise a name of a recipe, or the path as it was given."""
+    """What exists is a path; otherwise a name of a recipe, or the path as it was given.
+
+    Raises:
+        SpecError: it is a plain name, and no recipe has it.
+    """
+    if given.exists() or len(given.parts) > 1 or given.suffix in (".yml", ".yaml"):
+        return given
     named = _folder() / f"{given.name}.yml"
-    return named if not given.exists() and len(given.parts) == 1 and named.exists() else given
+    if not named.exists():
+        close = nearest(given.name, [path.stem for path in _folder().glob("*.yml")])
+        raise SpecError(
+            f"{given} is neither a file nor a recipe{close}; expo merge --list shows the recipes"
+        )
+    return named
 
 
 def vectors_path(given: str, beside: Path | None) -> Path:

@@ -16,6 +16,13 @@ Rounding = Literal["nearest", "stochastic"]
 StopAt = Literal["error", "warning"]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic")
 DTYPES = ("bfloat16", "float16", "float32", "float64")
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
+
+
+def dtype_name(text: str) -> str:
+    """The one name of a dtype that may be written `bf16` or `torch.bfloat16`; others as they are."""
+    bare = text.removeprefix("torch.")
+    return _SHORT.get(bare, bare)
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class Request:
     `settings` are the spec's own `parameters`, which a slice's and an operand's override. An ExPO
     request without α is only good for a plan or a diff. `excluded` kinds of tensors and the fixed
     layers stay as they are in the donor. `low_rank` is done to every Δ before it is scaled, `edits` to
-    the result, one after the other. `vectors` and `stop_at` are for the verification.
+    the result, one after the other. `fits_vocabulary` says that the other models' tokens are to be brought
+    into the base's order. `vectors` and `stop_at` are for the verification.
     """
 
     slices: tuple[Slice, ...]
@@ -102,6 +110,7 @@ class Request:
     notes: tuple[str, ...] = ()
     vectors: Path | None = None
     stop_at: StopAt = "error"
+    fits_vocabulary: bool = False
     foreign: Foreign | None = None
 
     @property
@@ -264,6 +273,7 @@ def make_request(
     Raises:
         SpecError: an argument is invalid.
     """
+    dtype = None if dtype is None else dtype_name(dtype)
     if dtype is not None and dtype not in DTYPES:
         raise SpecError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
     if rounding not in ROUNDINGS:

@@ -7,6 +7,7 @@ import yaml
 
 from expo.checkpoint.reference import Reference
 from expo.operators.methods import METHODS
+from expo.spec.inputs import KNOWN
 from expo.spec.request import MatrixEdit, Operand, Request, Slice
 from expo.spec.settings import Conditional, Setting, Settings
 
@@ -115,7 +116,16 @@ def mergekit_spec(
             spec["parameters"] = {"weight": shared["alpha"]}
     else:
         return None
+    if request.base is not None and KNOWN[request.method].base != "operand":
+        _add_base(spec)
     return spec | {"dtype": "float32", "out_dtype": out_dtype}
+
+
+def _add_base(spec: dict) -> None:
+    """mergekit wants the base among the sources of every slice."""
+    for part in spec.get("slices", []):
+        layers = part["sources"][0]["layer_range"]
+        part["sources"].append({"model": spec["base_model"], "layer_range": layers})
 
 
 _OURS = (

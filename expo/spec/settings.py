@@ -60,44 +60,68 @@ def _interpolated(points: list[float], t: float) -> float:
     return (1 - share) * points[below] + share * points[above]
 
 
-def parse_setting(value: object) -> Setting:
-    """A setting in the forms that mergekit knows.
+def parse_setting(value: object, *, flag: bool = False) -> Setting:
+    """A setting in the forms that mergekit knows, numbers also as text; `flag` allows words as `yes`.
+
+    Other keys than `value` and `filter` are left out.
 
     Raises:
         SpecError: it is none.
     """
     match value:
-        case bool() | int() | float():
-            return _finite(value)
-        case [*points] if points and all(is_number(point) for point in points):
-            return tuple(_finite(point) for point in points)
+        case bool() | int() | float() | str():
+            return _scalar(value, flag=flag)
         case {"value": _}:
-            return (_conditional(value),)
+            return (_conditional(value, flag=flag),)
         case [*entries] if entries and all(isinstance(entry, dict) for entry in entries):
-            return tuple(map(_conditional, entries))
+            return tuple(_conditional(entry, flag=flag) for entry in entries)
+        case [*points] if points and not any(isinstance(p, bool | list | dict) for p in points):
+            return tuple(float(_scalar(point, flag=False)) for point in points)
         case _:
-            raise SpecError(
-                f"a number, a list of numbers over the layers, or filters with values, not {value!r}"
-            )
+            raise _no_setting(value)
 
 
-def _conditional(entry: object) -> Conditional:
+def _conditional(entry: object, *, flag: bool) -> Conditional:
     match entry:
-        case {"value": value, **more} if more.keys() <= {"filter"}:
-            inner = parse_setting(value)
+        case {"value": value, **more}:
             name = more.get("filter")
-            filters = isinstance(inner, tuple) and any(isinstance(i, Conditional) for i in inner)
-            if filters or not (name is None or isinstance(name, str)):
+            if isinstance(value, dict) or not (name is None or isinstance(name, str)):
+                raise SpecError(f"a filter is a part of a name and has one value, not {entry!r}")
+            inner = parse_setting(value, flag=flag)
+            if isinstance(inner, tuple) and any(isinstance(i, Conditional) for i in inner):
                 raise SpecError(f"a filter is a part of a name and has one value, not {entry!r}")
             return Conditional(inner, name)  # pyright: ignore[reportArgumentType]
         case _:
             raise SpecError(f"a filter has the keys filter and value, not {entry!r}")
 
 
-def _finite(value: object) -> bool | float:
-    assert isinstance(value, bool | int | float)
+_FLAGS = {
+    **dict.fromkeys(("true", "yes", "on", "y", "t"), True),
+    **dict.fromkeys(("false", "no", "off", "n", "f"), False),
+}
+
+
+def _scalar(value: object, *, flag: bool) -> Scalar:
+    if flag and isinstance(value, str) and value.lower() in _FLAGS:
+        return _FLAGS[value.lower()]
+    try:
+        number = float(value) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if not isinstance(number, bool | int | float):
+        raise _no_setting(value)
+    return _finite(number)
+
+
+def _no_setting(value: object) -> SpecError:
+    return SpecError(
+        f"a number, a list of numbers over the layers, or filters with values, not {value!r}"
+    )
+
+
+def _finite(value: Scalar) -> Scalar:
     if not math.isfinite(value):
-        raise SpecError(f"input should be a finite number, not {value!r}")
+        raise SpecError(f"should be a finite number, not {value!r}")
     return value
 
 

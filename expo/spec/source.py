@@ -1,6 +1,7 @@
-"""YAML with positions: every value knows its line, duplicate keys are errors, `1e-4` is a number."""
+"""YAML with positions: every value knows its line, no key has two values, `1e-4` is a number."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -30,11 +31,21 @@ for _tag, _pattern, _first in (
     )
 
 
-def load_yaml(text: str, name: str) -> list[tuple[object, dict[Path_, Position]]]:
-    """Every document's value, and (line, column) of every key and list item by its path.
+@dataclass(frozen=True)
+class Yaml:
+    """One document: its value, where each key and list item stands, the keys that are given twice with
+    one value."""
+
+    value: object
+    positions: dict[Path_, Position]
+    repeated: tuple[Path_, ...] = ()
+
+
+def load_yaml(text: str, name: str) -> list[Yaml]:
+    """Every document that holds something. Anchors, aliases and merge keys (`<<`) are followed.
 
     Raises:
-        SpecError: not YAML, empty, a duplicate key, an alias or a custom tag.
+        SpecError: not YAML, empty, a key with two values, a custom tag, or a value that holds itself.
     """
     try:
         nodes = [node for node in yaml.compose_all(text, Loader=_Loader) if node is not None]
@@ -46,45 +57,84 @@ def load_yaml(text: str, name: str) -> list[tuple[object, dict[Path_, Position]]
         raise SpecError(f"{name}: not valid YAML: {error}") from error
     if not nodes:
         raise SpecError(f"{name}:1:1: the spec is empty")
-    documents = []
-    for node in nodes:
-        positions: dict[Path_, Position] = {}
-        documents.append((_value(node, (), positions, name), positions))
-    return documents
+    return [_Builder(name).document(node) for node in nodes]
 
 
-def _value(node: yaml.Node, path: Path_, positions: dict[Path_, Position], name: str) -> object:
-    at = (node.start_mark.line + 1, node.start_mark.column + 1)
-    positions.setdefault(path, at)
-    match node:
-        case yaml.MappingNode():
-            result: dict[str, object] = {}
-            for key_node, value_node in node.value:
-                where = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
-                key = str(key_node.value)
-                if key in result:
-                    line, column = where
-                    shown = ".".join(map(str, (*path, key)))
-                    raise SpecError(f"{name}:{line}:{column}: {shown}: the key is given twice")
-                positions[(*path, key)] = where
-                result[key] = _value(value_node, (*path, key), positions, name)
-            return result
-        case yaml.SequenceNode():
-            return [
-                _value(item, (*path, index), positions, name)
-                for index, item in enumerate(node.value)
-            ]
-        case _:
-            return _scalar(node, name)
+_MOST_NODES, _MOST_LEVELS = 200_000, 100
+"""Aliases of aliases can stand for more than a memory holds, and an alias can hold itself."""
 
 
-def _scalar(node: yaml.Node, name: str) -> object:
-    loader = _Loader("")
-    try:
-        return loader.construct_object(node)
-    except (yaml.YAMLError, ValueError) as error:
-        line, column = node.start_mark.line + 1, node.start_mark.column + 1
-        raise SpecError(f"{name}:{line}:{column}: {node.value!r} cannot be read") from error
+class _Builder:
+    """Makes plain values of one document's nodes and remembers their places."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._positions: dict[Path_, Position] = {}
+        self._repeated: list[Path_] = []
+        self._nodes = 0
+
+    def document(self, node: yaml.Node) -> Yaml:
+        value = self._value(node, ())
+        return Yaml(value, self._positions, tuple(self._repeated))
+
+    def _value(self, node: yaml.Node, path: Path_) -> object:
+        self._nodes += 1
+        if self._nodes > _MOST_NODES or len(path) > _MOST_LEVELS:
+            raise self._error(node, "an alias that holds itself, or too many of them")
+        self._positions.setdefault(path, _position(node))
+        match node:
+            case yaml.MappingNode():
+                return self._mapping(node, path)
+            case yaml.SequenceNode():
+                return [self._value(item, (*path, index)) for index, item in enumerate(node.value)]
+            case _:
+                return self._scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, object]:
+        """Keys of the mapping itself win over those that `<<` merges into it."""
+        own: dict[str, object] = {}
+        merged: dict[str, object] = {}
+        for key_node, value_node in node.value:
+            if key_node.value == "<<" and not key_node.style:
+                merged = self._merged(value_node, path) | merged
+                continue
+            where = (*path, str(key_node.value))
+            self._positions[where] = _position(key_node)
+            value = self._value(value_node, where)
+            if where[-1] in own:
+                self._again(key_node, where, own[where[-1]] == value)
+            own[where[-1]] = value
+        return merged | own
+
+    def _merged(self, node: yaml.Node, path: Path_) -> dict[str, object]:
+        """What `<<` names: a mapping, or several, of which the first one wins."""
+        found: dict[str, object] = {}
+        for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            if not isinstance(source, yaml.MappingNode):
+                raise self._error(source, "<< takes mappings")
+            value = self._value(source, path)
+            found = value | found if isinstance(value, dict) else found
+        return found
+
+    def _again(self, key: yaml.Node, path: Path_, same: bool) -> None:
+        if not same:
+            shown = ".".join(map(str, path))
+            raise self._error(key, f"{shown}: the key is given twice, with two values")
+        self._repeated.append(path)
+
+    def _scalar(self, node: yaml.Node) -> object:
+        try:
+            return _Loader("").construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:
+            raise self._error(node, f"{node.value!r} cannot be read") from error
+
+    def _error(self, node: yaml.Node, what: str) -> SpecError:
+        line, column = _position(node)
+        return SpecError(f"{self._name}:{line}:{column}: {what}")
+
+
+def _position(node: yaml.Node) -> Position:
+    return node.start_mark.line + 1, node.start_mark.column + 1
 
 
 def read_text(path: Path) -> str:

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -11,7 +12,21 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from expo.errors import SpecError
 from expo.spec.source import Path_, Position, load_yaml, read_text
 
-_MESSAGES = {"missing": "is required", "extra_forbidden": "is not a known key"}
+_WORDS = {
+    "missing": "is required",
+    "string_type": "should be text",
+    "list_type": "should be a list",
+    "dict_type": "should be keys with values",
+    "model_type": "should be keys with values",
+    "int_type": "should be a whole number",
+    "float_type": "should be a number",
+    "bool_type": "should be true or false",
+    "too_short": "has too few entries",
+    "too_long": "has too many entries",
+    "greater_than_equal": "is too small",
+    "finite_number": "should be a finite number",
+}
+"""A validator's kinds of faults, in the words of a person."""
 
 
 class Strict(BaseModel):
@@ -25,15 +40,26 @@ T = TypeVar("T")
 
 
 class Document:
-    """A YAML value with the place of each of its parts, which collects faults."""
+    """A YAML value with the place of each of its parts, which collects faults, doubts and remarks.
+
+    A doubt (an unknown key, a repeated one) is a fault where the reader is strict.
+    """
 
     def __init__(
-        self, value: object, name: str, positions: dict[Path_, Position] | None = None
+        self,
+        value: object,
+        name: str,
+        positions: dict[Path_, Position] | None = None,
+        repeated: tuple[Path_, ...] = (),
     ) -> None:
         self.value = value
         self._name = name
         self._positions = positions or {}
-        self._faults: list[str] = []
+        self._faults: list[tuple[Position, str]] = []
+        self._doubts: list[tuple[Position, str, str]] = []
+        self._remarks: list[str] = []
+        for path in repeated:
+            self.doubt(path, "the key is given twice")
 
     @classmethod
     def read(cls, path: Path) -> "Document":
@@ -44,20 +70,20 @@ class Document:
         """
         first, *more = cls.read_all(path)
         if more:
-            raise more[0].error((), "a second document: only merge takes several")
+            raise more[0].error((), "a second document: only merge and plan take several")
         return first
 
     @classmethod
     def read_all(cls, path: Path) -> "list[Document]":
         """Raises SpecError: the file cannot be read or is not YAML."""
         documents = load_yaml(read_text(path), str(path))
-        return [cls(value, str(path), positions) for value, positions in documents]
+        return [cls(d.value, str(path), d.positions, d.repeated) for d in documents]
 
     def error(self, path: Path_, what: str) -> SpecError:
         return SpecError(self.at(path, what))
 
     def validate(self, schema: type[Schema]) -> Schema:
-        """The value as a `schema`. Unknown keys are noted and left out, so that `check` can name them
+        """The value as a `schema`. Unknown keys are doubted and left out, so that `check` can name them
         together with what is found later.
 
         Raises:
@@ -68,7 +94,11 @@ class Document:
         except ValidationError as error:
             faults = error.errors()
             for fault in faults:
-                self.fault(tuple(fault["loc"]), _describe(dict(fault), schema))
+                path = tuple(fault["loc"])
+                if fault["type"] == "extra_forbidden":
+                    self.unknown_key(path, _keys_at(schema, path[:-1]))
+                else:
+                    self.fault(path, _describe(dict(fault)))
             if any(fault["type"] != "extra_forbidden" for fault in faults):
                 self.check()
             return schema.model_validate(_without(self.value, [f["loc"] for f in faults]))
@@ -88,27 +118,69 @@ class Document:
 
     def fault(self, path: Path_, what: str) -> None:
         """Note what is wrong at `path`."""
-        self._faults.append(self.at(path, what))
+        self._faults.append((self._position(path), self.at(path, what)))
+
+    def doubt(self, path: Path_, what: str, *, so: str = "") -> None:
+        """Note what is wrong at `path` only for a strict reader; `so` is what another makes of it."""
+        so = f": {so}" if so else ""
+        self._doubts.append((self._position(path), self.at(path, what), so))
+
+    def unknown_key(self, path: Path_, known: list[str]) -> None:
+        """Doubt a key, with the nearest one that is known, or where it belongs."""
+        key = str(path[-1])
+        so = _WITHOUT.get(key, "ignored")
+        self.doubt(path, "is not a known key" + (_PLACES.get(key) or nearest(key, known)), so=so)
+
+    def remark(self, path: Path_, what: str) -> None:
+        """Note what the user should know of `path`."""
+        self._remarks.append(self.at(path, what))
+
+    def remarks(self) -> tuple[str, ...]:
+        """What was remarked, and every doubt with what comes of it."""
+        return (*(f"{what}{so}" for _, what, so in sorted(self._doubts)), *self._remarks)
 
     def at(self, path: Path_, what: str) -> str:
         """`what`, with the place of `path` before it."""
-        known = path
-        while known and known not in self._positions:
-            known = known[:-1]
-        position = self._positions.get(known)
-        where = f"{self._name}:{position[0]}:{position[1]}" if position else self._name
+        line, column = self._position(path)
+        where = f"{self._name}:{line}:{column}" if line else self._name
         shown = ".".join(map(str, path))
         return f"{where}: {shown}: {what}" if shown else f"{where}: {what}"
 
-    def check(self) -> None:
-        """Raises SpecError with every fault noted so far, if there is one."""
-        if self._faults:
-            raise SpecError("\n".join(self._faults))
+    def _position(self, path: Path_) -> Position:
+        """That of the path, or of what it lies in; (0, 0) where nothing has one."""
+        while path and path not in self._positions:
+            path = path[:-1]
+        return self._positions.get(path, (0, 0))
+
+    def check(self, *, strict: bool = True) -> None:
+        """Raises SpecError with every fault and doubt noted so far, if there is a fault, or a doubt and
+        the reader is strict."""
+        if self._faults or (strict and self._doubts):
+            found = [*self._faults, *((place, what) for place, what, _ in self._doubts)]
+            raise SpecError("\n".join(what for _, what in sorted(found, key=itemgetter(0))))
+
+
+_PLACES = {
+    "int8_mask": " (it goes under parameters:, and has no effect)",
+    "lora": " (model: NAME+ADAPTER adds an adapter)",
+    "pattern": " (did you mean filter?)",
+    "out_path": " (OUT stands on the command line)",
+    "output_dir": " (OUT stands on the command line)",
+    "pad_to_multiple_of": " (it goes under tokenizer:)",
+    "random_seed": " (did you mean seed?)",
+    "revision": " (model: NAME@REVISION names one)",
+}
+"""What people write, and where it belongs."""
+_WITHOUT = {
+    "lora": "ignored, nothing is added to the model",
+    "pattern": "ignored, the value holds for every tensor",
+}
 
 
 def nearest(word: str, known: list[str]) -> str:
     """` (did you mean …?)`, or nothing."""
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    others = [name for name in known if name != word]
+    found = difflib.get_close_matches(word.lower(), others, n=1, cutoff=0.55)
     return f" (did you mean {found[0]}?)" if found else ""
 
 
@@ -123,20 +195,18 @@ def _without(value: object, paths: list[Path_]) -> object:
     return value
 
 
-def _describe(fault: dict, schema: type[BaseModel]) -> str:
-    kind, path, value = fault["type"], fault["loc"], fault["input"]
+def _describe(fault: dict) -> str:
+    kind, value = fault["type"], fault["input"]
     match kind:
-        case "extra_forbidden":
-            return _MESSAGES[kind] + nearest(str(path[-1]), _keys_at(schema, path[:-1]))
         case "literal_error":
             expected = re.findall(r"'([^']+)'", fault["ctx"]["expected"])
             return f"{value!r} is not one of {', '.join(expected)}" + nearest(str(value), expected)
         case "value_error":
             return str(fault["ctx"]["error"])
-        case _ if kind in _MESSAGES:
-            return _MESSAGES[kind]
+        case "missing":
+            return _WORDS[kind]
         case _:
-            return f"{fault['msg'][0].lower()}{fault['msg'][1:]}, not {value!r}"
+            return f"{_WORDS.get(kind, 'is not valid')}, not {value!r}"
 
 
 def _keys_at(schema: type[BaseModel], path: Path_) -> list[str]:
@@ -146,7 +216,7 @@ def _keys_at(schema: type[BaseModel], path: Path_) -> list[str]:
         fields = [m.model_fields[part] for m in models if part in m.model_fields]  # type: ignore[index]
         if fields:
             models = [model for field in fields for model in _models_in(field.annotation)]
-    return [key for model in models for key in model.model_fields]
+    return [f.alias or key for model in models for key, f in model.model_fields.items()]
 
 
 def _models_in(annotation: object) -> Iterator[type[BaseModel]]:

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from expo.operators.methods import IN_MERGEKIT
+from expo.spec.dialect import overrides_architecture
 from expo.spec.schema import MergeSpec, SliceOf
 from expo.spec.source import Path_
 
 
-def surgery(spec: MergeSpec) -> Iterator[str]:
-    """Why a spec needs mergekit's own engine, if it does."""
+def surgery(spec: MergeSpec, value: object) -> Iterator[str]:
+    """Why a spec, read from the plain `value`, needs mergekit's own engine, if it does."""
     if spec.merge_method in IN_MERGEKIT:
         yield f"{spec.merge_method} does not stream through expo"
     if spec.modules is not None:
@@ -18,6 +19,8 @@ def surgery(spec: MergeSpec) -> Iterator[str]:
         yield "a new vocabulary needs mergekit's tokenizer surgery"
     if spec.chat_template not in (None, "auto"):
         yield "another chat template than the donor's"
+    if overrides_architecture(value):
+        yield "override_architecture is mergekit's"
     yield from _rearranged(spec.slices or [])
 
 
@@ -31,18 +34,24 @@ def named_models(value: object, path: Path_ = ()) -> Iterator[tuple[Path_, str]]
         else ()
     )
     for key, item in items:
-        if key in ("model", "base_model") and isinstance(item, str):
+        if key in ("model", "base_model", "source_model") and isinstance(item, str):
             yield (*path, key), item
         yield from named_models(item, (*path, key))
 
 
 def renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """A spec with every string that is one of `names` replaced."""
+    """A spec with every text that is one of `names`, or adds an adapter to one, replaced."""
     if isinstance(value, dict):
         return {key: renamed(item, names) for key, item in value.items()}
     if isinstance(value, list):
         return [renamed(item, names) for item in value]
-    return names.get(value, value) if isinstance(value, str) else value
+    return placed(value, names) if isinstance(value, str) else value
+
+
+def placed(text: str, names: Mapping[str, str]) -> str:
+    """What stands for a model, or for the model before an adapter."""
+    model, plus, adapter = text.partition("+")
+    return names[text] if text in names else f"{names.get(model, model)}{plus}{adapter}"
 
 
 def _rearranged(slices: list[SliceOf]) -> Iterator[str]:

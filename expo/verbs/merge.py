@@ -81,7 +81,8 @@ def merge(
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
     """
 
-    from expo.spec.read import read_request, read_stages
+    from expo.spec.read import read_request
+    from expo.spec.stages import read_stages
     from expo.verbs.stages import run_stages
 
     def run(request: Request, place: Path, is_part: bool) -> MergeResult:

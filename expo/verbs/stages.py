@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from expo.errors import CheckpointError, SpecError
-from expo.spec.read import Stage
 from expo.spec.request import Request
+from expo.spec.stages import Stage
 
 Result = TypeVar("Result")
 
