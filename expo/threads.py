@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+DEFAULT_THREADS = 3  # workers of a merge: two compute, one waits for the disk
+
 _POLL_SECONDS = 0.2
 
 Item = TypeVar("Item")

@@ -9,8 +9,8 @@ import click
 
 from expo.cli.output import Output
 from expo.errors import SpecError
-from expo.planning.chunks import DEFAULT_THREADS
 from expo.spec.request import DTYPES, ROUNDINGS, Request, dtype_name, resolve_alpha
+from expo.threads import DEFAULT_THREADS
 
 Decorator = Callable[[Callable], Callable]
 

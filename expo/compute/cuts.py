@@ -9,7 +9,7 @@ import torch
 
 from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.headers import printable
-from expo.compute.arithmetic import arithmetic_of
+from expo.compute.arithmetic import arithmetic_of, plain_arithmetic
 from expo.errors import CheckpointError
 from expo.operators.decompose import Cut, cut
 from expo.operators.methods import Array
@@ -116,7 +116,8 @@ def one_rounding(values: Array, weight: Weight, base: Weight) -> float | None:
     if weight.update is not None:
         return None
     coarser = max(weight.stored.dtype, base.stored.dtype, key=_COARSENESS.index)
-    total = arithmetic_of(values).ulp_square_sum(values, coarser)
+    arithmetic = plain_arithmetic() if coarser == "F64" else arithmetic_of(values)
+    total = arithmetic.ulp_square_sum(values, coarser)
     return math.sqrt(total / values.size / 12.0)
 
 

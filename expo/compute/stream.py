@@ -19,7 +19,6 @@ from expo.output.sink import FinishedShard, Sink
 from expo.planning.chunks import (
     BLOCK_ELEMENTS,
     CHUNK_BYTES,
-    DEFAULT_THREADS,
     Chunk,
     buffer_bytes,
     cut,
@@ -27,7 +26,7 @@ from expo.planning.chunks import (
 )
 from expo.planning.jobs import TensorJob
 from expo.planning.plan import Plan
-from expo.threads import Crew, PerThread, side_by_side
+from expo.threads import DEFAULT_THREADS, Crew, PerThread, side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor

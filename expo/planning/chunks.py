@@ -14,8 +14,6 @@ then they do not depend on the chunk size. A few float32 blocks fit a core's cac
 
 CHUNK_BYTES = 8 << 20
 
-DEFAULT_THREADS = 3
-
 
 @dataclass(frozen=True, slots=True)
 class Piece:

@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 
 from expo.checkpoint.checkpoint import Checkpoint
-from expo.planning.chunks import DEFAULT_THREADS, memory_bytes
+from expo.planning.chunks import memory_bytes
 from expo.planning.jobs import Blend
 from expo.planning.plan import Plan
 from expo.results import PlanReport, SourceReport, TensorReport
 from expo.spec.request import paper_alpha
+from expo.threads import DEFAULT_THREADS
 
 
 def report(

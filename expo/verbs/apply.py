@@ -55,6 +55,9 @@ def apply(
     )
     request = Request((Slice(operands),), base=base.reference)
     plan = plan_of(request, {checkpoint.reference: checkpoint for checkpoint in (base, *tops)})
+    if plan.missing or plan.extra:
+        names = ", ".join(sorted({*plan.missing, *plan.extra})[:5])
+        raise CheckpointError(f"the state dicts do not hold the same tensors: {names}")
     if plan.refusals:
         raise CheckpointError("; ".join(plan.refusals))
     yield from tensors(plan)

@@ -5,11 +5,11 @@ from pathlib import Path
 from expo.errors import OutputError
 from expo.output.claim import check_out
 from expo.planning.build import build_plan
-from expo.planning.chunks import DEFAULT_THREADS
 from expo.planning.plan import Plan
 from expo.planning.report import report
 from expo.results import PlanReport
 from expo.spec.read import Spec, read_request
+from expo.threads import DEFAULT_THREADS
 
 
 def plan(spec: Spec) -> PlanReport:
