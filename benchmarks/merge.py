@@ -27,16 +27,15 @@ ALPHA = 1.5
 _EXPO = """
 import json, sys, time
 from pathlib import Path
-from expo.spec.request import make_request
-from expo.compute.stream import Tuning
-from expo.verbs.merge import run_plan
+import expo.compute.compiled
 from expo.planning.build import build_plan
-tuning = Tuning(**json.loads(sys.argv[4]))
+from expo.spec.request import make_request
+from expo.verbs.merge import run_plan
 print("ready", flush=True)
 started = time.perf_counter()
 plan = build_plan(make_request(sys.argv[1], sys.argv[2], alpha=1.5))
 planned = time.perf_counter()
-run_plan(plan, Path(sys.argv[3]), tuning=tuning)
+run_plan(plan, Path(sys.argv[3]))
 print(json.dumps({"wall": time.perf_counter() - started, "plan": planned - started}))
 """
 
@@ -148,17 +147,16 @@ def _weight(name: str, shape: tuple[int, ...], noise, side: str):
     return values.view(shape)
 
 
-def variants(sft: Path, aligned: Path, out: Path, scratch: Path) -> dict[str, list[str]]:
-    """The command of every row."""
+def variants(
+    sft: Path, aligned: Path, out: Path, scratch: Path, before: Path | None
+) -> dict[str, list[str]]:
+    """The command of every row; `before` is a checkout of an earlier version, to run beside."""
     python, shell = sys.executable, ["bash", "-c"]
     a, b = f"{aligned}/*.safetensors", f"{sft}/*.safetensors"
     commands = {
         "floor: cat + cp": [*shell, f"cat {a} {b} > /dev/null; cp -r {aligned} {out}; sync {out}/*"],
         "disk: direct read + write": [*shell, _direct(a, b, aligned, out)],
-        "expo: merge": [python, "-c", _EXPO, sft, aligned, out, "{}"],
-        "expo: merge, no statistics or hash": [
-            python, "-c", _EXPO, sft, aligned, out, '{"statistics": false, "hashing": false}',
-        ],
+        "expo: merge": [python, "-c", _EXPO, sft, aligned, out],
         "expo: whole process": [
             python, "-m", "expo", "extrapolate", sft, aligned, out, "--alpha", ALPHA, "-q", "--no-verify",
         ],
@@ -166,6 +164,9 @@ def variants(sft: Path, aligned: Path, out: Path, scratch: Path) -> dict[str, li
             python, "-m", "expo", "extrapolate", sft, aligned, out, "--alpha", ALPHA, "-q",
         ],
     }  # fmt: skip
+    if before is not None:
+        earlier = ["env", "PYTHONSAFEPATH=1", f"PYTHONPATH={before}", *commands["expo: whole process"]]
+        commands["before: whole process"] = earlier
     for dtype in ("float32", "bfloat16"):
         spec = scratch / f"mergekit-{dtype}.yml"
         spec.write_text(_MERGEKIT.format(sft=sft, aligned=aligned, alpha=ALPHA, dtype=dtype))
@@ -263,17 +264,17 @@ def bare_torch() -> int:
     return next(int(line.split()[1]) << 10 for line in out.stdout.splitlines() if "RssAnon" in line)
 
 
-def report(results: dict[str, list[Measured]], moved_bytes: int) -> str:
+def report(results: dict[str, list[Measured]]) -> str:
     """A Markdown table; the ratio is of expo's whole process to the row, for the merge to floors."""
     median = {name: statistics.median(m.wall for m in runs) for name, runs in results.items()}
     lines = [
-        "| variant | wall s: median (min – max) | CPU s per GB moved | peak anon MB | peak file MB "
+        "| variant | wall s: median (min – max) | CPU s | peak anon MB | peak file MB "
         "| wall / expo merge | wall / expo process |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, runs in results.items():
         walls = [m.wall for m in runs]
-        cpu = statistics.median(m.cpu for m in runs) / (moved_bytes / 1e9)
+        cpu = statistics.median(m.cpu for m in runs)
         anonymous, file = (max(getattr(m, k) for m in runs) / 1e6 for k in ("anonymous", "file"))
         ratios = [
             f"{median[name] / median[other]:.2f}" if other in median else "–"
@@ -292,6 +293,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", default="", help="comma-separated beginnings of variants")
     parser.add_argument("--caches", default="warm,cold")
+    parser.add_argument(
+        "--before", type=Path, help="a checkout of an earlier version to run beside"
+    )
     parser.add_argument("--folder", type=Path, help="where to make the pair [a temporary one]")
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="expo-bench-", dir=arguments.folder))
@@ -300,7 +304,9 @@ def main() -> None:
         moved = 3 * sum(path.stat().st_size for path in aligned.glob("*.safetensors"))
         chosen = {
             name: command
-            for name, command in variants(sft, aligned, root / "out", root).items()
+            for name, command in variants(
+                sft, aligned, root / "out", root, arguments.before
+            ).items()
             if any(name.startswith(start) for start in arguments.only.split(","))
         }
         print(f"{arguments.params:.2g} parameters, {moved / 1e9:.2f} GB moved, "
@@ -315,7 +321,7 @@ def main() -> None:
                     results[name].append(measure(name, command))
                     _remove(root / "out")
                     print(f"  {cache} {name}: {results[name][-1].wall:.2f} s", file=sys.stderr)
-            print(f"\n{cache} cache, {arguments.runs} runs\n\n{report(results, moved)}", flush=True)
+            print(f"\n{cache} cache, {arguments.runs} runs\n\n{report(results)}", flush=True)
     finally:
         shutil.rmtree(root)
 

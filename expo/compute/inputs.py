@@ -76,6 +76,8 @@ class Inputs:
         nbytes = count * stored.item_bytes
         buffer = self._buffer(side, nbytes)
         whole = reader.open_range(at, nbytes, buffer) if nbytes else _NOTHING
+        if whole is not None and whole.ctypes.data % stored.item_bytes:
+            whole = whole.copy()
         return Range(weight, begin, reader, at, whole, buffer, factors)
 
     def _buffer(self, side: int, nbytes: int) -> Bytes:
@@ -108,6 +110,7 @@ class Inputs:
 
 
 _NOTHING = np.empty(0, dtype=np.uint8)
+_PRODUCT_ELEMENTS = 131_072  # of an adapter's product at a time: BLAS decides its last bits by it
 
 
 class Range:
@@ -146,8 +149,6 @@ class Range:
         else:
             data = self._buffer[: count * item]
             self._reader.copy(self._at + start * item, data)
-        if data.ctypes.data % item:
-            data = data.copy()
         return Stored(data, self.weight.stored.dtype)
 
     def load(self, start: int, values: Array, arithmetic: Arithmetic) -> None:
@@ -162,7 +163,7 @@ class Range:
 
         assert self.weight.update is not None
         width = right.shape[1]
-        rows = max(BLOCK_ELEMENTS // width, 1)
+        rows = max(_PRODUCT_ELEMENTS // width, 1)
         end = begin + values.size
         for row in range(begin // width // rows * rows, -(-end // width), rows):
             product = low_rank_product(left[row : row + rows], right, self.weight.update.scale)

@@ -319,18 +319,27 @@ class _Blending:
         out = self.out.block(loaded.start, loaded.count)
         draws = self._draws(self.target.rounding, begin)
         overlays = self._overlays(begin, loaded.count)
+        self.sums.append(self._done(loaded, begin, overlays, out, draws).sums)
+        if begin == self.sampled_at:
+            self.sample = self._sampled(loaded, begin, overlays, job)
+
+    def _done(
+        self,
+        loaded: _Loaded,
+        begin: int,
+        overlays: Sequence[tuple[int, Array]],
+        out: Stored,
+        draws: Draws | None,
+    ) -> Done:
+        """In one pass where it is the formula of a pair and nothing is out of the ordinary."""
         if self.is_plain and not overlays:
             base, aligned = self.rule.start, self.rule.terms[0].weight
             done = self.arithmetic.extrapolate(
                 loaded.stored(base), loaded.stored(aligned), self.rule.alphas[0], out, draws
             )
-            if not (done.finite and done.is_summed):
-                done = self._general(loaded, begin, (), out, draws)
-        else:
-            done = self._general(loaded, begin, overlays, out, draws)
-        self.sums.append(done.sums)
-        if begin == self.sampled_at:
-            self.sample = self._sampled(loaded, begin, overlays, job)
+            if done.finite and done.is_summed:
+                return done
+        return self._general(loaded, begin, overlays, out, draws)
 
     def _general(
         self,
@@ -384,16 +393,12 @@ class _Blending:
         return Draws(self.target.seed, self.target.job.name, begin)
 
     def _sampled(
-        self,
-        loaded: _Loaded,
-        begin: int,
-        overlays: Sequence[tuple[int, Array]],
-        job: TensorJob,
+        self, loaded: _Loaded, begin: int, overlays: Sequence[tuple[int, Array]], job: TensorJob
     ) -> Sample:
         """The block under the rounding that was not chosen."""
         other: Rounding = "stochastic" if self.target.rounding == "nearest" else "nearest"
         room = Stored(np.empty(loaded.count * ITEM_BYTES[job.dtype], np.uint8), job.dtype)
-        sums = self._general(loaded, begin, overlays, room, self._draws(other, begin)).sums
+        sums = self._done(loaded, begin, overlays, room, self._draws(other, begin)).sums
         return Sample(sums.elements, sums.delta_square, sums.error_square, sums.error_delta)
 
 

@@ -8,9 +8,9 @@ from expo.checkpoint.headers import ALIGNMENT
 from expo.planning.jobs import TensorJob
 from expo.planning.plan import ShardPlan
 
-BLOCK_ELEMENTS = 131_072
+BLOCK_ELEMENTS = 262_144
 """Sums are taken over blocks of this many elements of a tensor, so a piece is a multiple of it:
-then they do not depend on the chunk size. A few float32 blocks fit a core's cache."""
+then they do not depend on the chunk size. The stored blocks of a pair fit a core's cache."""
 
 CHUNK_BYTES = 8 << 20
 
