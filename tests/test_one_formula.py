@@ -11,9 +11,10 @@ import torch
 
 import expo as door
 from expo.compute.arithmetic import plain_arithmetic
+from expo.compute.blending import Target
 from expo.compute.inputs import Inputs, Readers
 from expo.compute.stream import Tuning, stream, tensors
-from expo.compute.worker import BlockWorker, Target
+from expo.compute.worker import BlockWorker
 from expo.errors import SpecError
 from expo.output.manifest import Manifest
 from expo.output.sink import FinishedShard

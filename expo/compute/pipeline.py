@@ -15,7 +15,8 @@ import numpy as np
 
 from expo.checkpoint.headers import ALIGNMENT
 from expo.checkpoint.reader import Bytes, aligned_buffer
-from expo.compute.worker import PieceResult, Target, Worker
+from expo.compute.blending import Target
+from expo.compute.worker import PieceResult, Worker
 from expo.operators.statistics import Sample, Sums
 from expo.output.sink import FinishedShard, ShardFile, Sink
 from expo.planning.chunks import Chunk, buffer_bytes

@@ -10,11 +10,12 @@ import numpy as np
 from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.reader import Bytes
 from expo.compute.arithmetic import needs_torch
+from expo.compute.blending import Edited, Target
 from expo.compute.inputs import Inputs, Readers, fetch
 from expo.compute.pipeline import Output, run_pipeline
 from expo.compute.preparations import Preparations
 from expo.compute.preparing import Prepared
-from expo.compute.worker import BlockWorker, Edited, Target, Worker
+from expo.compute.worker import BlockWorker, Worker
 from expo.output.sink import FinishedShard, Sink
 from expo.planning.chunks import (
     BLOCK_ELEMENTS,
