@@ -165,7 +165,12 @@ def variants(
         ],
     }  # fmt: skip
     if before is not None:
-        earlier = ["env", "PYTHONSAFEPATH=1", f"PYTHONPATH={before}", *commands["expo: whole process"]]
+        earlier = [
+            "env",
+            "PYTHONSAFEPATH=1",
+            f"PYTHONPATH={before}",
+            *commands["expo: whole process"],
+        ]
         commands["before: whole process"] = earlier
     for dtype in ("float32", "bfloat16"):
         spec = scratch / f"mergekit-{dtype}.yml"
