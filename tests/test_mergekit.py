@@ -52,7 +52,7 @@ dtype: bfloat16
     ("text", "reason", "layers"),
     [
         (STACKED, "layers 1 to 2 follow 2: reordered or stacked layers", 3),
-        (KARCHER, "karcher does not stream through expo", 2),
+        pytest.param(KARCHER, "karcher does not stream through expo", 2, marks=pytest.mark.slow),
         (UNION, "a new vocabulary needs mergekit's tokenizer surgery", 2),
     ],
     ids=["stacked", "karcher", "union"],

@@ -452,6 +452,7 @@ GARBAGE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["config.json", "generation_config.json", "model.safetensors.index.json", "expo.json",
              "tokenizer_config.json", "tokenizer.json", "chat_template.jinja", FIRST],

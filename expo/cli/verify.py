@@ -72,6 +72,7 @@ def verify(
 
 
 def _record(out: Path, file: Path, output: Output) -> None:
+    from expo.output.durable import unwritable
     from expo.verification.run import record_vectors
 
     if file.exists():
@@ -80,5 +81,5 @@ def _record(out: Path, file: Path, output: Output) -> None:
     try:
         file.write_text(content, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"{file} cannot be written: {error.strerror}") from error
+        raise unwritable(error, file) from error
     output.say(f"{file}: golden vectors of {out}, marked as self-recorded")

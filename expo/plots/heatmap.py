@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expo.errors import ExpoError, OutputError, SpecError
+from expo.errors import ExpoError, SpecError
+from expo.output.durable import unwritable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,4 +91,4 @@ def save(figure: "Figure", path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+        raise unwritable(error, path) from error
