@@ -26,7 +26,7 @@ from expo.spec.read import read_spec
 from expo.spec.request import make_request
 from expo.verbs.merge import run_plan, run_plans
 
-from .conftest import CONFIG, Pair, Tensors, nudged, weights, write_checkpoint
+from .conftest import CONFIG, Pair, nudged, weights, write_checkpoint
 from .test_merge import assert_same, digest, load, naive
 from .test_plan import tokenizer
 
@@ -306,10 +306,6 @@ def test_the_torch_worker_gives_the_bytes_and_sums_of_the_compiled_one(
             assert results[0].sample == results[1].sample
 
 
-def state(folder: Path) -> Tensors:
-    return load(folder)
-
-
 def test_apply_takes_rows_and_several_models(tmp_path: Path) -> None:
     base, a, b = three(tmp_path)
     words = {f"t{i}": i for i in range(12)}
@@ -347,3 +343,19 @@ def test_a_manifest_of_another_schema_or_a_damaged_one_is_not_read(
         with pytest.raises(door.CheckpointError, match=rf"expo\.json is .*{what}"):
             Manifest.from_json(json.dumps(damaged))
     assert replace(manifest, alpha=1.4) != manifest
+
+
+@pytest.mark.parametrize("more", [{}, {"transforms": [{"ties": {"density": 0.5}}]}])
+@pytest.mark.parametrize("models", [1, 2])
+def test_infinities_on_both_sides_are_one_line_without_a_warning(
+    tmp_path: Path, more: dict, models: int
+) -> None:
+    """∞ − ∞ is no matter of NumPy's warnings: the model that holds it is named."""
+    base, *aligned = three(tmp_path)
+    for folder in (base, aligned[0]):
+        held = load(folder)
+        held["model.norm.weight"][2] = float("inf")
+        write_checkpoint(folder, held)
+    with pytest.raises(door.CheckpointError, match=r"model\.norm\.weight holds NaN or Inf in "):
+        door.merge(spec(base, *aligned[:models], **more), tmp_path / "out", verify=False)
+    assert not (tmp_path / "out").exists()

@@ -140,7 +140,8 @@ class Blending:
         out: Stored,
         draws: Draws | None,
     ) -> Done:
-        arrays = exact, start, delta, still = self._arrays(loaded, begin, overlays)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked at
+            arrays = exact, start, delta, still = self._arrays(loaded, begin, overlays)
         done = self.arithmetic.finish(exact, start, delta, still, out, draws)
         if not done.finite:
             refuse_nonfinite(self.target.job, loaded, exact)
@@ -251,8 +252,7 @@ def _extrapolated(base: Array, aligned: Array, alpha: float) -> Array:
     """`operators.extrapolate` for arrays: the same three operations."""
     if alpha in (0.0, 1.0):
         return (aligned if alpha else base).copy()
-    with np.errstate(over="ignore", invalid="ignore"):
-        return aligned + (aligned - base) * base.dtype.type(alpha - 1.0)
+    return aligned + (aligned - base) * base.dtype.type(alpha - 1.0)
 
 
 def _as_stored(values: Array) -> Stored:

@@ -29,7 +29,9 @@ def prepare(job: TensorJob, seed: int, inputs: Inputs, arithmetic: Arithmetic) -
     make = METHODS[rule.method].prepare
     if make is not None:
         values = [term.parameters for term in rule.terms]
-        return Prepared(arc=make(arithmetic, Whole(job.shape, tensors.blocks), values, rule.shared))
+        whole = Whole(job.shape, tensors.blocks)
+        with np.errstate(over="ignore", invalid="ignore"):  # blocks look at what is not finite
+            return Prepared(arc=make(arithmetic, whole, values, rule.shared))
     return Prepared(tuple(_mask(job, number, seed, tensors) for number in range(len(rule.terms))))
 
 
@@ -62,8 +64,10 @@ class WholeTensors:
         """θ − base of one model, whole and flat: the one copy of a tensor that is held."""
         assert self._rule.base is not None
         delta = np.empty(self._job.count, self._dtype)
-        for begin, (theta, base) in self._read([self._rule.terms[number].weight, self._rule.base]):
-            np.subtract(theta, base, out=delta[begin : begin + theta.size])
+        pair = [self._rule.terms[number].weight, self._rule.base]
+        with np.errstate(over="ignore", invalid="ignore"):  # blocks look at what is not finite
+            for begin, (theta, base) in self._read(pair):
+                np.subtract(theta, base, out=delta[begin : begin + theta.size])
         return delta
 
     def blocks(self) -> Iterator[tuple[int, Sequence[Array], Array | None]]:
