@@ -313,6 +313,7 @@ def test_adapters_are_added_by_mergekit_too(workplace: Path, expo) -> None:
     assert not torch.equal(load_file(out / "model.safetensors")[name], before)
 
 
+@pytest.mark.slow
 def test_the_output_has_the_dtype_that_its_configuration_says(workplace: Path, expo) -> None:
     for dtype, stored in (("dtype: float16\n", "F16"), ("", "BF16")):
         text = "merge_method: arcee_fusion\nbase_model: sft\nmodels: [{model: sft}, {model: aligned}]\n"
@@ -322,6 +323,7 @@ def test_the_output_has_the_dtype_that_its_configuration_says(workplace: Path, e
         assert json.loads((workplace / "out/expo.json").read_text())["dtypes"] == [stored]
 
 
+@pytest.mark.slow
 def test_other_vocabularies_are_fitted_to_the_bases(workplace: Path, expo) -> None:
     """`tokenizer_source: base` streams where the tables are of one size, and else needs surgery."""
     import torch

@@ -220,6 +220,7 @@ def test_a_template_diff_shows_where(clean: Clean, folder: Path) -> None:
     assert "single: character" in found["conversations"].message
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_aligned_model_is_information(tmp_path: Path) -> None:
     aligned = write_model(tmp_path / "aligned")
     FAULTS["EOS 2 does not end turns"].inject(aligned)
@@ -232,6 +233,7 @@ def test_a_fault_of_the_aligned_model_is_information(tmp_path: Path) -> None:
     assert not door.verify(tmp_path / "out", quick=True).ok
 
 
+@pytest.mark.slow
 def test_a_donor_without_a_tokenizer(tmp_path: Path, expo) -> None:
     aligned = write_model(tmp_path / "aligned")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -393,6 +395,7 @@ def test_an_empty_folder_is_a_finding(tmp_path: Path, expo) -> None:
     assert "there is no config.json" in ran.out
 
 
+@pytest.mark.slow
 def test_recorded_vectors_hold(clean: Clean, tmp_path: Path, expo) -> None:
     file = tmp_path / "vectors.yml"
     assert expo("verify", clean.out, "--record", file).code == 0
