@@ -26,6 +26,7 @@ from expo.operators.sparsify import (
 )
 from expo.planning.build import build_plan
 from expo.spec.read import read_spec
+from expo.verbs import merge as merge_verb
 
 from .conftest import write_checkpoint
 
@@ -431,6 +432,26 @@ def test_several_documents_run_in_order(models: Path, tmp_path: Path, expo, monk
     unnamed = expo("merge", "spec.yml", "out2")
     assert unnamed.code == 2
     assert "only one document goes without a name:, the one for OUT" in unnamed.err
+
+
+def test_a_later_document_that_would_be_refused_stops_all_before_the_first(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "a", "b"):
+        (tmp_path / name).symlink_to(models / name)
+    later = STAGES.replace(
+        "parameters: {alpha: 1.5}", "parameters: {alpha: {filter: mlp, value: 1.5}}"
+    )
+    (tmp_path / "spec.yml").write_text(later)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a document ran")
+
+    monkeypatch.setattr(merge_verb, "run_plan", never)
+    with pytest.raises(CheckpointError, match="no alpha for"):
+        door.merge(tmp_path / "spec.yml", tmp_path / "out", verify=False)
+    assert not list(tmp_path.glob(".*"))
 
 
 BAD_SPECS = {

@@ -46,9 +46,7 @@ class Compiled:
 
     def add_terms(self, block: Block, weights: Sequence[float]) -> Array:
         exact = np.empty_like(block.start)
-        each = [
-            m if isinstance(m, masks.Mask) else _ALL for m in block.masks or [None] * len(weights)
-        ]
+        each = [_compiled_mask(mask) for mask in block.masks or [None] * len(weights)]
         mixing.add_terms(
             block.start,
             np.zeros_like(block.start) if block.base is None else block.base,
@@ -96,6 +94,13 @@ class Compiled:
         if not rescale:
             return mask
         return mask._replace(ratio=masks.norm_ratio(*masks.magnitude_sums(delta, mask, begin=0)))
+
+
+def _compiled_mask(mask: Mask | None) -> masks.Mask:
+    assert mask is None or isinstance(
+        mask, masks.Mask
+    )  # another arithmetic's would be lost in silence
+    return _ALL if mask is None else mask
 
 
 def _view(stored: Stored) -> kernels.Stored:

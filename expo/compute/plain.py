@@ -15,7 +15,7 @@ from expo.operators.keep import rounding_sigma
 from expo.operators.merging import add_task_vectors
 from expo.operators.methods import Array, Block, Sparsifier
 from expo.operators.methods import Mask as AnyMask
-from expo.operators.rounding import round_nearest, round_stochastic, uniform_draws
+from expo.operators.rounding import round_into, round_nearest, uniform_draws
 from expo.operators.sparsify import (
     magnitude_mask,
     norm_ratio,
@@ -78,11 +78,10 @@ class Plain:
 
     def store(self, exact: Array, out: Stored, draws: Draws | None) -> bool:
         values, target = torch.from_numpy(exact), _tensor(out)
-        if draws is None or target.dtype == values.dtype:
+        if draws is None:
             round_nearest(values, target.dtype, out=target)
         else:
-            integers = uniform_draws(draws.seed, draws.name, draws.begin, exact.size)
-            round_stochastic(values, target.dtype, integers, out=target)
+            round_into(target, values, "stochastic", *draws)
         return bool(target.isfinite().all())
 
     def compare(self, base: Stored, aligned: Stored) -> Done:

@@ -81,6 +81,7 @@ def merge(
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
     """
 
+    from expo.planning.preview import check_all
     from expo.spec.read import read_request
     from expo.spec.stages import read_stages
     from expo.verbs.stages import run_stages
@@ -91,7 +92,10 @@ def merge(
         return run_plan(plan, place, overwrite=replaces, verify=checks, progress=progress)
 
     if isinstance(spec, str | PathLike):
-        return run_stages(read_stages(Path(spec)), Path(out), run)
+        stages = read_stages(Path(spec))
+        if len(stages) > 1:
+            check_all(stages, lambda request: request)
+        return run_stages(stages, Path(out), run)
     return run(read_request(spec), Path(out), False)
 
 
