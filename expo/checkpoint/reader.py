@@ -74,6 +74,7 @@ class FileReader:
             raise CheckpointError(f"{name} cannot be read: {error}") from error
         self._map_address = np.frombuffer(self._map, dtype=np.uint8).ctypes.data
         self._direct_fd = open_direct(path, os.O_RDONLY)
+        self._reads_direct = self._direct_fd is not None
 
     def close(self) -> None:
         os.close(self._fd)
@@ -86,7 +87,7 @@ class FileReader:
         if pages.all():
             return None
         try:
-            if self._direct_fd is not None and pages.mean() < _MOSTLY_CACHED:
+            if self._reads_direct and self._direct_fd is not None and pages.mean() < _MOSTLY_CACHED:
                 return self._read_direct(self._direct_fd, begin, nbytes, buffer)
             self._fill(self._fd, buffer[:nbytes], begin, nbytes)
             self._drop_pages(begin, pages)
@@ -110,7 +111,7 @@ class FileReader:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            self._direct_fd = None  # the filesystem took the flag, but not the read
+            self._reads_direct = False  # the filesystem took the flag, but not the read
             self._fill(self._fd, buffer[:nbytes], begin, nbytes)
             return buffer[:nbytes]
         return buffer[begin - start : begin - start + nbytes]

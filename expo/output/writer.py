@@ -22,6 +22,7 @@ class ShardWriter:
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o666)
         self._direct_fd = open_direct(path, os.O_WRONLY)
+        self._writes_direct = self._direct_fd is not None
         try:
             _reserve(self._fd, file_bytes)
         except OSError:
@@ -36,22 +37,23 @@ class ShardWriter:
         """
         done = 0
         while done < len(data):
-            fd = self._fd if self._direct_fd is None else self._direct_fd
+            fd = (
+                self._direct_fd if self._writes_direct and self._direct_fd is not None else self._fd
+            )
             try:
                 done += os.pwrite(fd, data[done:].data, offset + done)
             except OSError as error:
-                if error.errno != errno.EINVAL or self._direct_fd is None:
+                if error.errno != errno.EINVAL or fd == self._fd:
                     raise
-                os.close(self._direct_fd)
-                self._direct_fd = None
-            if done % ALIGNMENT and self._direct_fd is not None:
+                self._writes_direct = False  # it stays open: another thread may be writing to it
+            if done % ALIGNMENT and self._writes_direct:
                 done -= done % ALIGNMENT  # a short write: direct I/O goes on from a whole page
 
     def finish(self) -> None:
         """Cut the padding off and make the file durable; its pages leave the cache."""
         os.ftruncate(self._fd, self._file_bytes)
         os.fsync(self._fd)
-        if self._direct_fd is None and hasattr(os, "posix_fadvise"):
+        if not self._writes_direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         self.close()
 
@@ -59,7 +61,6 @@ class ShardWriter:
         os.close(self._fd)
         if self._direct_fd is not None:
             os.close(self._direct_fd)
-            self._direct_fd = None
 
 
 def _reserve(fd: int, nbytes: int) -> None:
