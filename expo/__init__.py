@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         OutputError,
         SpecError,
         TokenizerError,
+        VerificationError,
     )
     from expo.results import (
         DiffResult,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from expo.verbs.extract_lora import extract_lora
     from expo.verbs.merge import extrapolate, merge
     from expo.verbs.plan import plan
+    from expo.verbs.publish import publish
     from expo.verbs.spectrum import spectrum
     from expo.verbs.verify import verify
 
@@ -46,6 +48,7 @@ __all__ = [
     "PlanReport",
     "SpecError",
     "TokenizerError",
+    "VerificationError",
     "VerifyResult",
     "apply",
     "diff",
@@ -53,6 +56,7 @@ __all__ = [
     "extrapolate",
     "merge",
     "plan",
+    "publish",
     "spectrum",
     "verify",
 ]

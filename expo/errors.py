@@ -5,7 +5,8 @@ ExpoError                 exit 1: the run failed, one line says what, where and 
 ├── CheckpointError       a checkpoint on disk cannot be used as it is
 ├── TokenizerError        a tokenizer cannot be read or does not fit
 ├── HubError              the Hub could not be reached or refused
-└── OutputError           OUT cannot be written, is taken, or ran out of space
+├── OutputError           OUT cannot be written, is taken, or ran out of space
+└── VerificationError     exit 3: a model does not verify, so it is not published
 """
 
 
@@ -31,3 +32,7 @@ class HubError(ExpoError):
 
 class OutputError(ExpoError):
     """The output directory cannot be written, is in use, or ran out of space."""
+
+
+class VerificationError(ExpoError):
+    """A model does not verify, or is no longer the one that was verified."""

@@ -288,3 +288,48 @@ class DemoResult:
     @property
     def best(self) -> DemoPoint:
         return max(self.points, key=lambda point: point.reward)
+
+
+@dataclass(frozen=True)
+class PublishPlan:
+    """What a publication would do. Files are listed by name with their bytes.
+
+    `send` are those that the branch lacks or has in another version, `skip` those that it has, `delete` weights
+    and indexes there that the manifest does not name, `keep` whatever else is there, `leave` what lies in OUT and
+    is not of the model. `head` is None where the repository is new.
+    """
+
+    repo_id: str
+    url: str
+    revision: str
+    is_new: bool
+    private: bool
+    pull_request: bool
+    account: str
+    head: str | None
+    licence: str | None
+    send: dict[str, int]
+    skip: dict[str, int]
+    delete: dict[str, int]
+    keep: dict[str, int]
+    leave: dict[str, int]
+    bytes_to_send: int
+    bytes_in_all: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PublishResult:
+    """A receipt: what the commit at `url` holds of OUT (`files`, SHA-256 by name), checked on the Hub.
+
+    `bytes_sent` are of files that the branch lacked, `bytes_skipped` of those that it had. `pull_request` is its
+    URL where one was opened.
+    """
+
+    url: str
+    commit: str
+    files: dict[str, str]
+    bytes_sent: int
+    bytes_skipped: int
+    deleted: tuple[str, ...]
+    pull_request: str | None

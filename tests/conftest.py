@@ -17,6 +17,8 @@ from expo.cli.main import main
 settings.register_profile("same every time", derandomize=True, deadline=None)
 settings.load_profile("same every time")
 
+pytest_plugins = ("tests.publishing",)
+
 Tensors = dict[str, torch.Tensor]
 
 extrapolate = partial(door.extrapolate, verify=False)

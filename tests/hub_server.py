@@ -29,21 +29,26 @@ class Hub:
             if m == "GET" and path.endswith((".safetensors", ".bin"))
         ]
 
+    def handler(self) -> type["Handler"]:
+        return Handler
+
     def start(self) -> ThreadingHTTPServer:
         hub = self
 
-        class Handler(_Handler):
+        class Serving(self.handler()):
             state = hub
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Serving)
         self.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # ends soon after it is told to: half a second a test otherwise
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return server
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     state: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits 40 ms for the client's delayed ACK
 
     def log_message(self, *_: object) -> None:
         pass

@@ -17,9 +17,10 @@ from expo.cli.laser import laser
 from expo.cli.merge import merge
 from expo.cli.merging import RESUMABLE
 from expo.cli.plan import plan
+from expo.cli.publish import publish
 from expo.cli.spectrum import spectrum
-from expo.cli.verify import verify
-from expo.errors import ExpoError, SpecError
+from expo.cli.verify import FOUND_AN_ERROR, verify
+from expo.errors import ExpoError, SpecError, VerificationError
 
 _INTERRUPTED, _TERMINATED = 130, 143
 
@@ -42,7 +43,9 @@ def cli() -> None:
     """
 
 
-for _command in (extrapolate, merge, plan, diff, verify, spectrum, laser, extract_lora, demo):
+for _command in (
+    extrapolate, merge, plan, diff, verify, spectrum, laser, extract_lora, publish, demo,
+):  # fmt: skip
     cli.add_command(_command)
 
 
@@ -84,4 +87,9 @@ def _failed(error: ExpoError, *, debug: bool) -> int:
         traceback.print_exception(error)
     for line in str(error).splitlines():
         click.echo(f"expo: {line}", err=True)
-    return 2 if isinstance(error, SpecError) else 1
+    match error:
+        case SpecError():
+            return 2
+        case VerificationError():
+            return FOUND_AN_ERROR
+    return 1

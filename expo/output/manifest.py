@@ -45,7 +45,8 @@ class Manifest:
     """What is known of an output.
 
     `plan` is the fingerprint of everything that decided its bytes. `alpha` is None where it differs between
-    tensors or models, or the method is not ExPO. Of what mergekit's engine computed (`engine`, and why:
+    tensors or models, or the method is not ExPO. `files` is the model, `beside` what tells of it and may change
+    (`is_apart`): SHA-256 by name. Of what mergekit's engine computed (`engine`, and why:
     `reasons`) statistics are of no element. `donor` is None where mergekit made the tokenizer. `verified` is
     None where nobody looked.
     """
@@ -74,8 +75,14 @@ class Manifest:
     warnings: tuple[str, ...]
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str]
+    beside: dict[str, str] = field(default_factory=dict)
     verified: bool | None = None
     verification: tuple[CheckResult, ...] | None = None
+
+    @property
+    def listed(self) -> dict[str, str]:
+        """SHA-256 of every file that was written, by name."""
+        return self.files | self.beside
 
     def to_json(self) -> str:
         return _json(asdict(self))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from expo.checkpoint.sidecars import CARD, MANIFEST
+from expo.checkpoint.sidecars import CARD, MANIFEST, is_apart
 from expo.errors import OutputError
 from expo.output.card import card
 from expo.output.claim import check_out, is_free, staging_path
@@ -106,8 +106,12 @@ class Staging:
     def commit(self, manifest: Manifest) -> None:
         """Write card and manifest, unless they are there, and place the output."""
         if Manifest.of_folder(self.folder) != manifest:
-            files = manifest.files | {CARD: write_file(self.folder / CARD, card(manifest).encode())}
-            complete = replace(manifest, files=dict(sorted(files.items())))
+            known = manifest.files | {CARD: write_file(self.folder / CARD, card(manifest).encode())}
+            files, beside = (
+                {name: known[name] for name in sorted(known) if is_apart(name) is apart}
+                for apart in (False, True)
+            )
+            complete = replace(manifest, files=files, beside=beside)
             write_file(self.folder / MANIFEST, complete.to_json().encode())
         self.place()
 

@@ -1,0 +1,130 @@
+"""`expo publish`: a verified output to the Hub."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from expo.cli import options
+from expo.cli.merging import RESUMABLE
+from expo.cli.output import Output, to_json
+from expo.errors import SpecError
+
+if TYPE_CHECKING:
+    from expo.results import PublishPlan, PublishResult
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  expo publish out org/Starling-LM-7B-beta-ExPO --dry-run
+  expo publish out org/Starling-LM-7B-beta-ExPO --public --license apache-2.0
+  expo publish out org/Starling-LM-7B-beta-ExPO --yes --json --receipt receipt.json
+"""
+)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("repo_id", metavar="ORG/NAME")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Results of evaluate or sweep, for the card.",
+)
+@click.option(
+    "--sign", type=click.Path(path_type=Path), metavar="KEY", help="Sign OUT with this private key."
+)
+@click.option(
+    "--receipt",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write what was published, as JSON, to this file.",
+)
+@click.option("--public", is_flag=True, help="Let everybody see a new repository.")
+@click.option(
+    "--revision", metavar="BRANCH", default="main", show_default=True, help="Made if need be."
+)
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of a commit to main.")
+@click.option("--license", "licence", metavar="ID", help="Of OUT, where its parents do not tell.")
+@click.option("--name-ok", is_flag=True, help="Leave out the name prefix that a licence wants.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, send nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask before sending.")
+@options.talk
+def publish(
+    out: Path,
+    repo_id: str,
+    results: Path | None,
+    sign: Path | None,
+    receipt: Path | None,
+    public: bool,
+    revision: str,
+    create_pr: bool,
+    licence: str | None,
+    name_ok: bool,
+    dry_run: bool,
+    yes: bool,
+    output: Output,
+) -> None:
+    """Verify the model directory OUT and publish it as one commit to ORG/NAME on the Hub.
+
+    A new repository is private unless --public is given. What is there already is not sent again; other weights
+    there are deleted in the same commit, other files stay. Interrupted, the same command goes on.
+    """
+    from expo.publishing.receipt import check_receipt_path
+    from expo.verbs.publish import prepare, send
+
+    if not (yes or dry_run or _has_terminal()):
+        raise SpecError("there is no terminal to ask on: add --yes, or --dry-run to see the plan")
+    if receipt is not None:
+        check_receipt_path(receipt)
+    with output.progress("verify") as progress:
+        ready = prepare(
+            out,
+            repo_id,
+            results=results,
+            sign=sign,
+            public=public,
+            revision=revision,
+            create_pr=create_pr,
+            licence=licence,
+            name_ok=name_ok,
+            progress=progress,
+        )
+    if not _agreed(ready.plan, output, dry_run=dry_run, yes=yes):
+        return
+    RESUMABLE.append(out)
+    with output.progress(repo_id) as progress:
+        _report(send(ready, sign=sign, progress=progress), receipt, output)
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _agreed(plan: "PublishPlan", output: Output, *, dry_run: bool, yes: bool) -> bool:
+    """Show the plan, as data where that is all that is wanted, and ask unless `yes`."""
+    from expo.cli.publish_text import publish_plan_text
+
+    if dry_run:
+        output.result(plan, lambda: publish_plan_text(plan))
+        return False
+    if yes:
+        output.say(publish_plan_text(plan))
+        return True
+    click.echo(publish_plan_text(plan), err=True)
+    if not click.confirm("Publish?", err=True):
+        raise click.exceptions.Exit(1)
+    return True
+
+
+def _report(result: "PublishResult", receipt: Path | None, output: Output) -> None:
+    from expo.cli.publish_text import publish_text
+    from expo.output.durable import unwritable
+
+    try:
+        if receipt is not None:
+            receipt.write_text(to_json(result) + "\n", encoding="utf-8")
+    except OSError as error:
+        output.result(result, lambda: publish_text(result))
+        raise unwritable(error, receipt) from error  # pyright: ignore[reportArgumentType]
+    output.result(result, lambda: publish_text(result))

@@ -1,0 +1,89 @@
+"""The files of OUT that are published, each with the SHA-256 that the manifest knows."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from expo.checkpoint.files import open_directory
+from expo.checkpoint.sidecars import MANIFEST, is_apart
+from expo.errors import VerificationError
+from expo.output.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A file to publish. `sha256` holds for the file that had this size and time; small ones may come
+    from memory (`content`)."""
+
+    name: str
+    path: Path
+    nbytes: int
+    mtime_ns: int
+    sha256: str
+    content: bytes | None = None
+
+    @cached_property
+    def blob_id(self) -> str:
+        """Git's name of the content, which is how the Hub knows files that are not in LFS."""
+        content = self.path.read_bytes() if self.content is None else self.content
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+    def confirm(self) -> None:
+        """That the file is still the one which the hash is of: by size and time, else by its content.
+
+        Raises:
+            VerificationError: it changed, or is gone.
+        """
+        if self.content is not None:
+            return
+        try:
+            status = self.path.stat()
+            if (status.st_size, status.st_mtime_ns) == (self.nbytes, self.mtime_ns):
+                return
+            found = _sha256(self.path)
+        except OSError as error:
+            raise VerificationError(f"{self.path} cannot be read: {error.strerror}") from error
+        if found != self.sha256:
+            raise VerificationError(
+                f"{self.path} changed while it was published: restore it, or run the merge again"
+            )
+
+
+def snapshot(out: Path, manifest: Manifest) -> list[Outgoing]:
+    """Every file to publish as it is now; the model's are taken to be what the manifest says, until a verification
+    reads them.
+
+    Raises:
+        VerificationError: a file of the manifest is missing.
+    """
+    model = {name: sha256 for name, sha256 in manifest.files.items() if not is_apart(name)}
+    for name in model:
+        if not (out / name).is_file():
+            raise VerificationError(f"{out / name} is missing: restore it, or run the merge again")
+    beside = [name for name in open_directory(out).sizes if is_apart(name)]
+    small = {name: _sha256(out / name) for name in (*beside, MANIFEST)}
+    return [_outgoing(out, name, sha256) for name, sha256 in sorted((model | small).items())]
+
+
+def replaced(files: Iterable[Outgoing], out: Path, name: str, content: bytes) -> list[Outgoing]:
+    """The files with one that is in memory yet."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    new = Outgoing(name, out / name, len(content), 0, sha256, content)
+    return sorted((*(file for file in files if file.name != name), new), key=lambda f: f.name)
+
+
+def written(file: Outgoing) -> Outgoing:
+    """The same file, from the disk."""
+    return replace(_outgoing(file.path.parent, file.path.name, file.sha256), name=file.name)
+
+
+def _outgoing(out: Path, name: str, sha256: str) -> Outgoing:
+    status = (out / name).stat()
+    return Outgoing(name, out / name, status.st_size, status.st_mtime_ns, sha256)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

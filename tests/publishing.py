@@ -1,0 +1,98 @@
+"""What the tests of publishing share: the loopback Hub in this process, with the real client against it."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, close_session, constants
+
+from expo.publishing.preflight import Preflight, preflight
+from expo.publishing.repository import parse_target
+from expo.results import PublishResult
+from expo.verbs import publish as verb
+
+from .conftest import extrapolate, nudged, weights, write_checkpoint
+from .hub_writing import Account, Repo, WritableHub
+
+os.environ |= {
+    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
+    "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
+    "HF_XET_CLIENT_RETRY_MAX_DURATION": "1s",
+}  # hf_xet waits by itself, in Rust, and reads these when it is first used
+
+TOKEN = "hf_" + "secret" * 6
+NAME = "org/model"
+CLIENTS_OWN = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+"""A warning of the client about itself."""
+
+
+@dataclass
+class World:
+    """A Hub, a model to publish, and the seconds that the client would have waited."""
+
+    hub: WritableHub
+    out: Path
+    waits: list[float] = field(default_factory=list)
+
+    @property
+    def repo(self) -> Repo:
+        return self.hub.repos[NAME]
+
+    def prepare(self, **flags: object) -> Preflight:
+        """Everything before the first byte but the verification: these tensors are of no model."""
+        names = ("revision", "create_pr")
+        target = parse_target(NAME, **{k: flags.pop(k) for k in names if k in flags})  # type: ignore[arg-type]
+        return preflight(HfApi(), self.out, target, **flags)  # type: ignore[arg-type]
+
+    def publish(self, **flags: object) -> PublishResult:
+        return verb.send(self.prepare(**flags))
+
+    def is_published(self, branch: str = "main") -> bool:
+        """Whether the branch holds the manifest's files, and no other weights."""
+        files = self.prepare().files
+        there = self.repo.head(branch)
+        weights = {name for name in there if name.endswith((".safetensors", ".index.json"))}
+        return weights <= {f.name for f in files} and all(
+            f.name in there and there[f.name].size == f.nbytes
+            and f.sha256 == (there[f.name].sha256 or f.sha256) and (there[f.name].sha256 or there[f.name].oid == f.blob_id)
+            for f in files
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output of three shards, of made-up tensors: it is not verified."""
+    folder = tmp_path_factory.mktemp("publishing")
+    sft = weights()
+    write_checkpoint(folder / "sft", sft)
+    write_checkpoint(folder / "aligned", nudged(sft), shards=3)
+    return extrapolate(folder / "sft", folder / "aligned", folder / "out", alpha=1.5).out
+
+
+@pytest.fixture(params=["lfs", "xet"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def world(
+    transport: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    hub = WritableHub(accounts={TOKEN: Account()})
+    if transport == "xet":
+        hub.xet = tmp_path / "cas"
+    server = hub.start()
+    world = World(hub, Path(shutil.copytree(made, tmp_path / "out")))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", transport == "lfs")
+    monkeypatch.setattr(time, "sleep", world.waits.append)
+    monkeypatch.setattr(verb, "_SMALL", 2000)  # these shards are large ones
+    yield world
+    close_session()
+    server.shutdown()
+    server.server_close()
