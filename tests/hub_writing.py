@@ -168,7 +168,7 @@ class WritingHandler(Handler):
         for pattern, method in ROUTES.items():
             if found := re.fullmatch(pattern, request):
                 repo_id = found[1] if found.lastindex else ""
-                if repo_id in self.state.repositories:
+                if repo_id in self.state.repositories and method != "auth_check":
                     return False  # one to read
                 self._record(path)
                 if self._is_let_in(request):
@@ -220,7 +220,7 @@ class WritingHandler(Handler):
     def auth_check(self, repo_id: str, write: str = "") -> None:
         if repo_id in self.state.gated:
             self._json(403, {"error": "gated"}, {"X-Error-Code": "GatedRepo"})
-        elif self._repo(repo_id, write=bool(write)):
+        elif repo_id in self.state.repositories or self._repo(repo_id, write=bool(write)):
             self._json(FINE, {})
 
     def info(self, repo_id: str, revision: str = "main") -> None:

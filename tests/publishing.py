@@ -6,10 +6,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi, close_session, constants
+from huggingface_hub.utils import _http
 
+import expo as door
+from expo.demo.toy import MODELS
+from expo.publishing import upload
 from expo.publishing.preflight import Preflight, preflight
 from expo.publishing.repository import parse_target
 from expo.results import PublishResult
@@ -26,6 +31,9 @@ os.environ |= {
 
 TOKEN = "hf_" + "secret" * 6
 NAME = "org/model"
+LFS = pytest.mark.parametrize("transport", ["lfs"])
+"""For what does not depend on the transport."""
+
 CLIENTS_OWN = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 """A warning of the client about itself."""
 
@@ -73,6 +81,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return extrapolate(folder / "sft", folder / "aligned", folder / "out", alpha=1.5).out
 
 
+@pytest.fixture(scope="session")
+def made_real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output that verifies."""
+    out = tmp_path_factory.mktemp("publishing-real") / "out"
+    return door.extrapolate(MODELS / "sft", MODELS / "aligned", out, alpha=1.5).out
+
+
 @pytest.fixture(params=["lfs", "xet"])
 def transport(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -90,7 +105,9 @@ def world(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", transport == "lfs")
-    monkeypatch.setattr(time, "sleep", world.waits.append)
+    quick = SimpleNamespace(**vars(time) | {"sleep": world.waits.append})
+    for module in (_http, upload):  # time itself would make every other wait a busy one
+        monkeypatch.setattr(module, "time", quick)
     monkeypatch.setattr(verb, "_SMALL", 2000)  # these shards are large ones
     yield world
     close_session()

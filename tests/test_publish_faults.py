@@ -28,7 +28,9 @@ def requests_of(world: World) -> list[str]:
 def start_again(world: World) -> None:
     """The older model is back, the store is empty, nothing is wrong."""
     world.hub.create(NAME, HUB_IS_OLD)
-    world.hub.store = {k: v for k, v in world.hub.store.items() if v == HUB_IS_OLD["model.safetensors"]}
+    world.hub.store = {
+        k: v for k, v in world.hub.store.items() if v == HUB_IS_OLD["model.safetensors"]
+    }
     world.hub.faults.clear()
 
 
@@ -68,7 +70,9 @@ def each_request(world: World) -> Iterator[tuple[str, int]]:
         yield request, number
 
 
-@pytest.mark.parametrize("kind", ["cut", "lost", 500, 503])
+@pytest.mark.parametrize(
+    "kind", ["cut", "lost", *(pytest.param(n, marks=pytest.mark.slow) for n in (500, 503))]
+)
 def test_a_fault_in_any_request(world: World, kind: str | int) -> None:
     for request, number in each_request(world):
         world.hub.faults.append(Fault(r"^(?!.*harnesses)", kind, number))
@@ -78,6 +82,7 @@ def test_a_fault_in_any_request(world: World, kind: str | int) -> None:
         goes_on(world)
 
 
+@pytest.mark.slow
 def test_a_request_that_never_gets_through(world: World) -> None:
     for request, number in each_request(world):
         world.hub.faults.append(Fault(f"^{re.escape(request)}$", "cut", times=1000))
@@ -87,6 +92,7 @@ def test_a_request_that_never_gets_through(world: World) -> None:
         goes_on(world)
 
 
+@pytest.mark.slow
 def test_too_many_requests_are_waited_out(world: World) -> None:
     for request, number in each_request(world):
         world.waits.clear()
@@ -98,6 +104,13 @@ def test_too_many_requests_are_waited_out(world: World) -> None:
         if "/commit/" in request:
             assert (said, max(world.waits)) == ("published", 7.0)
         goes_on(world)
+
+
+def test_a_commit_is_tried_again_when_the_hub_says_when(world: World) -> None:
+    world.hub.create(NAME, HUB_IS_OLD)
+    world.hub.faults.append(Fault("/commit/", 429, headers={"Retry-After": "7"}))
+    assert world.publish().commit == world.repo.branches["main"]
+    assert 7.0 in world.waits
 
 
 def test_a_lost_answer_to_the_commit_is_found_in_the_tree(world: World) -> None:
@@ -186,7 +199,9 @@ def test_a_token_that_expires_under_way(world: World) -> None:
     world.hub.create(NAME)
     message = {"X-Error-Message": "Invalid credentials in Authorization header"}
     world.hub.faults.append(Fault("/commit/", 401, headers=message))
-    with pytest.raises(HubError, match=f"the commit to {NAME}: the token is invalid or has expired"):
+    with pytest.raises(
+        HubError, match=f"the commit to {NAME}: the token is invalid or has expired"
+    ):
         world.publish()
     world.publish()
     assert world.is_published()

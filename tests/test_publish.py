@@ -1,0 +1,411 @@
+"""`expo publish`: what is looked at before, what is sent, what the receipt says."""
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub.utils._xet import get_xet_session
+
+import expo as door
+from expo.cli.publish_text import publish_plan_text
+from expo.errors import CheckpointError, HubError, SpecError, VerificationError
+from expo.output.manifest import Manifest, SourceEntry
+from expo.publishing import seam
+from expo.results import PublishPlan, PublishResult
+from expo.verbs.publish import prepare, send
+
+from .conftest import Ran
+from .hub_server import COMMIT
+from .hub_writing import SIGNATURE, Fault, Repo
+from .publishing import CLIENTS_OWN, LFS, NAME, TOKEN, World
+from .xet_store import xet_hashes
+
+pytestmark = CLIENTS_OWN
+
+SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+
+
+def weight_bytes(world: World) -> int:
+    return sum((world.out / name).stat().st_size for name in SHARDS)
+
+
+def edit_manifest(out: Path, **changes: object) -> None:
+    manifest = Manifest.from_json((out / "expo.json").read_bytes())
+    (out / "expo.json").write_text(replace(manifest, **changes).to_json())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def command(
+    world: World, made_real: Path, tmp_path: Path, expo: Callable[..., Ran]
+) -> Callable[..., Ran]:
+    """`expo publish` of a model that verifies."""
+    world.out = Path(shutil.copytree(made_real, tmp_path / "real"))
+    return lambda *flags: expo("publish", world.out, NAME, *flags)
+
+
+@pytest.mark.parametrize("transport", ["lfs", pytest.param("xet", marks=pytest.mark.slow)])
+def test_the_whole_way(world: World, command: Callable[..., Ran], tmp_path: Path) -> None:
+    ran = command("--yes", "--json", "--receipt", tmp_path / "receipt.json")
+    assert ran.code == 0, ran.err
+    receipt = json.loads(ran.out)
+    assert receipt == json.loads((tmp_path / "receipt.json").read_text())
+    assert receipt.keys() == {field.name for field in dataclasses.fields(PublishResult)}
+    assert receipt["commit"] == world.repo.branches["main"]
+    assert receipt["url"] == f"{world.hub.url}/{NAME}/commit/{receipt['commit']}"
+    assert world.is_published()
+    assert world.repo.private
+    assert receipt["files"].keys() | {".gitattributes"} == world.repo.head().keys()
+    again = world.publish()
+    assert (again.commit, again.bytes_sent) == (receipt["commit"], 0)
+    assert again.bytes_skipped == receipt["bytes_sent"]
+    seen = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    assert TOKEN not in ran.out + ran.err
+    assert TOKEN.encode() not in seen
+
+
+@LFS
+def test_a_dry_run_prints_the_plan_and_sends_nothing(world: World) -> None:
+    world.hub.create(NAME, {"old.bin": b"old", "notes.md": b"kept"})
+    (world.out / "scratch.txt").write_text("mine")
+    before = dict(world.repo.head())
+    plan = world.prepare().plan
+    lines = dict(line.split(maxsplit=1) for line in publish_plan_text(plan).splitlines())
+    assert lines["deletes"] == "old.bin (0.00 MB)"
+    assert lines["keeps"] == ".gitattributes (0.00 MB), notes.md (0.00 MB)"
+    assert lines["leaves"] == "scratch.txt (0.00 MB)"
+    assert lines["as"] == "ada"
+    assert plan.bytes_to_send == plan.bytes_in_all == sum(plan.send.values())
+    assert world.repo.head() == before
+    sent = [line for line in world.hub.asked() if not line.startswith("GET")]
+    assert set(sent) == {"POST /api/validate-yaml"}
+
+
+@LFS
+def test_what_does_not_verify_is_refused_with_3(world: World, command: Callable[..., Ran]) -> None:
+    config = world.out / "generation_config.json"
+    config.write_text(config.read_text() + " ")
+    ran = command("--yes")
+    assert ran.code == 3
+    assert ran.err.splitlines()[-1] == (
+        f"expo: {world.out} does not verify: generation_config.json is not the file that was "
+        "written: its SHA-256 differs: restore the files, or run the merge again"
+    )
+    edit_manifest(world.out, verified=False)
+    marked = command("--yes")
+    assert marked.code == 3
+    assert 'is marked "verified": false by its expo.json' in marked.err
+    assert not world.hub.repos
+
+
+@pytest.mark.slow
+@LFS
+def test_what_tells_of_the_model_may_change(world: World, command: Callable[..., Ran]) -> None:
+    (world.out / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    (world.out / "diff.png").write_bytes(b"picture")
+    (world.out / ".eval_results").mkdir()
+    (world.out / ".eval_results" / "mt-bench.yaml").write_text("[]")
+    assert command("--yes").code == 0
+    assert {"diff.png", ".eval_results/mt-bench.yaml"} <= world.repo.head().keys()
+    assert world.repo.head()["README.md"].content == (world.out / "README.md").read_bytes()
+    assert world.is_published()
+
+
+@pytest.mark.slow
+@LFS
+def test_it_asks_first(
+    world: World, command: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = json.loads(command("--dry-run", "--json").out)
+    assert plan.keys() == {field.name for field in dataclasses.fields(PublishPlan)}
+    monkeypatch.setattr("expo.cli.publish._has_terminal", lambda: True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert command("-q").code == 1
+    assert not world.hub.repos
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    ran = command("-q")
+    assert ran.code == 0
+    assert ran.err.startswith(f"to         {world.hub.url}/{NAME} (new, private), main\n")
+    assert world.is_published()
+
+
+@LFS
+def test_without_a_terminal_it_needs_a_yes(world: World, expo: Callable[..., Ran]) -> None:
+    ran = expo("publish", world.out, NAME)
+    assert ran.code == 2
+    assert "there is no terminal to ask on: add --yes, or --dry-run to see the plan" in ran.err
+    assert not world.hub.requests
+
+
+@LFS
+def test_a_receipt_that_cannot_be_written_is_told_first(
+    world: World, expo: Callable[..., Ran], tmp_path: Path
+) -> None:
+    ran = expo("publish", world.out, NAME, "--yes", "--receipt", tmp_path / "none" / "r.json")
+    assert (ran.code, world.hub.requests) == (1, [])
+    assert "cannot be written: name a file in a folder that exists" in ran.err
+
+
+@pytest.mark.slow
+@LFS
+def test_the_python_door(world: World, made_real: Path) -> None:
+    done: list[tuple[int, int]] = []
+    result = door.publish(made_real, NAME, progress=lambda *now: done.append(now))
+    assert result.commit == world.repo.branches["main"]
+    assert done == sorted(done)
+    assert done[-1] == (result.bytes_sent, result.bytes_sent)
+    with pytest.raises(VerificationError, match="does not verify"):
+        door.publish(world.out, NAME)  # made-up tensors
+
+
+def test_a_second_publish_sends_no_weights(world: World) -> None:
+    first = world.publish()
+    assert first.bytes_sent > weight_bytes(world)
+    sent = world.hub.bodies
+    (world.out / "README.md").write_text("---\nlicense: mit\n---\n# Edited\n")
+    again = world.publish()
+    assert again.bytes_sent == (world.out / "README.md").stat().st_size
+    assert again.bytes_skipped >= weight_bytes(world)
+    assert world.hub.bodies == sent
+    assert world.repo.parents[again.commit] == first.commit
+    assert world.publish().commit == again.commit
+
+
+def test_older_weights_go_and_the_rest_stays(world: World) -> None:
+    kept = {"notes.md": b"n", "training_args.bin": b"t", "logs/run.txt": b"l"}
+    stale = {"model.safetensors": b"s" * 300, "pytorch_model.bin": b"b", "a/old.gguf": b"g",
+             "pytorch_model.bin.index.json": b"{}"}  # fmt: skip
+    world.hub.create(NAME, kept | stale)
+    result = world.publish()
+    assert set(result.deleted) == stale.keys()
+    assert kept.keys() <= world.repo.head().keys()
+    assert world.is_published()
+    assert len(world.repo.commits) == 2
+
+
+@LFS
+def test_visibility(world: World) -> None:
+    assert world.prepare().plan.private
+    world.publish(public=True)
+    assert not world.repo.private
+    assert "the repository is public: everybody will see the model" in world.prepare().plan.warnings
+    world.hub.create(NAME)
+    (warning,) = world.prepare(public=True).plan.warnings
+    assert warning.startswith("the repository is private and stays so")
+
+
+def test_a_branch_is_made(world: World) -> None:
+    world.hub.create(NAME, {"model.safetensors": b"main's"})
+    result = world.publish(revision="alpha-1.5")
+    assert world.repo.branches["alpha-1.5"] == result.commit
+    assert world.is_published("alpha-1.5")
+    assert set(world.repo.head()) == {".gitattributes", "model.safetensors"}
+
+
+def test_a_pull_request(world: World) -> None:
+    world.hub.create(NAME, {"model.safetensors": b"main's"})
+    result = world.publish(create_pr=True)
+    assert result.pull_request == f"{world.hub.url}/{NAME}/discussions/1"
+    assert world.is_published("refs/pr/1")
+    assert set(world.repo.head()) == {".gitattributes", "model.safetensors"}
+
+
+@LFS
+def test_a_pull_request_needs_a_repository(world: World) -> None:
+    with pytest.raises(HubError, match="is not on the Hub: publish it without --create-pr first"):
+        world.publish(create_pr=True)
+
+
+def with_parent(world: World, folder: Path, **more: str) -> None:
+    source = SourceEntry("org/parent", COMMIT, None, None)
+    edit_manifest(world.out, sources={"aligned": source}, donor="org/parent", **more)
+
+
+@LFS
+def test_a_gated_parent(world: World, tmp_path: Path) -> None:
+    with_parent(world, tmp_path)
+    world.hub.gated.add("org/parent")
+    page = f"{world.hub.url}/org/parent"
+    with pytest.raises(HubError, match=f"the parent org/parent is gated: open {page} with the acc"):
+        world.publish()
+    assert not world.hub.repos
+
+
+@LFS
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_parent_that_is_refused(world: World, tmp_path: Path, status: int) -> None:
+    with_parent(world, tmp_path)
+    world.hub.faults.append(Fault("parent/auth-check", status))
+    with pytest.raises(HubError, match=f"org/parent is gated: open {world.hub.url}/org/parent"):
+        world.publish()
+
+
+@LFS
+def test_parents_that_readers_cannot_open(world: World, tmp_path: Path) -> None:
+    with_parent(world, tmp_path)
+    warnings = world.prepare().plan.warnings
+    assert "the parent org/parent is not on the Hub, or not for this account" in warnings[0]
+    world.hub.repos["org/parent"] = Repo(branches={"main": COMMIT}, commits={COMMIT: {}})
+    assert world.prepare().plan.warnings[0].startswith("the parent org/parent is private")
+
+
+@LFS
+@pytest.mark.parametrize("template", ["{{ same }}", "{{ other }}"])
+def test_the_donors_chat_template(
+    world: World, tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    address = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", world.hub.url + address
+    )
+    with_parent(world, tmp_path)
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    (parent / "chat_template.jinja").write_text("{{ same }}")
+    (world.out / "chat_template.jinja").write_text(template)
+    world.hub.repositories["org/parent"] = parent
+    warned = "the chat template is not that of org/parent" in world.prepare().plan.warnings
+    assert warned is (template == "{{ other }}")
+
+
+@LFS
+def test_the_name_that_a_licence_wants(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seam, "terms", lambda *_: seam.Terms("llama3", "Llama-3"))
+    with pytest.raises(SpecError, match="llama3 wants a name that begins with Llama-3: rename it"):
+        world.prepare()
+    assert world.prepare(name_ok=True).plan.licence == "llama3"
+
+
+@LFS
+def test_the_licence_that_is_asked_for(world: World) -> None:
+    world.publish(licence="apache-2.0")
+    card = (world.out / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert world.repo.head()["README.md"].content == card.encode()
+    assert world.publish(licence="apache-2.0").bytes_sent == 0
+
+
+@LFS
+@pytest.mark.parametrize("text", ["---\nlicense: nonsense\n---\n", "---\na: [\n---\n"])
+def test_front_matter_that_the_hub_refuses(world: World, text: str) -> None:
+    (world.out / "README.md").write_text(text)
+    with pytest.raises(CheckpointError, match=r"README.md: its front matter is not valid: correct"):
+        world.publish()
+    assert not world.hub.repos
+
+
+@LFS
+def test_only_what_expo_has_made(world: World) -> None:
+    (world.out / SHARDS[0]).unlink()
+    with pytest.raises(VerificationError, match=f"{SHARDS[0]} is missing: restore it, or run"):
+        world.prepare()
+    (world.out / "expo.json").unlink()
+    with pytest.raises(CheckpointError, match="has no expo.json: publish takes what expo has made"):
+        world.prepare()
+
+
+@LFS
+@pytest.mark.parametrize("name", ["model", "org/name/x", "https://huggingface.co/org/model"])
+def test_names_that_are_none(world: World, name: str) -> None:
+    with pytest.raises(SpecError, match="is not a Hub id: name it ORG/NAME"):
+        prepare(world.out, name)
+
+
+def test_a_file_that_changes_after_the_verification(world: World) -> None:
+    ready = world.prepare()
+    shard = world.out / SHARDS[1]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + b"?")
+    with pytest.raises(VerificationError, match=f"{SHARDS[1]} changed while it was published"):
+        send(ready)
+    assert set(world.repo.head()) == {".gitattributes"}
+    shard.write_bytes(content)  # another time, the same content
+    os.utime(shard, (1, 1))
+    send(ready)
+    assert world.is_published()
+
+
+def test_nothing_is_hashed_twice(world: World) -> None:
+    """A file with the size and the time of before is taken for the same, so its hash is not taken again."""
+    world.hub.create(NAME)
+    ready = world.prepare()
+    shard = world.out / SHARDS[1]
+    status = shard.stat()
+    shard.write_bytes(bytes(status.st_size))
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    known = next(file.sha256 for file in ready.files if file.name == SHARDS[1])
+    if world.hub.xet is not None:
+        assert send(ready).files[SHARDS[1]] == known
+        return
+    with pytest.raises(HubError, match=f"{SHARDS[1]} to {NAME}: the Hub refuses what was sent"):
+        send(ready)  # LFS looks at the content itself
+    assert set(world.repo.head()) == {".gitattributes"}
+
+
+def test_an_earlier_run_was_killed_before_its_commit(world: World) -> None:
+    world.hub.create(NAME)
+    world.hub.faults.append(Fault("/commit/", "cut", times=99))
+    with pytest.raises(HubError):
+        world.publish()
+    sent = world.hub.bodies
+    world.hub.faults.clear()
+    world.publish()
+    assert world.hub.bodies == sent
+    assert world.is_published()
+
+
+@pytest.mark.parametrize("transport", ["xet"])
+def test_what_xet_stores_is_the_model(world: World, tmp_path: Path) -> None:
+    import hf_xet
+
+    result = world.publish()
+    assert world.hub.xet is not None
+    by_sha256 = xet_hashes(world.hub.xet)
+    back = tmp_path / "back"
+    with get_xet_session().new_file_download_group(endpoint=f"local://{world.hub.xet}") as group:
+        for name in SHARDS:
+            info = hf_xet.XetFileInfo(
+                by_sha256[result.files[name]], (world.out / name).stat().st_size
+            )
+            group.start_download_file(info, str(back / name))
+    assert all((back / n).read_bytes() == (world.out / n).read_bytes() for n in SHARDS)
+
+
+@LFS
+def test_signed_addresses_reach_no_log(
+    world: World, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import traceback
+
+    world.hub.faults.append(Fault("PUT", 500, times=99))
+    with pytest.raises(HubError) as caught:
+        world.publish()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "500" in shown
+    assert SIGNATURE not in shown
+    assert TOKEN not in shown
+    written = "".join(capfd.readouterr())
+    assert SIGNATURE not in written
+    assert TOKEN not in written
+
+
+@LFS
+def test_offline(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="may not be asked while HF_HUB_OFFLINE is set: unset it"):
+        world.publish()
+
+
+@LFS
+@pytest.mark.parametrize(("flags", "words"), [
+    ({"revision": "v2", "create_pr": True}, "--create-pr opens a pull request to main"),
+])  # fmt: skip
+def test_flags_that_contradict(world: World, flags: dict, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        world.prepare(**flags)
