@@ -1,5 +1,6 @@
 """Every command and snippet of README and docs runs; every help text in docs is the real one."""
 
+import json
 import os
 import re
 import shlex
@@ -20,6 +21,8 @@ from expo.operators.methods import METHODS as METHOD_TABLE
 from expo.verification.run import CHECKS
 
 from .hub_server import Hub
+from .hub_writing import Account, WritableHub
+from .publishing import TOKEN
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -57,7 +60,7 @@ def run(command: list[str], folder: Path, hub: Hub) -> str:
     environment |= {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(folder / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_XET": "0" if isinstance(hub, WritableHub) else "1",
     }
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (command, done.stderr)
@@ -115,6 +118,25 @@ def test_the_help_texts_of_the_docs() -> None:
 def test_a_recipe_plans_by_name_from_the_hub(workplace: Path, hub: Hub) -> None:
     command = [sys.executable, "-m", "expo", "plan", "starling-lm-7b-beta-expo"]
     assert "21 extrapolated, 0 copied, 0 missing" in run(command, workplace, hub)
+
+
+@pytest.mark.slow
+def test_the_publishing_page(workplace: Path) -> None:
+    """The commands with Xet, then the snippet, which finds everything there."""
+    hub = WritableHub(accounts={TOKEN: Account()}, xet=workplace / "cas")
+    server = hub.start()
+    (workplace / "hf").mkdir()
+    (workplace / "hf" / "token").write_text(TOKEN)
+    text = (ROOT / "docs" / "publishing.md").read_text()
+    assert run_commands(text, workplace, hub) == 3
+    receipt = json.loads((workplace / "receipt.json").read_text())
+    keys = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?)\|", text, flags=re.M))))
+    assert keys == receipt.keys()
+    (snippet,) = blocks("python", text)
+    said = run([sys.executable, "-c", snippet], workplace, hub)
+    server.shutdown()
+    server.server_close()
+    assert said == f"{receipt['url']} 0\n"
 
 
 METHODS, LOW_RANK = ((ROOT / "docs" / name).read_text() for name in ("methods.md", "low_rank.md"))

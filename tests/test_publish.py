@@ -5,6 +5,9 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -306,7 +309,7 @@ def test_only_what_expo_has_made(world: World) -> None:
     with pytest.raises(VerificationError, match=f"{SHARDS[0]} is missing: restore it, or run"):
         world.prepare()
     (world.out / "expo.json").unlink()
-    with pytest.raises(CheckpointError, match="has no expo.json: publish takes what expo has made"):
+    with pytest.raises(CheckpointError, match=r"has no expo.json: publish takes what expo has made"):
         world.prepare()
 
 
@@ -329,6 +332,22 @@ def test_a_file_that_changes_after_the_verification(world: World) -> None:
     os.utime(shard, (1, 1))
     send(ready)
     assert world.is_published()
+
+
+def test_a_small_file_that_changes_after_the_verification(world: World) -> None:
+    ready = world.prepare()
+    (world.out / "config.json").write_text("{}")
+    with pytest.raises(VerificationError, match=r"config.json changed while it was published"):
+        send(ready)
+    assert set(world.repo.head()) == {".gitattributes"}
+
+
+@LFS
+def test_a_link_leads_nowhere(world: World, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("mine")
+    (world.out / "notes.png").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=r"notes.png is a link: put the file itself there"):
+        world.publish()
 
 
 def test_nothing_is_hashed_twice(world: World) -> None:
@@ -355,6 +374,37 @@ def test_an_earlier_run_was_killed_before_its_commit(world: World) -> None:
         world.publish()
     sent = world.hub.bodies
     world.hub.faults.clear()
+    world.publish()
+    assert world.hub.bodies == sent
+    assert world.is_published()
+
+
+class _Killer(Fault):
+    """Kills a process at its commit."""
+
+    process: subprocess.Popen[bytes]
+
+    def strikes(self, request: str) -> bool:
+        if "/commit/" in request:
+            self.process.kill()
+        return False
+
+
+@pytest.mark.slow
+@LFS
+def test_killed_and_run_again_it_goes_on(
+    world: World, command: Callable[..., Ran], tmp_path: Path
+) -> None:
+    killer = _Killer("", 0)
+    world.hub.faults.append(killer)
+    environment = os.environ | {"HF_ENDPOINT": world.hub.url, "HF_HUB_DISABLE_XET": "1",
+                                "HF_HOME": str(tmp_path / "home")}  # fmt: skip
+    line = [sys.executable, "-m", "expo", "publish", str(world.out), NAME, "--yes"]
+    killer.process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
+    assert killer.process.wait(300) == -signal.SIGKILL
+    world.hub.faults.clear()
+    sent = world.hub.bodies
+    assert sent == (world.out / "model.safetensors").stat().st_size
     world.publish()
     assert world.hub.bodies == sent
     assert world.is_published()

@@ -125,7 +125,7 @@ def test_a_lost_answer_to_the_commit_is_found_in_the_tree(world: World) -> None:
 def test_a_lost_answer_and_nobody_to_ask(world: World) -> None:
     world.hub.create(NAME, HUB_IS_OLD)
     world.hub.faults += [Fault("/commit/", "lost"), Fault("GET .*/revision/main", "cut", 2, 99)]
-    with pytest.raises(HubError, match="broke.*: run the same command again"):
+    with pytest.raises(HubError, match=r"broke.*: run the same command again"):
         world.publish()
     world.hub.faults.clear()
     again = world.publish()
@@ -229,7 +229,7 @@ def test_a_read_only_token(world: World) -> None:
 
 def test_somebody_elses_repository(world: World) -> None:
     world.hub.create(NAME, owners=frozenset({"eve"}))
-    with pytest.raises(HubError, match="ada has no write access to it: .* or add --create-pr"):
+    with pytest.raises(HubError, match=r"ada has no write access to it: .* or add --create-pr"):
         world.publish()
     assert world.publish(create_pr=True).pull_request
 

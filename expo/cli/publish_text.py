@@ -15,7 +15,7 @@ def publish_plan_text(plan: PublishPlan) -> str:
     where = f"pull request to {plan.revision}" if plan.pull_request else plan.revision
     lines = [
         ("to", f"{plan.url} ({'new, ' if plan.is_new else ''}{seen}), {where}"),
-        ("as", plan.account),
+        ("as", printable(plan.account)),
         ("head", plan.head or "nothing there yet"),
         ("licence", plan.licence or "not stated"),
         ("sends", f"{gigabytes(plan.bytes_to_send)} of {gigabytes(plan.bytes_in_all)}: {_names(plan.send)}"),

@@ -64,8 +64,9 @@ def root(error: Exception) -> Exception:
 def status_of(error: Exception) -> int | None:
     """The status that the Hub answered, None where no answer came."""
     error = root(error)
-    known = isinstance(error, HfHubHTTPError) and error.response is not None
-    return error.response.status_code if known else None  # pyright: ignore[reportAttributeAccessIssue]
+    if not isinstance(error, HfHubHTTPError) or error.response is None:
+        return None
+    return error.response.status_code
 
 
 def _by_status(status: int) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from expo.checkpoint.files import open_directory
 from expo.checkpoint.sidecars import MANIFEST, is_apart
-from expo.errors import VerificationError
+from expo.errors import CheckpointError, VerificationError
 from expo.output.manifest import Manifest
 
 
@@ -30,6 +30,22 @@ class Outgoing:
         content = self.path.read_bytes() if self.content is None else self.content
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
+    def read(self) -> bytes:
+        """The content.
+
+        Raises:
+            VerificationError: it is no longer what the hash is of.
+        """
+        if self.content is not None:
+            return self.content
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise VerificationError(f"{self.path} cannot be read: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise self._changed()
+        return content
+
     def confirm(self) -> None:
         """That the file is still the one which the hash is of: by size and time, else by its content.
 
@@ -46,9 +62,12 @@ class Outgoing:
         except OSError as error:
             raise VerificationError(f"{self.path} cannot be read: {error.strerror}") from error
         if found != self.sha256:
-            raise VerificationError(
-                f"{self.path} changed while it was published: restore it, or run the merge again"
-            )
+            raise self._changed()
+
+    def _changed(self) -> VerificationError:
+        return VerificationError(
+            f"{self.path} changed while it was published: restore it, or run the merge again"
+        )
 
 
 def snapshot(out: Path, manifest: Manifest) -> list[Outgoing]:
@@ -57,13 +76,14 @@ def snapshot(out: Path, manifest: Manifest) -> list[Outgoing]:
 
     Raises:
         VerificationError: a file of the manifest is missing.
+        CheckpointError: a file that the manifest does not vouch for is a link.
     """
     model = {name: sha256 for name, sha256 in manifest.files.items() if not is_apart(name)}
     for name in model:
         if not (out / name).is_file():
             raise VerificationError(f"{out / name} is missing: restore it, or run the merge again")
     beside = [name for name in open_directory(out).sizes if is_apart(name)]
-    small = {name: _sha256(out / name) for name in (*beside, MANIFEST)}
+    small = {name: _own_sha256(out / name) for name in (*beside, MANIFEST)}
     return [_outgoing(out, name, sha256) for name, sha256 in sorted((model | small).items())]
 
 
@@ -82,6 +102,13 @@ def written(file: Outgoing) -> Outgoing:
 def _outgoing(out: Path, name: str, sha256: str) -> Outgoing:
     status = (out / name).stat()
     return Outgoing(name, out / name, status.st_size, status.st_mtime_ns, sha256)
+
+
+def _own_sha256(path: Path) -> str:
+    """Of a file that no hash in the manifest vouches for: a link could lead to anything."""
+    if path.is_symlink():
+        raise CheckpointError(f"{path} is a link: put the file itself there")
+    return _sha256(path)
 
 
 def _sha256(path: Path) -> str:

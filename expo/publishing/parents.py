@@ -6,6 +6,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from expo.checkpoint.files import Files
+from expo.checkpoint.headers import printable
 from expo.checkpoint.hub import open_repository
 from expo.checkpoint.reference import Location
 from expo.checkpoint.templates import templates_in_force
@@ -28,7 +29,7 @@ def gates(api: HfApi, parents: dict[str, str]) -> Iterator[str]:
     Raises:
         HubError: a parent is gated, and this account has not been let in.
     """
-    for parent in parents:
+    for parent in map(printable, parents):
         page = f"{constants.ENDPOINT}/{parent}"
         with explained(f"the parent {parent} ({page})"):
             try:
@@ -60,8 +61,8 @@ def template_warning(out: Files, manifest: Manifest, parents: dict[str, str]) ->
         )
         mine = templates_in_force(out)
     except (HubError, CheckpointError, ValueError, TypeError, KeyError):
-        return f"the chat template could not be compared with that of {donor}"
-    return None if mine == theirs else f"the chat template is not that of {donor}"
+        return f"the chat template could not be compared with that of {printable(donor)}"
+    return None if mine == theirs else f"the chat template is not that of {printable(donor)}"
 
 
 def _gated(parent: str, page: str) -> str:

@@ -22,6 +22,7 @@ _PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a commit is tried again: what the client does for every other request."""
 
 _LONGEST_PAUSE = 300.0
+_IN_MEMORY = 10 << 20
 _RECENT = 10
 
 
@@ -161,9 +162,11 @@ def _pull_request(api: HfApi, target: Target, files: Sequence[Outgoing]) -> Land
 
 
 def _addition(file: Outgoing) -> CommitOperationAdd:
+    """A small file is read now, because those that are not in LFS travel with the commit itself."""
+    if file.nbytes < _IN_MEMORY:
+        return CommitOperationAdd(file.name, file.read())
     file.confirm()
-    content = file.path if file.content is None else file.content
-    operation = CommitOperationAdd(file.name, content)
+    operation = CommitOperationAdd(file.name, file.path)
     operation.upload_info.sha256 = bytes.fromhex(file.sha256)
     return operation
 
