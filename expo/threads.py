@@ -63,6 +63,11 @@ class Crew:
         self._threads.append(thread)
         thread.start()
 
+    def pause(self, seconds: float) -> None:
+        """Wait, in one of the threads. Raises Stopped when the crew ends."""
+        if self._stop.wait(seconds):
+            raise Stopped
+
     def stop(self) -> None:
         """End every thread at its next wait."""
         self._stop.set()

@@ -19,7 +19,7 @@ import expo as door
 from expo.cli.publish_text import publish_plan_text
 from expo.errors import CheckpointError, HubError, SpecError, VerificationError
 from expo.output.manifest import Manifest, SourceEntry
-from expo.publishing import seam
+from expo.publishing import seam, watch
 from expo.results import PublishPlan, PublishResult
 from expo.verbs.publish import prepare, send
 
@@ -309,7 +309,9 @@ def test_only_what_expo_has_made(world: World) -> None:
     with pytest.raises(VerificationError, match=f"{SHARDS[0]} is missing: restore it, or run"):
         world.prepare()
     (world.out / "expo.json").unlink()
-    with pytest.raises(CheckpointError, match=r"has no expo.json: publish takes what expo has made"):
+    with pytest.raises(
+        CheckpointError, match=r"has no expo.json: publish takes what expo has made"
+    ):
         world.prepare()
 
 
@@ -408,6 +410,24 @@ def test_killed_and_run_again_it_goes_on(
     world.publish()
     assert world.hub.bodies == sent
     assert world.is_published()
+
+
+def test_the_bar_moves_within_a_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_SECONDS", 0.001)
+    seen: list[tuple[int, int]] = []
+    result = send(world.prepare(), progress=lambda *now: seen.append(now))
+    assert seen == sorted(seen)
+    assert seen[-1] == (result.bytes_sent, result.bytes_sent)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_how_far_a_file_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "shard"
+    path.write_bytes(bytes(100))
+    assert watch.position(path) == 0
+    with path.open("rb", buffering=0) as file:
+        file.read(60)
+        assert watch.position(path) == 60
 
 
 @pytest.mark.parametrize("transport", ["xet"])

@@ -1,6 +1,7 @@
 """`expo publish`: verify, upload, one commit, check what came to lie on the Hub."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from expo.publishing import seam
 from expo.publishing.outgoing import Outgoing, snapshot, written
 from expo.publishing.preflight import Preflight, preflight
 from expo.publishing.receipt import check_commit, receipt
-from expo.publishing.repository import Difference, Remote, compare, parse_target
+from expo.publishing.repository import Difference, Remote, Target, compare, parse_target
 from expo.publishing.upload import (
     Landed,
     check_unmoved,
@@ -23,6 +24,7 @@ from expo.publishing.upload import (
     open_branch,
     preupload,
 )
+from expo.publishing.watch import watched
 from expo.results import PublishResult, VerifyResult
 from expo.spec.request import both_conventions
 from expo.verification.run import check_directory, verify_folder
@@ -137,10 +139,10 @@ def send(
     difference = compare(files, remote.files)
     landed = _existing(api, ready, files, remote, difference)
     if landed is None:
-        operations: list[CommitOperationAdd | CommitOperationDelete] = []
-        for batch in _batches(difference.send, progress):
-            operations += preupload(api, target, batch)
-        operations += [CommitOperationDelete(name, is_folder=False) for name in difference.delete]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            *_uploaded(api, target, difference.send, progress),
+            *(CommitOperationDelete(name, is_folder=False) for name in difference.delete),
+        ]
         message, description = _message(ready.manifest, files)
         landed = commit(
             api,
@@ -180,16 +182,26 @@ def _existing(
     return find(api, ready.target, files, parent=None) if ready.target.create_pr else None
 
 
-def _batches(files: Sequence[Outgoing], progress: Progress | None) -> Iterator[Sequence[Outgoing]]:
-    """The small files together, then the large ones one by one; progress moves when the next is asked for."""
+def _uploaded(
+    api: HfApi, target: Target, files: Sequence[Outgoing], progress: Progress | None
+) -> list[CommitOperationAdd]:
+    """The small files together, then the large ones one by one."""
+    tell = progress or (lambda _done, _total: None)
     small = [file for file in files if file.nbytes < _SMALL]
     large = [[file] for file in files if file.nbytes >= _SMALL]
+    operations: list[CommitOperationAdd] = []
     done, total = 0, sum(file.nbytes for file in files)
     for batch in [small, *large] if small else large:
-        yield batch
-        done += sum(file.nbytes for file in batch)
-        if progress:
-            progress(done, total)
+        nbytes = sum(file.nbytes for file in batch)
+        with watched(batch[0].path, partial(_tell_of_part, tell, done, nbytes, total)):
+            operations += preupload(api, target, batch)
+        done += nbytes
+        tell(done, total)
+    return operations
+
+
+def _tell_of_part(tell: Progress, done: int, nbytes: int, total: int, part: int) -> None:
+    tell(done + min(part, nbytes), total)
 
 
 def _message(manifest: Manifest, files: Sequence[Outgoing]) -> tuple[str, str]:
