@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ from huggingface_hub.utils import _http
 
 import expo as door
 from expo.demo.toy import MODELS
+from expo.output.manifest import Manifest
 from expo.publishing import upload
 from expo.publishing.preflight import Preflight, preflight
 from expo.publishing.repository import parse_target
@@ -34,8 +35,14 @@ NAME = "org/model"
 LFS = pytest.mark.parametrize("transport", ["lfs"])
 """For what does not depend on the transport."""
 
+SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
 CLIENTS_OWN = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 """A warning of the client about itself."""
+
+
+def edit_manifest(out: Path, **changes: object) -> None:
+    manifest = Manifest.from_json((out / "expo.json").read_bytes())
+    (out / "expo.json").write_text(replace(manifest, **changes).to_json())  # type: ignore[arg-type]
 
 
 @dataclass

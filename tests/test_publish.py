@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,29 +17,20 @@ from huggingface_hub.utils._xet import get_xet_session
 import expo as door
 from expo.cli.publish_text import publish_plan_text
 from expo.errors import CheckpointError, HubError, SpecError, VerificationError
-from expo.output.manifest import Manifest, SourceEntry
-from expo.publishing import seam, watch
+from expo.publishing import watch
 from expo.results import PublishPlan, PublishResult
-from expo.verbs.publish import prepare, send
+from expo.verbs.publish import send
 
 from .conftest import Ran
-from .hub_server import COMMIT
-from .hub_writing import SIGNATURE, Fault, Repo
-from .publishing import CLIENTS_OWN, LFS, NAME, TOKEN, World
+from .hub_writing import SIGNATURE, Fault
+from .publishing import CLIENTS_OWN, LFS, NAME, SHARDS, TOKEN, World, edit_manifest
 from .xet_store import xet_hashes
 
 pytestmark = CLIENTS_OWN
 
-SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
-
 
 def weight_bytes(world: World) -> int:
     return sum((world.out / name).stat().st_size for name in SHARDS)
-
-
-def edit_manifest(out: Path, **changes: object) -> None:
-    manifest = Manifest.from_json((out / "expo.json").read_bytes())
-    (out / "expo.json").write_text(replace(manifest, **changes).to_json())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -191,17 +181,6 @@ def test_older_weights_go_and_the_rest_stays(world: World) -> None:
     assert len(world.repo.commits) == 2
 
 
-@LFS
-def test_visibility(world: World) -> None:
-    assert world.prepare().plan.private
-    world.publish(public=True)
-    assert not world.repo.private
-    assert "the repository is public: everybody will see the model" in world.prepare().plan.warnings
-    world.hub.create(NAME)
-    (warning,) = world.prepare(public=True).plan.warnings
-    assert warning.startswith("the repository is private and stays so")
-
-
 def test_a_branch_is_made(world: World) -> None:
     world.hub.create(NAME, {"model.safetensors": b"main's"})
     result = world.publish(revision="alpha-1.5")
@@ -222,104 +201,6 @@ def test_a_pull_request(world: World) -> None:
 def test_a_pull_request_needs_a_repository(world: World) -> None:
     with pytest.raises(HubError, match="is not on the Hub: publish it without --create-pr first"):
         world.publish(create_pr=True)
-
-
-def with_parent(world: World, folder: Path, **more: str) -> None:
-    source = SourceEntry("org/parent", COMMIT, None, None)
-    edit_manifest(world.out, sources={"aligned": source}, donor="org/parent", **more)
-
-
-@LFS
-def test_a_gated_parent(world: World, tmp_path: Path) -> None:
-    with_parent(world, tmp_path)
-    world.hub.gated.add("org/parent")
-    page = f"{world.hub.url}/org/parent"
-    with pytest.raises(HubError, match=f"the parent org/parent is gated: open {page} with the acc"):
-        world.publish()
-    assert not world.hub.repos
-
-
-@LFS
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_parent_that_is_refused(world: World, tmp_path: Path, status: int) -> None:
-    with_parent(world, tmp_path)
-    world.hub.faults.append(Fault("parent/auth-check", status))
-    with pytest.raises(HubError, match=f"org/parent is gated: open {world.hub.url}/org/parent"):
-        world.publish()
-
-
-@LFS
-def test_parents_that_readers_cannot_open(world: World, tmp_path: Path) -> None:
-    with_parent(world, tmp_path)
-    warnings = world.prepare().plan.warnings
-    assert "the parent org/parent is not on the Hub, or not for this account" in warnings[0]
-    world.hub.repos["org/parent"] = Repo(branches={"main": COMMIT}, commits={COMMIT: {}})
-    assert world.prepare().plan.warnings[0].startswith("the parent org/parent is private")
-
-
-@LFS
-@pytest.mark.parametrize("template", ["{{ same }}", "{{ other }}"])
-def test_the_donors_chat_template(
-    world: World, tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    address = "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", world.hub.url + address
-    )
-    with_parent(world, tmp_path)
-    parent = tmp_path / "parent"
-    parent.mkdir()
-    (parent / "chat_template.jinja").write_text("{{ same }}")
-    (world.out / "chat_template.jinja").write_text(template)
-    world.hub.repositories["org/parent"] = parent
-    warned = "the chat template is not that of org/parent" in world.prepare().plan.warnings
-    assert warned is (template == "{{ other }}")
-
-
-@LFS
-def test_the_name_that_a_licence_wants(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seam, "terms", lambda *_: seam.Terms("llama3", "Llama-3"))
-    with pytest.raises(SpecError, match="llama3 wants a name that begins with Llama-3: rename it"):
-        world.prepare()
-    assert world.prepare(name_ok=True).plan.licence == "llama3"
-
-
-@LFS
-def test_the_licence_that_is_asked_for(world: World) -> None:
-    world.publish(licence="apache-2.0")
-    card = (world.out / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\n")
-    assert world.repo.head()["README.md"].content == card.encode()
-    assert world.publish(licence="apache-2.0").bytes_sent == 0
-
-
-@LFS
-@pytest.mark.parametrize("text", ["---\nlicense: nonsense\n---\n", "---\na: [\n---\n"])
-def test_front_matter_that_the_hub_refuses(world: World, text: str) -> None:
-    (world.out / "README.md").write_text(text)
-    with pytest.raises(CheckpointError, match=r"README.md: its front matter is not valid: correct"):
-        world.publish()
-    assert not world.hub.repos
-
-
-@LFS
-def test_only_what_expo_has_made(world: World) -> None:
-    (world.out / SHARDS[0]).unlink()
-    with pytest.raises(VerificationError, match=f"{SHARDS[0]} is missing: restore it, or run"):
-        world.prepare()
-    (world.out / "expo.json").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"has no expo.json: publish takes what expo has made"
-    ):
-        world.prepare()
-
-
-@LFS
-@pytest.mark.parametrize("name", ["model", "org/name/x", "https://huggingface.co/org/model"])
-def test_names_that_are_none(world: World, name: str) -> None:
-    with pytest.raises(SpecError, match="is not a Hub id: name it ORG/NAME"):
-        prepare(world.out, name)
 
 
 def test_a_file_that_changes_after_the_verification(world: World) -> None:
