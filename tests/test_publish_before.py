@@ -82,10 +82,12 @@ def test_the_donors_chat_template(
 
 @LFS
 def test_the_name_that_a_licence_wants(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seam, "terms", lambda *_: seam.Terms("llama3", "Llama-3"))
-    with pytest.raises(SpecError, match="llama3 wants a name that begins with Llama-3: rename it"):
+    monkeypatch.setattr(seam, "terms", lambda *_: seam.Terms("llama3", "Llama 3"))
+    with pytest.raises(SpecError, match="llama3 wants a name that begins with Llama 3: rename it"):
         world.prepare()
     assert world.prepare(name_ok=True).plan.licence == "llama3"
+    monkeypatch.setattr(seam, "terms", lambda *_: seam.Terms("fits", "Mod"))
+    assert world.prepare().plan.licence == "fits"
 
 
 @LFS

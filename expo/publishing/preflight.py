@@ -1,5 +1,6 @@
 """Everything that can be known before the first byte is sent."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,11 +127,16 @@ def _plan(
 
 def _check_name(target: Target, terms: seam.Terms, *, name_ok: bool) -> None:
     name = target.repo_id.split("/")[1]
-    if terms.prefix and not name_ok and not name.lower().startswith(terms.prefix.lower()):
+    if terms.prefix and not name_ok and not _plain(name).startswith(_plain(terms.prefix)):
         raise SpecError(
             f"{target.repo_id}: the licence {terms.licence} wants a name that begins with "
             f"{terms.prefix}: rename it, or add --name-ok"
         )
+
+
+def _plain(name: str) -> str:
+    """Without what a Hub id cannot hold: `Llama 3` and `llama-3` are one name."""
+    return re.sub(r"[\s_]+", "-", name).lower()
 
 
 def _with_card(

@@ -26,7 +26,7 @@ def check_commit(api: HfApi, target: Target, landed: Landed, files: Sequence[Out
         if not is_same(file, there.get(file.name)):
             raise HubError(
                 f"{target} at {landed.commit}: {file.name} {_fault(file, there.get(file.name))}: do not "
-                "use that commit, delete the file there and run the same command again"
+                "use that commit, run the same command again to replace it"
             )
 
 
