@@ -79,7 +79,7 @@ def _by_status(status: int) -> str:
         case 429:
             return f"the Hub asks for fewer requests: wait a while, then {_AGAIN}"
         case 400 | 413 | 422:
-            return f"the Hub refuses what was sent ({status}): see `expo publish --dry-run`"
+            return f"the Hub refuses what was sent ({status}): add --debug to see what it says"
     return f"the Hub answered {status}: {_AGAIN}"
 
 
