@@ -70,9 +70,7 @@ def each_request(world: World) -> Iterator[tuple[str, int]]:
         yield request, number
 
 
-@pytest.mark.parametrize(
-    "kind", ["cut", "lost", *(pytest.param(n, marks=pytest.mark.slow) for n in (500, 503))]
-)
+@pytest.mark.parametrize("kind", ["cut", "lost", 500, 503])
 def test_a_fault_in_any_request(world: World, kind: str | int) -> None:
     for request, number in each_request(world):
         world.hub.faults.append(Fault(r"^(?!.*harnesses)", kind, number))
@@ -82,7 +80,6 @@ def test_a_fault_in_any_request(world: World, kind: str | int) -> None:
         goes_on(world)
 
 
-@pytest.mark.slow
 def test_a_request_that_never_gets_through(world: World) -> None:
     for request, number in each_request(world):
         world.hub.faults.append(Fault(f"^{re.escape(request)}$", "cut", times=1000))
@@ -92,7 +89,6 @@ def test_a_request_that_never_gets_through(world: World) -> None:
         goes_on(world)
 
 
-@pytest.mark.slow
 def test_too_many_requests_are_waited_out(world: World) -> None:
     for request, number in each_request(world):
         world.waits.clear()
