@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         VerifyResult,
     )
     from expo.verbs.apply import apply
+    from expo.verbs.card import card
     from expo.verbs.diff import diff
     from expo.verbs.extract_lora import extract_lora
     from expo.verbs.merge import extrapolate, merge
@@ -48,6 +49,7 @@ __all__ = [
     "TokenizerError",
     "VerifyResult",
     "apply",
+    "card",
     "diff",
     "extract_lora",
     "extrapolate",

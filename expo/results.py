@@ -270,6 +270,17 @@ class ExtractResult:
 
 
 @dataclass(frozen=True)
+class CardResult:
+    """A model card. `files` were written; `license` is the Hub's id, None where it is not clear, which
+    `warnings` explain."""
+
+    text: str
+    license: str | None
+    warnings: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class DemoPoint:
     """One model of the demo. `reward` is the mean probability of the preferred answer."""
 

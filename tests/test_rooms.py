@@ -14,6 +14,7 @@ ORDER = (
     ("planning",),
     ("output",),
     ("compute", "verification", "demo", "plots"),
+    ("publishing",),
     ("verbs",),
     ("cli",),
 )

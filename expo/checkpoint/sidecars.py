@@ -6,6 +6,12 @@ MANIFEST = "expo.json"
 """What expo writes beside a model: how it was made, and the SHA-256 of every file."""
 
 CARD = "README.md"
+SIGNATURE = "model.sig"
+EVAL_RESULTS = ".eval_results"
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".index.json")
+_TRAINING = ("training_args.bin", "optimizer.*", "scheduler.pt", "rng_state*.pth", "scaler.pt")
 
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.model.v*",
@@ -42,6 +48,25 @@ def is_legal(name: str) -> bool:
 
 def is_model_sidecar(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in MODEL)
+
+
+def is_apart(name: str) -> bool:
+    """What tells of a model and is no part of it: its card, pictures, results and signature. Changing it is no
+    fault of the model."""
+    return (
+        name in (CARD, SIGNATURE)
+        or name.startswith(f"{EVAL_RESULTS}/")
+        or name.lower().endswith(_IMAGES)
+    )
+
+
+def is_training_state(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _TRAINING)
+
+
+def is_weights(name: str) -> bool:
+    """Weights of any format, or their index."""
+    return name.endswith(_WEIGHTS) and not is_training_state(name)
 
 
 def auto_map_files(config: dict) -> set[str]:

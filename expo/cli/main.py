@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from expo import __version__
+from expo.cli.card import card
 from expo.cli.demo import demo
 from expo.cli.diff import diff
 from expo.cli.extract_lora import extract_lora
@@ -42,7 +43,7 @@ def cli() -> None:
     """
 
 
-for _command in (extrapolate, merge, plan, diff, verify, spectrum, laser, extract_lora, demo):
+for _command in (extrapolate, merge, plan, diff, verify, spectrum, laser, extract_lora, card, demo):
     cli.add_command(_command)
 
 

@@ -36,7 +36,7 @@ def is_free(out: Path) -> bool:
     if not names:
         return True
     manifest = Manifest.of_folder(out / INSIDE)
-    return manifest is not None and names <= {Path(name).parts[0] for name in manifest.files}
+    return manifest is not None and names <= {Path(name).parts[0] for name in manifest.listed}
 
 
 def _check_apart(out: Path, source: Path) -> None:

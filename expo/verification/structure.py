@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatch
 
 from expo.checkpoint.checkpoint import INDEX, SINGLE, hash_file
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
@@ -11,22 +10,22 @@ from expo.checkpoint.names import DERIVED, HEADS, INPUTS
 from expo.checkpoint.sidecars import (
     CARD,
     MANIFEST,
+    is_apart,
     is_legal,
     is_model_sidecar,
     is_tokenizer_file,
+    is_training_state,
+    is_weights,
 )
 from expo.errors import CheckpointError
-from expo.output.manifest import Manifest
 from expo.verification.check import Check, Info, Skipped
 from expo.verification.subject import BIN, Subject
 
 _SERIES = re.compile(r"model.*\.safetensors(\.index\.json)?")
 """What a loader could take for weights of this model."""
 
-_TRAINING = ("training_args.bin", "optimizer.*", "scheduler.pt", "rng_state*.pth", "scaler.pt")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".index.json")
 _CONFIGS = ("config.json", "generation_config.json")
-_BESIDE = (CARD, MANIFEST, ".gitattributes", ".gitignore")
+_BESIDE = (MANIFEST, ".gitattributes", ".gitignore")
 
 
 def weights(s: Subject) -> Iterator[str]:
@@ -80,13 +79,13 @@ def stale_weights(s: Subject) -> Iterator[str]:
 
 def orphans(s: Subject) -> Iterator[str]:
     known = set(s.weight_files) | set(s.weight_map.values()) | {INDEX}
-    listed = s.manifest.files if s.manifest else {}
+    listed = s.listed
     for name in s.out.sizes:
-        if name in known or name in listed or name in _BESIDE:
+        if name in known or name in listed or name in _BESIDE or is_apart(name):
             continue
-        if any(fnmatch(name, pattern) for pattern in _TRAINING):
+        if is_training_state(name):
             yield Info(f"{printable(name)} was left by training: no loader reads it")
-        elif name.endswith(_WEIGHTS):
+        elif is_weights(name):
             fault = f"{printable(name)} is a weight file that nothing names"
             # Without a manifest, published models have their weights in other formats as well.
             yield fault if listed or _SERIES.fullmatch(name) else Info(fault)
@@ -122,30 +121,28 @@ def manifest(s: Subject) -> Iterator[str]:
     if not s.has(MANIFEST):
         raise Skipped(f"there is no {MANIFEST}: the folder was not made by expo")
     try:
-        expected = Manifest.from_json(s.out.read(MANIFEST)).files
+        expected = s.read_manifest().files
     except CheckpointError as error:
         yield str(error)
         return
     measured = s.tensor_facts.sha256 if s.tensor_facts else {}
     for name, sha256 in expected.items():
+        if is_apart(name):
+            continue  # earlier manifests list the card here
         if not s.has(name):
             yield f"{printable(name)} is missing"
         elif name in s.weight_files and name not in measured:
             continue
-        elif (
-            name not in (CARD, MANIFEST)
-            and (measured.get(name) or hash_file(s.out, name)) != sha256
-        ):
+        elif (measured.get(name) or hash_file(s.out, name)) != sha256:
             yield f"{printable(name)} is not the file that was written: its SHA-256 differs"
     extra = {n for n in s.out.sizes if is_tokenizer_file(n) or n.endswith("config.json")}
     yield from (f"{printable(name)} was added later" for name in sorted(extra - expected.keys()))
 
 
 def card(s: Subject) -> Iterator[str]:
-    listed = s.manifest.files if s.manifest else {}
-    if CARD not in listed:
+    if CARD not in s.listed:
         raise Skipped("no manifest that knows a model card")
-    if s.has(CARD) and hash_file(s.out, CARD) != listed[CARD]:
+    if s.has(CARD) and hash_file(s.out, CARD) != s.listed[CARD]:
         yield f"{CARD} was edited since the merge"
 
 
