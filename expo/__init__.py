@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from expo.verbs.extract_lora import extract_lora
     from expo.verbs.merge import extrapolate, merge
     from expo.verbs.plan import plan
+    from expo.verbs.scale_adapter import extrapolate_adapter
     from expo.verbs.spectrum import spectrum
     from expo.verbs.verify import verify
 
@@ -53,6 +54,7 @@ __all__ = [
     "diff",
     "extract_lora",
     "extrapolate",
+    "extrapolate_adapter",
     "merge",
     "plan",
     "spectrum",
@@ -60,7 +62,8 @@ __all__ = [
 ]
 
 _VERBS = {name: f"expo.verbs.{name}" for name in __all__ if name.islower()} | {
-    "extrapolate": "expo.verbs.merge"
+    "extrapolate": "expo.verbs.merge",
+    "extrapolate_adapter": "expo.verbs.scale_adapter",
 }
 
 

@@ -258,7 +258,8 @@ class OtherTensor:
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """A placed adapter. `energy` is the share of ΣΔ² over all tensors that it holds."""
+    """A placed adapter. `energy` is the share of ΣΔ² over all tensors that it holds; `modules` is empty where it
+    was an adapter before."""
 
     out: Path
     modules: tuple[AdaptedModule, ...]
@@ -267,6 +268,8 @@ class ExtractResult:
     scale: float
     written_bytes: int
     seconds: float
+    verified: bool | None
+    checks: tuple[CheckResult, ...]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import shlex
 
-from expo.checkpoint.sidecars import MANIFEST
+from expo.checkpoint.sidecars import MANIFEST, is_tokenizer_file
 from expo.output.manifest import AdapterManifest
 from expo.publishing.evaluations import Result
 from expo.publishing.markdown import code, percent, source, table
@@ -28,12 +28,14 @@ def title(manifest: AdapterManifest) -> str:
 def body(manifest: AdapterManifest, results: tuple[Result, ...], repo_id: str | None) -> list[str]:
     """All but the licence and what to cite."""
     sft, name = manifest.sources["sft"], title(manifest)
+    # Without a tokenizer of its own it speaks by the model's, which nearly always has a template.
+    chats = manifest.example is not None or not any(map(is_tokenizer_file, manifest.files))
     return [
         *_what(manifest),
         *evaluations(results, name),
         "## Use",
         "",
-        *snippet(sft.model, manifest.example is not None, adapter=repo_id or name),
+        *snippet(sft.model, chats, adapter=repo_id or name),
         *rendered(manifest.example),
         *_made(manifest),
         *checks(manifest.verification),

@@ -1,7 +1,7 @@
 """What `extract-lora` and `extrapolate --as-adapter` share: the folder of an adapter, placed when it is whole."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,9 @@ from expo.output.durable import copy_file, unwritable, write_file
 from expo.output.journal import fingerprint
 from expo.output.manifest import AdapterManifest, Identities
 from expo.output.staging import Staging, claimed
-from expo.planning.plan import Plan
+from expo.planning.plan import Plan, Sidecar
 from expo.publishing.card import card
+from expo.results import ExtractResult
 from expo.verification.run import Tokenizers, verify_folder
 
 
@@ -43,10 +44,10 @@ def adapter_staging(
             raise unwritable(error, staging.out) from error
 
 
-def write_beside(folder: Path, config: dict, plan: Plan) -> dict[str, str]:
-    """The configuration, and of the donor's files the tokenizer's and the legal ones; SHA-256 by name."""
+def write_beside(folder: Path, config: dict, sidecars: Iterable[Sidecar]) -> dict[str, str]:
+    """The configuration, and of the files beside a model the tokenizer's and the legal ones; SHA-256 by name."""
     hashes = {CONFIG: write_file(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())}
-    for sidecar in plan.sidecars:
+    for sidecar in sidecars:
         if is_tokenizer_file(sidecar.name) or is_legal(sidecar.name):
             source = sidecar.files.local_path(sidecar.name)
             hashes[sidecar.name] = copy_file(source, folder / sidecar.name)
@@ -63,3 +64,23 @@ def finish(folder: Path, manifest: AdapterManifest, base: Checkpoint) -> Adapter
     manifest = replace(manifest, beside={CARD: written})
     write_file(folder / MANIFEST, manifest.to_json().encode())
     return manifest
+
+
+def extract_result(out: Path, manifest: AdapterManifest, seconds: float) -> ExtractResult:
+    """What a placed adapter comes to."""
+    return ExtractResult(
+        out,
+        manifest.modules,
+        manifest.others,
+        manifest.energy,
+        manifest.scale,
+        sum((out / name).stat().st_size for name in manifest.listed),
+        seconds,
+        manifest.verified,
+        manifest.verification or (),
+    )
+
+
+def plain(value: float) -> float | int:
+    """A number as a configuration has it: 16, not 16.0."""
+    return int(value) if float(value).is_integer() else value

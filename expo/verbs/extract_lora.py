@@ -31,7 +31,7 @@ from expo.planning.plan import Plan
 from expo.results import AdaptedModule, ExtractResult, OtherTensor
 from expo.spec.request import Request, expo_request
 from expo.threads import side_by_side
-from expo.verbs.adapters import adapter_staging, finish, write_beside
+from expo.verbs.adapters import adapter_staging, extract_result, finish, plain, write_beside
 
 Progress = Callable[[int, int], None]
 
@@ -134,15 +134,7 @@ def _run(
         pieces = list(side_by_side(one, jobs, threads, progress))
         manifest = _write(staging.folder, plan, pieces, how, known)
         manifest = finish(staging.folder, manifest, plan.sources["sft"])
-    return ExtractResult(
-        staging.out,
-        tuple(p.report for p in pieces if isinstance(p.report, AdaptedModule)),
-        tuple(p.report for p in pieces if isinstance(p.report, OtherTensor)),
-        manifest.energy,
-        how.scale,
-        sum((staging.out / name).stat().st_size for name in manifest.files),
-        time.monotonic() - started,
-    )
+    return extract_result(staging.out, manifest, time.monotonic() - started)
 
 
 def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How) -> _Piece:
@@ -212,7 +204,7 @@ def _write(
         )
     entries = {key: tensor for piece in pieces for key, tensor in piece.entries.items()}
     hashes = {WEIGHTS: write_file(folder / WEIGHTS, save(entries, metadata={"format": "pt"}))}
-    hashes |= write_beside(folder, _config(plan, modules, others, how.scale), plan)
+    hashes |= write_beside(folder, _config(plan, modules, others, how.scale), plan.sidecars)
     whole = sum(piece.delta_square for piece in pieces)
     return AdapterManifest(
         sources={role: source_entry(checkpoint) for role, checkpoint in plan.sources.items()},
@@ -241,19 +233,15 @@ def _config(
         "base_model_name_or_path": plan.sources["sft"].files.label,
         "revision": plan.sources["sft"].files.commit,
         "r": rank,
-        "lora_alpha": _plain(scale * rank),
+        "lora_alpha": plain(scale * rank),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": plan.donor.config.get("model_type") in _CONV1D,
         "inference_mode": True,
         "target_modules": [module.module for module in modules],
         "rank_pattern": {module.module: module.rank for module in uneven},
-        "alpha_pattern": {module.module: _plain(scale * module.rank) for module in uneven},
+        "alpha_pattern": {module.module: plain(scale * module.rank) for module in uneven},
         "modules_to_save": saved or None,
         "use_rslora": False,
         "use_dora": False,
     }
-
-
-def _plain(value: float) -> float | int:
-    return int(value) if value.is_integer() else value
