@@ -297,6 +297,14 @@ def test_results_are_a_table_and_what_the_hub_reads(
     ]
 
 
+def test_the_results_of_the_docs(starling: tuple[Path, Hub], tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "card.md").read_text()
+    (text,) = blocks("json", page)
+    (tmp_path / "results.json").write_text(text)
+    found = door.card(starling[0], results=tmp_path / "results.json")
+    assert "| MT-Bench | score | – | **8.18** |" in found.text
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
