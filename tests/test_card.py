@@ -172,6 +172,7 @@ def test_flags_are_part_of_how_to_reproduce(
     assert "license" not in text.partition("# ")[0]
 
 
+@pytest.mark.slow
 def test_the_command(starling: tuple[Path, Hub], tmp_path: Path, expo: Callable[..., Ran]) -> None:
     out = tmp_path / "out"
     shutil.copytree(starling[0], out)

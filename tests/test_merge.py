@@ -183,7 +183,7 @@ def test_manifest_and_card_tell_how_it_was_made(pair: Pair, tmp_path: Path) -> N
     assert content["schema"] == "expo.manifest/1"
     assert (content["alpha"], content["paper_alpha"]) == (1.5, 0.5)
     hashes = {name: h for name, h in digest(out).items() if name != "expo.json"}
-    assert content["files"] == hashes
+    assert content["files"] | content["beside"] == hashes
     text = (out / "expo.json").read_text() + (out / "README.md").read_text()
     assert str(tmp_path) not in text  # no absolute path
     assert "alpha 1.5 (paper alpha 0.5)" in (out / "README.md").read_text()
