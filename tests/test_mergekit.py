@@ -186,7 +186,7 @@ def test_models_anywhere_in_a_spec_are_found_and_no_path_leaks(workplace: Path, 
     assert manifest["donor"]
     for path in out.iterdir():
         assert str(workplace).encode() not in path.read_bytes(), path.name
-        assert path.name in (*manifest["files"], "expo.json")
+        assert path.name in (*manifest["files"], *manifest["beside"], "expo.json")
 
 
 def test_a_stage_is_a_model_of_a_spec_for_mergekit(workplace: Path, expo) -> None:

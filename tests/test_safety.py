@@ -207,8 +207,9 @@ def test_concurrent_runs_one_wins_and_nothing_is_torn(pair: Pair, tmp_path: Path
         thread.join()
     won = [o for o in outcomes if not isinstance(o, str)]
     assert len(won) == 1, outcomes
-    files = json.loads((tmp_path / "out" / "expo.json").read_text())["files"]
-    assert {n: h for n, h in digest(tmp_path / "out").items() if n != "expo.json"} == files
+    manifest = json.loads((tmp_path / "out" / "expo.json").read_text())
+    hashes = {n: h for n, h in digest(tmp_path / "out").items() if n != "expo.json"}
+    assert hashes == manifest["files"] | manifest["beside"]
     assert not (tmp_path / STAGING).exists()
 
 
