@@ -26,11 +26,13 @@ if TYPE_CHECKING:
         VerifyResult,
     )
     from expo.verbs.apply import apply
+    from expo.verbs.card import card
     from expo.verbs.diff import diff
     from expo.verbs.extract_lora import extract_lora
     from expo.verbs.merge import extrapolate, merge
     from expo.verbs.plan import plan
     from expo.verbs.publish import publish
+    from expo.verbs.scale_adapter import extrapolate_adapter
     from expo.verbs.spectrum import spectrum
     from expo.verbs.verify import verify
 
@@ -51,9 +53,11 @@ __all__ = [
     "VerificationError",
     "VerifyResult",
     "apply",
+    "card",
     "diff",
     "extract_lora",
     "extrapolate",
+    "extrapolate_adapter",
     "merge",
     "plan",
     "publish",
@@ -62,7 +66,8 @@ __all__ = [
 ]
 
 _VERBS = {name: f"expo.verbs.{name}" for name in __all__ if name.islower()} | {
-    "extrapolate": "expo.verbs.merge"
+    "extrapolate": "expo.verbs.merge",
+    "extrapolate_adapter": "expo.verbs.scale_adapter",
 }
 
 

@@ -258,7 +258,8 @@ class OtherTensor:
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """A placed adapter. `energy` is the share of ΣΔ² over all tensors that it holds."""
+    """A placed adapter. `energy` is the share of ΣΔ² over all tensors that it holds; `modules` is empty where it
+    was an adapter before."""
 
     out: Path
     modules: tuple[AdaptedModule, ...]
@@ -267,6 +268,19 @@ class ExtractResult:
     scale: float
     written_bytes: int
     seconds: float
+    verified: bool | None
+    checks: tuple[CheckResult, ...]
+
+
+@dataclass(frozen=True)
+class CardResult:
+    """A model card. `files` were written; `license` is the Hub's id, None where it is not clear, which
+    `warnings` explain."""
+
+    text: str
+    license: str | None
+    warnings: tuple[str, ...]
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -296,7 +310,7 @@ class PublishPlan:
 
     `send` are those that the branch lacks or has in another version, `skip` those that it has, `delete` weights
     and indexes there that the manifest does not name, `keep` whatever else is there, `leave` what lies in OUT and
-    is not of the model. `head` is None where the repository is new.
+    is not of the model. `signs`: a signature is made and sent too. `head` is None where the repository is new.
     """
 
     repo_id: str
@@ -307,12 +321,13 @@ class PublishPlan:
     pull_request: bool
     account: str
     head: str | None
-    licence: str | None
+    licence: str
     send: dict[str, int]
     skip: dict[str, int]
     delete: dict[str, int]
     keep: dict[str, int]
     leave: dict[str, int]
+    signs: bool
     bytes_to_send: int
     bytes_in_all: int
     warnings: tuple[str, ...]

@@ -59,12 +59,15 @@ class World:
 
     def prepare(self, **flags: object) -> Preflight:
         """Everything before the first byte but the verification: these tensors are of no model."""
+        flags.setdefault("licence", "apache-2.0")  # these parents name none
         names = ("revision", "create_pr")
         target = parse_target(NAME, **{k: flags.pop(k) for k in names if k in flags})  # type: ignore[arg-type]
         return preflight(HfApi(), self.out, target, **flags)  # type: ignore[arg-type]
 
     def publish(self, **flags: object) -> PublishResult:
-        return verb.send(self.prepare(**flags))
+        sign = flags.pop("sign", None)
+        ready = self.prepare(signs=sign is not None, **flags)
+        return verb.send(ready, sign=sign)  # type: ignore[arg-type]
 
     def is_published(self, branch: str = "main") -> bool:
         """Whether the branch holds the manifest's files, and no other weights."""
@@ -80,12 +83,15 @@ class World:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output of three shards, of made-up tensors: it is not verified."""
+    """An output of three shards, of made-up tensors: it is not verified, and nothing is known of its tensors, so
+    that there is no heat map to draw."""
     folder = tmp_path_factory.mktemp("publishing")
     sft = weights()
     write_checkpoint(folder / "sft", sft)
     write_checkpoint(folder / "aligned", nudged(sft), shards=3)
-    return extrapolate(folder / "sft", folder / "aligned", folder / "out", alpha=1.5).out
+    out = extrapolate(folder / "sft", folder / "aligned", folder / "out", alpha=1.5).out
+    edit_manifest(out, tensors={})
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,7 @@ def run_commands(text: str, workplace: Path, hub: Hub) -> int:
 
 @pytest.mark.slow
 def test_the_commands_of_the_low_rank_page(workplace: Path, hub: Hub) -> None:
-    assert run_commands(LOW_RANK, workplace, hub) == 7
+    assert run_commands(LOW_RANK, workplace, hub) == 8
     assert (workplace / "unfrozen" / "axolotl.yml").exists()
     assert (workplace / "from-adapter" / "expo.json").exists()
 

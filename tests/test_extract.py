@@ -136,7 +136,11 @@ def test_the_command(tmp_path: Path, expo, monkeypatch: pytest.MonkeyPatch) -> N
     assert "left as in SFT, 7 tensors that changed" in ran.out
     out = tmp_path / "aligned-lora"
     manifest = json.loads((out / "expo.json").read_text())
-    assert {path.name for path in out.iterdir()} == {*manifest["files"], "expo.json"}
+    assert {path.name for path in out.iterdir()} == {
+        *manifest["files"],
+        *manifest["beside"],
+        "expo.json",
+    }
     assert str(MODELS) not in "".join(p.read_text() for p in out.iterdir() if p.suffix != ".safetensors")  # fmt: skip
     assert all(path.stat().st_mode & 0o044 for path in out.iterdir())
     taken = expo("extract-lora", ALIGNED, "--minus", SFT, "--rank", 4)

@@ -185,7 +185,7 @@ def test_an_adapter_of_hub_models_names_its_base(client: Client, tmp_path: Path)
     assert ran.returncode == 0, ran.stderr
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/sft", COMMIT)
-    assert "base_model: org/sft" in (out / "README.md").read_text()
+    assert "base_model:\n- org/sft\n" in (out / "README.md").read_text()
     refused = client.expo("extract-lora", "org/none", tmp_path / "x", "--minus", "org/sft", "--rank", "2")  # fmt: skip
     assert refused.returncode == 1
     assert not list(tmp_path.glob(".x*"))

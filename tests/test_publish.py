@@ -39,7 +39,7 @@ def command(
 ) -> Callable[..., Ran]:
     """`expo publish` of a model that verifies."""
     world.out = Path(shutil.copytree(made_real, tmp_path / "real"))
-    return lambda *flags: expo("publish", world.out, NAME, *flags)
+    return lambda *flags: expo("publish", world.out, NAME, "--license", "apache-2.0", *flags)
 
 
 @pytest.mark.parametrize("transport", ["lfs", pytest.param("xet", marks=pytest.mark.slow)])
@@ -146,14 +146,15 @@ def test_a_receipt_that_cannot_be_written_is_told_first(
 
 @pytest.mark.slow
 @LFS
-def test_the_python_door(world: World, made_real: Path) -> None:
+def test_the_python_door(world: World, made_real: Path, tmp_path: Path) -> None:
+    real = shutil.copytree(made_real, tmp_path / "real")
     done: list[tuple[int, int]] = []
-    result = door.publish(made_real, NAME, progress=lambda *now: done.append(now))
+    result = door.publish(real, NAME, license="mit", progress=lambda *now: done.append(now))
     assert result.commit == world.repo.branches["main"]
     assert done == sorted(done)
     assert done[-1] == (result.bytes_sent, result.bytes_sent)
     with pytest.raises(VerificationError, match="does not verify"):
-        door.publish(world.out, NAME)  # made-up tensors
+        door.publish(world.out, NAME, license="mit")  # made-up tensors
 
 
 def test_a_second_publish_sends_no_weights(world: World) -> None:
@@ -282,7 +283,17 @@ def test_killed_and_run_again_it_goes_on(
     world.hub.faults.append(killer)
     environment = os.environ | {"HF_ENDPOINT": world.hub.url, "HF_HUB_DISABLE_XET": "1",
                                 "HF_HOME": str(tmp_path / "home")}  # fmt: skip
-    line = [sys.executable, "-m", "expo", "publish", str(world.out), NAME, "--yes"]
+    line = [
+        sys.executable,
+        "-m",
+        "expo",
+        "publish",
+        str(world.out),
+        NAME,
+        "--yes",
+        "--license",
+        "mit",
+    ]
     killer.process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
     assert killer.process.wait(300) == -signal.SIGKILL
     world.hub.faults.clear()

@@ -1,14 +1,20 @@
 """What `expo publish` looks at before the first byte."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import expo as door
+from expo.checkpoint.front_matter import FrontMatter
+from expo.demo.toy import MODELS
 from expo.errors import CheckpointError, HubError, SpecError, VerificationError
-from expo.output.manifest import SourceEntry
-from expo.publishing import seam
+from expo.output.manifest import Manifest, SourceEntry
 from expo.verbs.publish import prepare
 
+from .conftest import Ran
 from .hub_server import COMMIT
 from .hub_writing import Fault, Repo
 from .publishing import CLIENTS_OWN, LFS, NAME, SHARDS, World, edit_manifest
@@ -28,8 +34,12 @@ def test_visibility(world: World) -> None:
 
 
 def with_parent(world: World, folder: Path, **more: str) -> None:
-    source = SourceEntry("org/parent", COMMIT, None, None)
-    edit_manifest(world.out, sources={"aligned": source}, donor="org/parent", **more)
+    sft, parent = (
+        SourceEntry("sft", None, None, None),
+        SourceEntry("org/parent", COMMIT, None, None),
+    )
+    sources = {"sft": sft, "aligned": parent}
+    edit_manifest(world.out, sources=sources, donor="org/parent", **more)
 
 
 @LFS
@@ -80,27 +90,109 @@ def test_the_donors_chat_template(
     assert warned is (template == "{{ other }}")
 
 
+def licensed(world: World, *licences: str) -> None:
+    """Parents whose cards say these."""
+    sources = {
+        role: SourceEntry(f"our-{role}", None, None, None, said=FrontMatter(license=licence))
+        for role, licence in zip(("sft", "aligned"), licences, strict=True)
+    }
+    edit_manifest(world.out, sources=sources)
+
+
 @LFS
-def test_the_name_that_a_licence_wants(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seam, "terms", lambda *_: seam.Terms("llama3", "Llama 3"))
-    with pytest.raises(SpecError, match="llama3 wants a name that begins with Llama 3: rename it"):
-        world.prepare()
-    assert world.prepare(name_ok=True).plan.licence == "llama3"
-    monkeypatch.setattr(seam, "terms", lambda *_: seam.Terms("fits", "Mod"))
-    assert world.prepare().plan.licence == "fits"
+def test_the_licence_is_the_more_restrictive(world: World) -> None:
+    licensed(world, "mit", "apache-2.0")
+    assert world.prepare(licence=None).plan.licence == "apache-2.0"
+    (warning,) = world.prepare(licence="mit").plan.warnings
+    assert warning == "our-aligned is under apache-2.0: make sure that you may publish under mit"
+
+
+@LFS
+@pytest.mark.parametrize(("licences", "words"), [
+    (("mit", "home-made"), "our-aligned says 'home-made', which expo does not know; say --license"),
+    (("cc-by-nc-4.0", "gemma"), "and neither covers the other; say --license ID"),
+    (("mit", "cc-by-nd-4.0"), "cc-by-nd-4.0, which allows no derived model: ask its authors"),
+])  # fmt: skip
+def test_a_licence_that_is_not_clear(world: World, licences: tuple[str, str], words: str) -> None:
+    licensed(world, *licences)
+    with pytest.raises(SpecError, match=words):
+        world.prepare(licence=None)
+    assert not world.hub.requests
+
+
+@LFS
+def test_what_a_licence_asks_for(world: World) -> None:
+    """The beginning of the name, copies of its text, a notice, and words on the card."""
+    licensed(world, "llama3", "llama3")
+    with pytest.raises(SpecError, match="wants a name that begins with Llama-3: rename it, or add"):
+        world.prepare(licence=None)
+    for name in ("LICENSE", "USE_POLICY.md"):
+        words = rf"has no {name.removesuffix('.md')} file, and its licence asks for a copy .*llama3"
+        with pytest.raises(CheckpointError, match=words):
+            world.prepare(licence=None, name_ok=True)
+        (world.out / name).write_text("its text\n")
+    (world.out / "NOTICE").write_text("Somebody's line\n")
+    world.publish(licence=None, name_ok=True)
+    there = world.repo.head()
+    assert {"LICENSE", "USE_POLICY.md", "NOTICE", "README.md"} <= there.keys()
+    notice = (world.out / "NOTICE").read_text()
+    assert notice.startswith(
+        "Somebody's line\nMeta Llama 3 is licensed under the Meta Llama 3 Comm"
+    )
+    assert there["NOTICE"].content == notice.encode()
+    card = str((there["README.md"].content or b"").decode())
+    assert "license: llama3\n" in card
+    assert "Built with Meta Llama 3" in card
+    assert world.publish(licence=None, name_ok=True).bytes_sent == 0
+
+
+@LFS
+def test_a_notice_that_travelled_may_grow(
+    world: World, tmp_path: Path, expo: Callable[..., Ran]
+) -> None:
+    """It is listed beside the model, so that the lines which a licence asks for are no fault of it."""
+    sft, aligned = (shutil.copytree(MODELS / n, tmp_path / n) for n in ("sft", "aligned"))
+    (aligned / "README.md").write_text("---\nlicense: gemma\n---\n")
+    (aligned / "NOTICE").write_text("theirs\n")
+    world.out = door.extrapolate(sft, aligned, tmp_path / "own", alpha=1.5).out
+    assert Manifest.of_folder(world.out).beside.keys() == {"NOTICE", "README.md"}  # type: ignore[union-attr]
+    flags = ("--license", "gemma", "--yes", "-q")
+    assert expo("publish", world.out, NAME, *flags).code == 0
+    notice = (world.out / "NOTICE").read_text()
+    assert notice.startswith("theirs\nGemma is provided under")
+    assert expo("verify", world.out, "--against", aligned, "-q").code == 0
+    assert expo("publish", world.out, NAME, *flags).code == 0
 
 
 @LFS
 def test_the_licence_that_is_asked_for(world: World) -> None:
-    world.publish(licence="apache-2.0")
+    world.publish(licence="cc-by-4.0")
     card = (world.out / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert "\nlicense: cc-by-4.0\n" in card
+    assert f'"{NAME}"' in card
     assert world.repo.head()["README.md"].content == card.encode()
-    assert world.publish(licence="apache-2.0").bytes_sent == 0
+    assert world.publish(licence="cc-by-4.0").bytes_sent == 0
+
+
+RESULTS = {"schema": "expo.results/1", "results": [
+    {"dataset": "org/bench", "task": "main", "metric": "score", "value": 8.18}]}  # fmt: skip
 
 
 @LFS
-@pytest.mark.parametrize("text", ["---\nlicense: nonsense\n---\n", "---\na: [\n---\n"])
+def test_results_reach_the_card_and_the_hub(world: World, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(json.dumps(RESULTS))
+    world.publish(results=tmp_path / "r.json")
+    there = world.repo.head()
+    assert b"**8.18**" in (there["README.md"].content or b"")
+    assert b"value: 8.18" in (there[".eval_results/org--bench.yaml"].content or b"")
+    assert world.publish(results=tmp_path / "r.json").bytes_sent == 0
+    (tmp_path / "r.json").write_text("{}")
+    with pytest.raises(SpecError, match=r"r.json: schema: Field required"):
+        world.publish(results=tmp_path / "r.json")
+
+
+@LFS
+@pytest.mark.parametrize("text", ["---\nx: 'license: nonsense'\n---\n", "---\na: [\n---\n"])
 def test_front_matter_that_the_hub_refuses(world: World, text: str) -> None:
     (world.out / "README.md").write_text(text)
     with pytest.raises(CheckpointError, match=r"README.md: its front matter is not valid: correct"):
@@ -115,7 +207,7 @@ def test_only_what_expo_has_made(world: World) -> None:
         world.prepare()
     (world.out / "expo.json").unlink()
     with pytest.raises(
-        CheckpointError, match=r"has no expo.json: publish takes what expo has made"
+        CheckpointError, match=r"has no expo.json: expo can tell only of what it made"
     ):
         world.prepare()
 

@@ -55,8 +55,7 @@ def read_adapter(files: Files, shard: Shard, base: dict[str, TensorInfo]) -> Ada
     Raises:
         CheckpointError: not a plain LoRA adapter, or it does not fit this base.
     """
-    config = json.loads(files.read(CONFIG))
-    _check_config(files.label, config)
+    config = read_config(files)
     updates: dict[str, LowRank] = {}
     replaced: dict[str, TensorInfo] = {}
     tensors = {tensor.name: tensor for tensor in shard.tensors}
@@ -82,6 +81,20 @@ def read_adapter(files: Files, shard: Shard, base: dict[str, TensorInfo]) -> Ada
             case _:
                 _refuse(files.label, f"holds {printable(key)}, which expo does not know")
     return Adapter(files, shard, updates, replaced)
+
+
+def read_config(files: Files) -> dict:
+    """The configuration of a plain LoRA adapter.
+
+    Raises:
+        CheckpointError: it is none, or one that expo cannot add.
+    """
+    try:
+        config = json.loads(files.read(CONFIG))
+    except ValueError as error:
+        raise CheckpointError(f"adapter {files.label}: {CONFIG} is not JSON: {error}") from error
+    _check_config(files.label, config)
+    return config
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ MANIFEST = "expo.json"
 """What expo writes beside a model: how it was made, and the SHA-256 of every file."""
 
 CARD = "README.md"
+NOTICE = "NOTICE"
 SIGNATURE = "model.sig"
 EVAL_RESULTS = ".eval_results"
 
@@ -51,10 +52,10 @@ def is_model_sidecar(name: str) -> bool:
 
 
 def is_apart(name: str) -> bool:
-    """What tells of a model and is no part of it: its card, pictures, results and signature. Changing it is no
-    fault of the model."""
+    """What tells of a model and is no part of it: its card, pictures, results, notices and signature. Changing
+    it is no fault of the model."""
     return (
-        name in (CARD, SIGNATURE)
+        name in (CARD, NOTICE, SIGNATURE)
         or name.startswith(f"{EVAL_RESULTS}/")
         or name.lower().endswith(_IMAGES)
     )

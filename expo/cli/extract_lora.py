@@ -1,5 +1,6 @@
 """`expo extract-lora`: what a model learned, as an adapter."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,10 @@ import click
 
 from expo.cli import options as flags
 from expo.cli.output import Output, gigabytes, percent, table
+from expo.cli.verify import FOUND_AN_ERROR
+from expo.cli.verify_text import findings
 from expo.errors import SpecError
+from expo.results import VerifyResult
 
 if TYPE_CHECKING:
     from expo.results import ExtractResult
@@ -85,8 +89,17 @@ def extract_lora(
             threads=threads,
             progress=progress,
         )
+    report_adapter(result, lambda: _text(result), output)
+
+
+def report_adapter(result: "ExtractResult", text: Callable[[], str], output: Output) -> None:
+    """The result on stdout; on stderr its size and what the verification found."""
     output.say(f"{result.out}: {gigabytes(result.written_bytes)} in {result.seconds:.1f} s")
-    output.result(result, lambda: _text(result))
+    if result.verified is not None and not output.json:
+        output.say(findings(VerifyResult(result.verified, result.checks), str(result.out)))
+    output.result(result, text)
+    if result.verified is False:
+        raise click.exceptions.Exit(FOUND_AN_ERROR)
 
 
 def _text(result: "ExtractResult") -> str:

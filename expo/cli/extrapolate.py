@@ -15,11 +15,17 @@ Examples:
   expo extrapolate openchat/openchat-3.5-0106 Nexusflow/Starling-LM-7B-beta out --alpha 1.5
   expo extrapolate ./sft ./aligned ./out --paper-alpha 0.3
   expo extrapolate ./sft ./sft+./dpo-adapter ./out --alpha 1.3 --rounding stochastic
+  expo extrapolate ./sft ./sft+./dpo-adapter ./adapter --alpha 1.3 --as-adapter
 """
 )
 @click.argument("sft")
 @click.argument("aligned")
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--as-adapter",
+    is_flag=True,
+    help="Of BASE and BASE+ADAPTER write the adapter, its scale times α: megabytes, and exact.",
+)
 @click.option("--print-spec", is_flag=True, help="Print the YAML that does the same, and exit.")
 @flags.amount
 @flags.overrides
@@ -29,6 +35,7 @@ def extrapolate(
     sft: str,
     aligned: str,
     out: Path,
+    as_adapter: bool,
     print_spec: bool,
     alpha: float | None,
     overrides: flags.Overrides,
@@ -45,6 +52,9 @@ def extrapolate(
 
     if alpha is None and (print_spec or not options.dry_run):
         raise SpecError("give --alpha or --paper-alpha (= alpha − 1); neither has a default")
+    if as_adapter:
+        _adapter((sft, aligned, out), alpha, print_spec, overrides, options, output)
+        return
     request = overrides.apply(make_request(sft, aligned, alpha=alpha))
     if print_spec:
         from expo.spec.resolved import resolved, to_yaml
@@ -53,3 +63,30 @@ def extrapolate(
         output.data(to_json(spec) if output.json else to_yaml(spec).rstrip())
         return
     run_merge(request, out, options, output)
+
+
+def _adapter(
+    models: tuple[str, str, Path],
+    alpha: float | None,
+    print_spec: bool,
+    overrides: flags.Overrides,
+    options: flags.RunOptions,
+    output: Output,
+) -> None:
+    from expo.cli.extract_lora import report_adapter
+    from expo.errors import SpecError
+    from expo.verbs.scale_adapter import extrapolate_adapter
+
+    others = [name for name, value in vars(overrides).items() if value not in (None, ())]
+    others += [name for name in ("dry_run", "hash_inputs") if getattr(options, name)]
+    others += ["print_spec"] if print_spec else []
+    if others:
+        flag = others[0].replace("_", "-").replace("max-shard-bytes", "max-shard-size")
+        raise SpecError(f"--{flag}: not with --as-adapter, which copies the adapter's own matrices")
+    if alpha is None:
+        raise SpecError("give --alpha or --paper-alpha (= alpha − 1); neither has a default")
+    base, adapted, out = models
+    result = extrapolate_adapter(base, adapted, out, alpha=alpha, overwrite=options.overwrite)
+    report_adapter(
+        result, lambda: f"the adapter of {adapted}, its scale times {alpha:.12g}: exact", output
+    )

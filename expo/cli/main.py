@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from expo import __version__
+from expo.cli.card import card
 from expo.cli.demo import demo
 from expo.cli.diff import diff
 from expo.cli.extract_lora import extract_lora
@@ -44,7 +45,7 @@ def cli() -> None:
 
 
 for _command in (
-    extrapolate, merge, plan, diff, verify, spectrum, laser, extract_lora, publish, demo,
+    extrapolate, merge, plan, diff, verify, spectrum, laser, extract_lora, card, publish, demo,
 ):  # fmt: skip
     cli.add_command(_command)
 

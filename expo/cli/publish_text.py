@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from expo.checkpoint.headers import printable
 from expo.checkpoint.hub import endpoint_note
+from expo.checkpoint.sidecars import SIGNATURE
 from expo.cli.output import gigabytes
 from expo.results import PublishPlan, PublishResult
 
@@ -17,13 +18,15 @@ def publish_plan_text(plan: PublishPlan) -> str:
         ("to", f"{plan.url} ({'new, ' if plan.is_new else ''}{seen}), {where}"),
         ("as", printable(plan.account)),
         ("head", plan.head or "nothing there yet"),
-        ("licence", plan.licence or "not stated"),
+        ("licence", plan.licence),
         ("sends", f"{gigabytes(plan.bytes_to_send)} of {gigabytes(plan.bytes_in_all)}: {_names(plan.send)}"),
         ("there", _names(plan.skip)),
         ("deletes", _names(plan.delete)),
         ("keeps", _names(plan.keep)),
         ("leaves", _names(plan.leave)),
     ]  # fmt: skip
+    if plan.signs:
+        lines.append(("signs", f"all that is published: {SIGNATURE}"))
     text = [f"{name:<10} {value}" for name, value in lines]
     if note := endpoint_note():
         text.append(f"note       {note}")

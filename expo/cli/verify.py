@@ -18,6 +18,7 @@ Examples:
   expo verify out
   expo verify out --against Nexusflow/Starling-LM-7B-beta
   expo verify out --vectors openchat --quick --json
+  expo verify out --signature publisher.pub
   expo verify trusted-model --record vectors.yml
 """
 )
@@ -32,6 +33,12 @@ Examples:
 @click.option("--quick", is_flag=True, help="Headers, configuration and tokenizer, no tensors.")
 @click.option("--generate", is_flag=True, help="Build the model and let it answer (on the CPU).")
 @click.option(
+    "--signature",
+    type=click.Path(path_type=Path),
+    metavar="KEY.pub",
+    help="Also check the signature of OUT (model.sig) with this EC public key.",
+)
+@click.option(
     "--record",
     type=click.Path(path_type=Path),
     help="Write golden vectors from OUT, which you trust, to this file; no check is run.",
@@ -43,6 +50,7 @@ def verify(
     vectors: Path | None,
     quick: bool,
     generate: bool,
+    signature: Path | None,
     record: Path | None,
     output: Output,
 ) -> None:
@@ -51,7 +59,7 @@ def verify(
     Exits with 3 where a check finds an error. Writes nothing to OUT.
     """
     if record is not None:
-        if against or vectors or quick or generate:
+        if against or vectors or quick or generate or signature:
             raise SpecError("--record only writes vectors: leave the other options out")
         _record(out, record, output)
         return
@@ -64,6 +72,7 @@ def verify(
             vectors=vectors,
             quick=quick,
             generate=generate,
+            signature=signature,
             progress=progress,
         )
     output.result(result, lambda: verify_text(result, str(out)))

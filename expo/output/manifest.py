@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+from expo.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
 from expo.checkpoint.checkpoint import Checkpoint
+from expo.checkpoint.front_matter import FrontMatter, read_front_matter
 from expo.checkpoint.sidecars import MANIFEST
 from expo.errors import CheckpointError
 from expo.results import (
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SCHEMA = "expo.manifest/1"
-ADAPTER_SCHEMA = "expo.adapter/1"
+ADAPTER_SCHEMA = "expo.adapter/2"
 
 Identities = dict[str, dict[str, str | int]]
 """Every input by `role model/file`, with what tells it from a changed one."""
@@ -32,12 +34,26 @@ Identities = dict[str, dict[str, str | int]]
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """A model that went in: a Hub id or a folder's name, never a path."""
+    """A model that went in: a Hub id or a folder's name, never a path; and what its card says."""
 
     model: str
     commit: str | None
     adapter: str | None
     adapter_commit: str | None
+    said: FrontMatter | None = None
+    adapter_said: FrontMatter | None = None
+
+    @property
+    def label(self) -> str:
+        return self.model if self.adapter is None else f"{self.model}+{self.adapter}"
+
+
+@dataclass(frozen=True)
+class Example:
+    """What the chat template makes of messages (role, content), with the generation prompt."""
+
+    messages: tuple[tuple[str, str], ...]
+    rendered: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +64,7 @@ class Manifest:
     tensors or models, or the method is not ExPO. `files` is the model, `beside` what tells of it and may change
     (`is_apart`): SHA-256 by name. Of what mergekit's engine computed (`engine`, and why:
     `reasons`) statistics are of no element. `donor` is None where mergekit made the tokenizer. `verified` is
-    None where nobody looked.
+    None where nobody looked. `flags` are those of the command line that the spec does not hold.
     """
 
     schema: str = SCHEMA
@@ -78,6 +94,8 @@ class Manifest:
     beside: dict[str, str] = field(default_factory=dict)
     verified: bool | None = None
     verification: tuple[CheckResult, ...] | None = None
+    flags: tuple[str, ...] = ()
+    example: Example | None = None
 
     @property
     def listed(self) -> dict[str, str]:
@@ -94,17 +112,7 @@ class Manifest:
         Raises:
             CheckpointError: it is not JSON, of another schema, or a field is missing or of another kind.
         """
-        from pydantic import ValidationError
-
-        try:
-            manifest = _adapter().validate_json(raw)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise CheckpointError(f"{MANIFEST} is damaged: {where}: {first['msg']}") from error
-        if manifest.schema != SCHEMA:
-            raise CheckpointError(f"{MANIFEST} is of schema {manifest.schema!r}, not {SCHEMA}")
-        return manifest
+        return _read(cls, raw, SCHEMA)
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Manifest | None":
@@ -117,10 +125,14 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterManifest:
-    """What is known of an adapter that was made from a change: `energy` is the share of it that it holds."""
+    """What is known of an adapter: `scale` is its α, `sources` are the SFT and the aligned model.
+
+    Of one that was made from a change `energy` is the share of it that it holds, with an error for every
+    module; one that was an adapter before holds all of it, and `modules` is empty.
+    """
 
     schema: str = ADAPTER_SCHEMA
-    sources: dict[str, str]
+    sources: dict[str, SourceEntry]
     scale: float
     energy: float
     modules: tuple[AdaptedModule, ...]
@@ -128,16 +140,68 @@ class AdapterManifest:
     versions: dict[str, str]
     files: dict[str, str]
     inputs: Identities
+    command: tuple[str, ...] = ()
+    beside: dict[str, str] = field(default_factory=dict)
+    verified: bool | None = None
+    verification: tuple[CheckResult, ...] | None = None
+    example: Example | None = None
+
+    @property
+    def listed(self) -> dict[str, str]:
+        """SHA-256 of every file that was written, by name."""
+        return self.files | self.beside
 
     def to_json(self) -> str:
         return _json(asdict(self))
 
+    @classmethod
+    def from_json(cls, raw: str | bytes) -> "AdapterManifest":
+        """Read a manifest. Raises as `Manifest.from_json`."""
+        return _read(cls, raw, ADAPTER_SCHEMA)
+
+
+def read_manifest(folder: Path) -> Manifest | AdapterManifest:
+    """The manifest of a model or an adapter.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged, or of another schema.
+    """
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} has no {MANIFEST}: expo can tell only of what it made"
+        ) from error
+    return AdapterManifest.from_json(raw) if is_adapter(folder) else Manifest.from_json(raw)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, not a model."""
+    return (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists()
+
+
+_Kind = TypeVar("_Kind", bound=Manifest | AdapterManifest)
+
+
+def _read(kind: type[_Kind], raw: str | bytes, schema: str) -> _Kind:
+    from pydantic import ValidationError
+
+    try:
+        manifest = _types(kind).validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise CheckpointError(f"{MANIFEST} is damaged: {where}: {first['msg']}") from error
+    if manifest.schema != schema:
+        raise CheckpointError(f"{MANIFEST} is of schema {manifest.schema!r}, not {schema}")
+    return manifest
+
 
 @cache
-def _adapter() -> "TypeAdapter[Manifest]":
+def _types(kind: type) -> "TypeAdapter":
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Manifest)
+    return TypeAdapter(kind)
 
 
 def _json(values: dict) -> str:
@@ -145,12 +209,19 @@ def _json(values: dict) -> str:
 
 
 def source_entry(checkpoint: Checkpoint) -> SourceEntry:
+    """What a manifest says of a model.
+
+    Raises:
+        CheckpointError, HubError: its card cannot be read.
+    """
     adapter = checkpoint.adapter
     return SourceEntry(
         model=checkpoint.files.label,
         commit=checkpoint.files.commit,
         adapter=adapter.files.label if adapter else None,
         adapter_commit=adapter.files.commit if adapter else None,
+        said=read_front_matter(checkpoint.files),
+        adapter_said=read_front_matter(adapter.files) if adapter else None,
     )
 
 

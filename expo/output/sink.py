@@ -54,5 +54,5 @@ class Sink(Protocol):
         ...
 
     def commit(self, manifest: Manifest) -> None:
-        """Write manifest and card, and make the output appear, whole."""
+        """Write the manifest, and make the output appear, whole."""
         ...

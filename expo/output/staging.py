@@ -10,12 +10,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-from expo.checkpoint.sidecars import CARD, MANIFEST, is_apart
+from expo.checkpoint.sidecars import MANIFEST
 from expo.errors import OutputError
-from expo.output.card import card
 from expo.output.claim import check_out, is_free, staging_path
 from expo.output.durable import seal_file, sync_directory, write_file
 from expo.output.journal import Fingerprint, Journal
@@ -104,15 +102,9 @@ class Staging:
         self._journal.append(shard)
 
     def commit(self, manifest: Manifest) -> None:
-        """Write card and manifest, unless they are there, and place the output."""
+        """Write the manifest, unless it is there, and place the output."""
         if Manifest.of_folder(self.folder) != manifest:
-            known = manifest.files | {CARD: write_file(self.folder / CARD, card(manifest).encode())}
-            files, beside = (
-                {name: known[name] for name in sorted(known) if is_apart(name) is apart}
-                for apart in (False, True)
-            )
-            complete = replace(manifest, files=files, beside=beside)
-            write_file(self.folder / MANIFEST, complete.to_json().encode())
+            write_file(self.folder / MANIFEST, manifest.to_json().encode())
         self.place()
 
     def _temporary(self, file: str) -> Path:

@@ -9,7 +9,7 @@ from expo.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import Reference
-from expo.checkpoint.sidecars import auto_map_files, is_model_sidecar, is_tokenizer_file
+from expo.checkpoint.sidecars import auto_map_files, is_legal, is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError
 from expo.operators.methods import METHODS
 from expo.planning.asked import check_asked, tables_differ
@@ -45,6 +45,7 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
     jobs = match(request, _models(request, opened), allowed, found) if not request.foreign else {}
     jobs = with_edits(request, donor, jobs, found)
     sidecars, left_behind = _sidecars(donor, request.include, found)
+    sidecars = _with_licences(sidecars, opened.values())
     if request.foreign is not None:
         sidecars = tuple(s for s in sidecars if not _is_mergekits(s.name, request.foreign))
     models = " → ".join(checkpoint.label for checkpoint in opened.values())
@@ -167,6 +168,20 @@ def _sidecars(
     for name in sorted(code & chosen.keys()):
         found.warnings.append(f"{printable(name)} is model code (auto_map): copied, read it first")
     return tuple(chosen[name] for name in sorted(chosen)), left_behind
+
+
+def _with_licences(
+    sidecars: tuple[Sidecar, ...], opened: Iterable[Checkpoint]
+) -> tuple[Sidecar, ...]:
+    """Licences and notices of the other models travel too, where the donor has no file of that name."""
+    chosen = {sidecar.name: sidecar for sidecar in sidecars}
+    for checkpoint in opened:
+        for files in [checkpoint.files] + (
+            [checkpoint.adapter.files] if checkpoint.adapter else []
+        ):
+            for name in filter(is_legal, files.sizes):
+                chosen.setdefault(name, Sidecar(name, files))
+    return tuple(chosen[name] for name in sorted(chosen))
 
 
 def _remark(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,10 @@ def check_plot(path: Path) -> None:
         raise ExpoError("plots need matplotlib: pip install 'expo-merge[plot]'")
 
 
+Cells = Mapping[tuple[int | None, str], float | None]
+"""A number for every (layer, module), None where there is none to show."""
+
+
 def draw_heatmap(result: "DiffResult", path: Path) -> None:
     """Write the heat map of `result` to `path`.
 
@@ -39,19 +44,21 @@ def draw_heatmap(result: "DiffResult", path: Path) -> None:
 
 
 def heatmap(result: "DiffResult") -> "Figure":
-    """Layers from left to right, modules from top to bottom, colour is ‖Δ‖/‖θ‖ on a log scale."""
+    """The heat map of what changed between two checkpoints."""
+    cells = {(m.layer, m.module): m.statistics.relative_delta for m in result.modules}
+    return change_map(cells, f"{result.a} → {result.b}")
+
+
+def change_map(cells: Cells, pair: str) -> "Figure":
+    """Layers from left to right, modules from top to bottom, colour is ‖Δ‖/‖θ‖ on a log scale; `pair` names
+    the models in the title."""
     from matplotlib.figure import Figure
 
-    cells = {(m.layer, m.module): m.statistics.relative_delta for m in result.modules}
     figure = Figure(figsize=map_size(cells), layout="constrained")
     axes = figure.subplots()
     draw_map(axes, cells, "‖Δ‖ / ‖θ‖")
-    axes.set_title(f"Relative change ‖Δ‖/‖θ‖ per module\n{result.a} → {result.b}", fontsize=10)
+    axes.set_title(f"Relative change ‖Δ‖/‖θ‖ per module\n{pair}", fontsize=10)
     return figure
-
-
-Cells = Mapping[tuple[int | None, str], float | None]
-"""A number for every (layer, module), None where there is none to show."""
 
 
 def map_size(cells: Cells) -> tuple[float, float]:
@@ -80,6 +87,13 @@ def draw_map(axes: "Axes", cells: Cells, label: str) -> None:
     axes.set_xticks(ticks, ["none" if columns[i] is None else str(columns[i]) for i in ticks])
     axes.set_xlabel("layer")
     axes.figure.colorbar(image, ax=axes, label=label)
+
+
+def png(figure: "Figure") -> bytes:
+    """A figure as the bytes of a PNG file: the same for the same figure."""
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return file.getvalue()
 
 
 def save(figure: "Figure", path: Path) -> None:

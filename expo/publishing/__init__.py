@@ -1,1 +1,1 @@
-"""From a verified folder to the Hub: what would be sent, the upload, one commit, the receipt."""
+"""What a model looks like on the Hub, and how it gets there: licence, card, signature, upload, receipt."""

@@ -1,15 +1,15 @@
 """The files of OUT that are published, each with the SHA-256 that the manifest knows."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from expo.checkpoint.files import open_directory
-from expo.checkpoint.sidecars import MANIFEST, is_apart
+from expo.checkpoint.sidecars import MANIFEST, SIGNATURE, is_apart, is_legal
 from expo.errors import CheckpointError, VerificationError
-from expo.output.manifest import Manifest
+from expo.output.manifest import AdapterManifest, Manifest
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Outgoing:
         )
 
 
-def snapshot(out: Path, manifest: Manifest) -> list[Outgoing]:
+def snapshot(out: Path, manifest: Manifest | AdapterManifest) -> list[Outgoing]:
     """Every file to publish as it is now; the model's are taken to be what the manifest says, until a verification
-    reads them.
+    reads them. Licences and notices that somebody added travel too.
 
     Raises:
         VerificationError: a file of the manifest is missing.
@@ -82,21 +82,42 @@ def snapshot(out: Path, manifest: Manifest) -> list[Outgoing]:
     for name in model:
         if not (out / name).is_file():
             raise VerificationError(f"{out / name} is missing: restore it, or run the merge again")
-    beside = [name for name in open_directory(out).sizes if is_apart(name)]
-    small = {name: _own_sha256(out / name) for name in (*beside, MANIFEST)}
-    return [_outgoing(out, name, sha256) for name, sha256 in sorted((model | small).items())]
+    names = {name for name in open_directory(out).sizes if is_apart(name) or is_legal(name)}
+    small = [beside(out, name) for name in (names | {MANIFEST}) - model.keys()]
+    return _by_name([*small, *(_outgoing(out, name, sha256) for name, sha256 in model.items())])
 
 
-def replaced(files: Iterable[Outgoing], out: Path, name: str, content: bytes) -> list[Outgoing]:
-    """The files with one that is in memory yet."""
-    sha256 = hashlib.sha256(content).hexdigest()
-    new = Outgoing(name, out / name, len(content), 0, sha256, content)
-    return sorted((*(file for file in files if file.name != name), new), key=lambda f: f.name)
+def beside(out: Path, name: str) -> Outgoing:
+    """A small file that no hash in the manifest vouches for.
+
+    Raises:
+        CheckpointError: it is a link.
+    """
+    return _outgoing(out, name, _own_sha256(out / name))
+
+
+def replaced(files: Iterable[Outgoing], out: Path, contents: Mapping[str, bytes]) -> list[Outgoing]:
+    """The files with those of `contents` that differ, which are in memory yet."""
+    known = {file.name: file for file in files}
+    for name, content in contents.items():
+        sha256 = hashlib.sha256(content).hexdigest()
+        if name not in known or known[name].sha256 != sha256:
+            known[name] = Outgoing(name, out / name, len(content), 0, sha256, content)
+    return _by_name(known.values())
+
+
+def signed(files: Iterable[Outgoing], out: Path) -> list[Outgoing]:
+    """The files with the signature that was just written."""
+    return _by_name([*(f for f in files if f.name != SIGNATURE), beside(out, SIGNATURE)])
 
 
 def written(file: Outgoing) -> Outgoing:
     """The same file, from the disk."""
     return replace(_outgoing(file.path.parent, file.path.name, file.sha256), name=file.name)
+
+
+def _by_name(files: Iterable[Outgoing]) -> list[Outgoing]:
+    return sorted(files, key=lambda file: file.name)
 
 
 def _outgoing(out: Path, name: str, sha256: str) -> Outgoing:

@@ -11,11 +11,11 @@ from expo.checkpoint.hub import open_repository
 from expo.checkpoint.reference import Location
 from expo.checkpoint.templates import templates_in_force
 from expo.errors import CheckpointError, HubError
-from expo.output.manifest import Manifest
+from expo.output.manifest import AdapterManifest, Manifest
 from expo.publishing.hub_errors import explained, status_of
 
 
-def hub_parents(manifest: Manifest) -> dict[str, str]:
+def hub_parents(manifest: Manifest | AdapterManifest) -> dict[str, str]:
     """Every Hub repository that went in, with its commit."""
     sources = manifest.sources.values()
     pairs = [(source.model, source.commit) for source in sources]
@@ -50,9 +50,12 @@ def gates(api: HfApi, parents: dict[str, str]) -> Iterator[str]:
             yield f"the parent {parent} is gated, OUT will not be: see whether its licence lets you"
 
 
-def template_warning(out: Files, manifest: Manifest, parents: dict[str, str]) -> str | None:
-    """A sentence where OUT's chat template is not the donor's; None where it is, or the donor is not on the Hub."""
-    donor = manifest.donor
+def template_warning(
+    out: Files, manifest: Manifest | AdapterManifest, parents: dict[str, str]
+) -> str | None:
+    """A sentence where OUT's chat template is not the donor's; None where it is, or the donor is not on the Hub,
+    or OUT is an adapter: it may have none."""
+    donor = manifest.donor if isinstance(manifest, Manifest) else None
     if donor is None or donor not in parents:
         return None
     try:

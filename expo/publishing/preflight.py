@@ -1,23 +1,28 @@
 """Everything that can be known before the first byte is sent."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import HfApi, RepoCard
 from yaml import YAMLError
 
 from expo.checkpoint.files import open_directory
-from expo.checkpoint.sidecars import CARD, MANIFEST
+from expo.checkpoint.headers import printable
+from expo.checkpoint.sidecars import CARD, MANIFEST, SIGNATURE
 from expo.errors import CheckpointError, SpecError, VerificationError
-from expo.output.manifest import Manifest
-from expo.publishing import seam
+from expo.output.manifest import AdapterManifest, Manifest, read_manifest
 from expo.publishing.account import Account, check_right, whose_token
+from expo.publishing.evaluations import read_results
 from expo.publishing.hub_errors import explained, status_of
+from expo.publishing.licences import Terms
+from expo.publishing.licences import terms as terms_of
 from expo.publishing.outgoing import Outgoing, replaced, snapshot
 from expo.publishing.parents import gates, hub_parents, template_warning
+from expo.publishing.presentation import presented
 from expo.publishing.repository import Difference, Remote, Target, compare, look
+from expo.publishing.signature import is_signed
 from expo.results import PublishPlan
 
 
@@ -28,21 +33,19 @@ class Preflight:
     plan: PublishPlan
     out: Path
     target: Target
-    manifest: Manifest
+    manifest: Manifest | AdapterManifest
     files: tuple[Outgoing, ...]
     remote: Remote
 
 
-def read_manifest(out: Path) -> Manifest:
+def publishable(out: Path) -> Manifest | AdapterManifest:
     """The manifest of a folder that may be published.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
         VerificationError: it says that the model does not verify.
     """
-    if not (out / MANIFEST).is_file():
-        raise CheckpointError(f"{out} has no {MANIFEST}: publish takes what expo has made")
-    manifest = Manifest.from_json((out / MANIFEST).read_bytes())
+    manifest = read_manifest(out)
     if manifest.verified is False:
         raise VerificationError(
             f'{out} is marked "verified": false by its {MANIFEST}: `expo verify {out}` says why; '
@@ -60,29 +63,39 @@ def preflight(
     licence: str | None = None,
     name_ok: bool = False,
     results: Path | None = None,
+    signs: bool = False,
 ) -> Preflight:
     """Ask the Hub and OUT all there is to ask; nothing is sent or written.
 
+    Args:
+        signs: OUT will be signed.
+
     Raises:
         CheckpointError, VerificationError: OUT is not what its manifest says.
-        SpecError: licence or name do not do.
+        SpecError: licence, name or results do not do, or a signature would not hold.
         HubError: no token, no right, a gated parent, or no answer.
     """
-    manifest = read_manifest(out)
-    terms = seam.terms(manifest, licence)
+    manifest = publishable(out)
+    measured = () if results is None else read_results(results)
+    terms = terms_of(manifest, licence)
     _check_name(target, terms, name_ok=name_ok)
-    files = _with_card(snapshot(out, manifest), out, manifest, terms, results)
+    contents = presented(out, manifest, terms=terms, results=measured, repo_id=target.repo_id)
+    files = replaced(snapshot(out, manifest), out, contents)
+    _check_copies(out, files, terms)
+    _check_signature(out, files, signs=signs)
     account = whose_token(api)
     remote = look(api, target)
     check_right(api, target, remote, account)
     _check_card(files)
     parents = hub_parents(manifest)
-    warnings = [*gates(api, parents), *_visibility(remote, public=public)]
+    warnings = [*terms.warnings, *gates(api, parents), *_visibility(remote, public=public)]
     if warning := template_warning(open_directory(out), manifest, parents):
         warnings.append(warning)
     difference = compare(files, remote.files)
+    if signs:
+        warnings += _unsigned(difference)
     private = not public if remote.head is None else remote.private
-    plan = _plan(out, target, remote, difference, account, private, terms.licence, warnings)
+    plan = _plan(out, target, remote, difference, account, private, terms.name, signs, warnings)
     return Preflight(plan, out, target, manifest, tuple(files), remote)
 
 
@@ -93,17 +106,14 @@ def _plan(
     difference: Difference,
     account: Account,
     private: bool,
-    licence: str | None,
+    licence: str,
+    signs: bool,
     warnings: list[str],
 ) -> PublishPlan:
     send, skip = (
         {file.name: file.nbytes for file in files} for files in (difference.send, difference.skip)
     )
-    leave = {
-        name: size
-        for name, size in open_directory(out).sizes.items()
-        if name not in send and name not in skip
-    }
+    left = _left_behind(out, (*send, *skip))
     return PublishPlan(
         repo_id=target.repo_id,
         url=target.url,
@@ -118,38 +128,60 @@ def _plan(
         skip=skip,
         delete=dict(difference.delete),
         keep=dict(difference.keep),
-        leave=leave,
+        leave=left,
+        signs=signs,
         bytes_to_send=sum(send.values()),
         bytes_in_all=sum(send.values()) + sum(skip.values()),
         warnings=tuple(warnings),
     )
 
 
-def _check_name(target: Target, terms: seam.Terms, *, name_ok: bool) -> None:
-    name = target.repo_id.split("/")[1]
-    if terms.prefix and not name_ok and not _plain(name).startswith(_plain(terms.prefix)):
+def _left_behind(out: Path, published: Iterable[str]) -> dict[str, int]:
+    """What lies in OUT and is not published, with its bytes."""
+    known = set(published)
+    return {name: size for name, size in open_directory(out).sizes.items() if name not in known}
+
+
+def _check_name(target: Target, terms: Terms, *, name_ok: bool) -> None:
+    if not name_ok and not terms.allow_name(target.repo_id.split("/")[1]):
         raise SpecError(
-            f"{target.repo_id}: the licence {terms.licence} wants a name that begins with "
-            f"{terms.prefix}: rename it, or add --name-ok"
+            f"{target.repo_id}: the licence wants a name that begins with {terms.prefix}: rename it, "
+            "or add --name-ok"
         )
 
 
-def _plain(name: str) -> str:
-    """Without what a Hub id cannot hold: `Llama 3` and `llama-3` are one name."""
-    return re.sub(r"[\s_]+", "-", name).lower()
+def _check_copies(out: Path, files: Iterable[Outgoing], terms: Terms) -> None:
+    """That the texts which have to travel with the model are there."""
+    names = [file.name.lower() for file in files]
+    for pattern in terms.files:
+        if not any(fnmatchcase(name, pattern.lower()) for name in names):
+            raise CheckpointError(
+                f"{out} has no {pattern.rstrip('*')} file, and its licence asks for a copy of the text: put "
+                f"it there ({terms.link})"
+            )
 
 
-def _with_card(
-    files: list[Outgoing], out: Path, manifest: Manifest, terms: seam.Terms, results: Path | None
-) -> list[Outgoing]:
-    """The files with the card as it will be; OUT itself is not touched yet."""
-    path = out / CARD
-    try:
-        existing = path.read_text(encoding="utf-8") if path.is_file() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read as text: mend or remove it") from error
-    text = seam.readme(manifest, existing, terms, results)
-    return files if text == existing else replaced(files, out, CARD, text.encode())
+def _check_signature(out: Path, files: Iterable[Outgoing], *, signs: bool) -> None:
+    """That the signature, where there will be one, holds for what is published."""
+    names = {file.name: file for file in files}
+    if signs:
+        left = sorted(filter(is_signed, _left_behind(out, names)))
+        if left:
+            raise SpecError(
+                f"--sign signs every file of {out}, and {printable(left[0])} is not published: move it elsewhere"
+            )
+    elif SIGNATURE in names:
+        new = [file.name for file in files if file.content is not None]
+        if new:
+            raise SpecError(
+                f"{out / SIGNATURE} would not hold: {new[0]} is written anew: add --sign KEY, or remove it"
+            )
+
+
+def _unsigned(difference: Difference) -> Iterator[str]:
+    """What of a download no signature would cover."""
+    for name in filter(is_signed, difference.keep):
+        yield f"{printable(name)} stays on the branch, and the signature does not cover it"
 
 
 def _check_card(files: list[Outgoing]) -> None:

@@ -1,6 +1,5 @@
 """`expo extract-lora`: W_aligned − W_sft of every linear module as B·A, a PEFT adapter (LoRA, 2106.09685)."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -12,23 +11,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-import expo
-from expo.checkpoint.adapter import CONFIG, WEIGHTS
-from expo.checkpoint.checkpoint import Checkpoint
+from expo.checkpoint.adapter import WEIGHTS
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import is_of_kind
 from expo.checkpoint.reference import parse_reference
-from expo.checkpoint.sidecars import CARD, MANIFEST, is_tokenizer_file
 from expo.compute.arithmetic import arithmetic_for, arithmetic_of
 from expo.compute.inputs import Inputs, Readers, fetch, read_tensor
 from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import factors
 from expo.operators.rules import Keep, parse_keep
-from expo.output.claim import check_out
-from expo.output.durable import copy_file, unwritable, write_file
-from expo.output.journal import fingerprint, identities
-from expo.output.manifest import AdapterManifest, Identities, versions
-from expo.output.staging import claimed
+from expo.output.durable import write_file
+from expo.output.journal import identities
+from expo.output.manifest import AdapterManifest, Identities, source_entry, versions
 from expo.planning.build import build_plan
 from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
 from expo.planning.jobs import Blend, TensorJob
@@ -37,6 +31,7 @@ from expo.planning.plan import Plan
 from expo.results import AdaptedModule, ExtractResult, OtherTensor
 from expo.spec.request import Request, expo_request
 from expo.threads import side_by_side
+from expo.verbs.adapters import adapter_staging, extract_result, finish, plain, write_beside
 
 Progress = Callable[[int, int], None]
 
@@ -106,6 +101,13 @@ class _How:
     dtype: torch.dtype
     save_whole: bool
 
+    def flags(self) -> tuple[str, ...]:
+        """On the command line."""
+        name, _, value = str(self.keep).partition("=")
+        dtype = str(self.dtype).removeprefix("torch.")
+        flags = (f"--{name}", value, "--alpha", f"{self.scale:.12g}", "--dtype", dtype)
+        return (*flags, "--save-whole") if self.save_whole else flags
+
 
 def _run(
     request: Request,
@@ -120,7 +122,6 @@ def _run(
     plan = build_plan(request)
     if plan.refusals:
         raise CheckpointError("; ".join(plan.refusals))
-    check_out(out, request, overwrite=overwrite)
     fetch(plan)
     known = identities(plan)
     jobs = [job for job in plan.jobs if isinstance(job.rule, Blend)]
@@ -129,28 +130,11 @@ def _run(
     def one(job: TensorJob) -> _Piece:
         return _piece(job, plan, Inputs(readers, buffer_bytes(CHUNK_BYTES)), how)
 
-    with readers, claimed(out, request, overwrite=overwrite) as staging:
-        staging.start_afresh(fingerprint(plan, known))
-        try:
-            pieces = list(side_by_side(one, jobs, threads, progress))
-            manifest = _write(staging.folder, plan, pieces, how.scale, known)
-            write_file(staging.folder / MANIFEST, manifest.to_json().encode())
-            staging.place()
-        except CheckpointError:
-            staging.discard()
-            raise
-        except OSError as error:
-            staging.discard()  # there is nothing to resume
-            raise unwritable(error, staging.out) from error
-    return ExtractResult(
-        staging.out,
-        tuple(p.report for p in pieces if isinstance(p.report, AdaptedModule)),
-        tuple(p.report for p in pieces if isinstance(p.report, OtherTensor)),
-        manifest.energy,
-        how.scale,
-        sum((staging.out / name).stat().st_size for name in manifest.files),
-        time.monotonic() - started,
-    )
+    with readers, adapter_staging(plan, out, known, overwrite=overwrite) as staging:
+        pieces = list(side_by_side(one, jobs, threads, progress))
+        manifest = _write(staging.folder, plan, pieces, how, known)
+        manifest = finish(staging.folder, manifest, plan.sources["sft"])
+    return extract_result(staging.out, manifest, time.monotonic() - started)
 
 
 def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How) -> _Piece:
@@ -209,7 +193,7 @@ def _why_not(name: str, shape: tuple[int, ...]) -> str | None:
 
 
 def _write(
-    folder: Path, plan: Plan, pieces: list[_Piece], scale: float, inputs: Identities
+    folder: Path, plan: Plan, pieces: list[_Piece], how: _How, inputs: Identities
 ) -> AdapterManifest:
     """The files of the adapter; its manifest."""
     modules = [p.report for p in pieces if isinstance(p.report, AdaptedModule)]
@@ -220,24 +204,18 @@ def _write(
         )
     entries = {key: tensor for piece in pieces for key, tensor in piece.entries.items()}
     hashes = {WEIGHTS: write_file(folder / WEIGHTS, save(entries, metadata={"format": "pt"}))}
-    config = json.dumps(_config(plan, modules, others, scale), indent=2) + "\n"
-    hashes[CONFIG] = write_file(folder / CONFIG, config.encode())
-    for sidecar in plan.sidecars:
-        if is_tokenizer_file(sidecar.name):
-            source = sidecar.files.local_path(sidecar.name)
-            hashes[sidecar.name] = copy_file(source, folder / sidecar.name)
+    hashes |= write_beside(folder, _config(plan, modules, others, how.scale), plan.sidecars)
     whole = sum(piece.delta_square for piece in pieces)
-    energy = 1.0 - sum(piece.missed_square for piece in pieces) / whole
-    hashes[CARD] = write_file(folder / CARD, _card(plan, len(modules), energy, scale).encode())
     return AdapterManifest(
-        sources={role: checkpoint.files.label for role, checkpoint in plan.sources.items()},
-        scale=scale,
-        energy=energy,
+        sources={role: source_entry(checkpoint) for role, checkpoint in plan.sources.items()},
+        scale=how.scale,
+        energy=1.0 - sum(piece.missed_square for piece in pieces) / whole,
         modules=tuple(modules),
         others=tuple(others),
         versions=versions("torch"),
         files=dict(sorted(hashes.items())),
         inputs=inputs,
+        command=("extract-lora", *how.flags()),
     )
 
 
@@ -255,44 +233,15 @@ def _config(
         "base_model_name_or_path": plan.sources["sft"].files.label,
         "revision": plan.sources["sft"].files.commit,
         "r": rank,
-        "lora_alpha": _plain(scale * rank),
+        "lora_alpha": plain(scale * rank),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": plan.donor.config.get("model_type") in _CONV1D,
         "inference_mode": True,
         "target_modules": [module.module for module in modules],
         "rank_pattern": {module.module: module.rank for module in uneven},
-        "alpha_pattern": {module.module: _plain(scale * module.rank) for module in uneven},
+        "alpha_pattern": {module.module: plain(scale * module.rank) for module in uneven},
         "modules_to_save": saved or None,
         "use_rslora": False,
         "use_dora": False,
     }
-
-
-def _plain(value: float) -> float | int:
-    return int(value) if value.is_integer() else value
-
-
-def _card(plan: Plan, modules: int, energy: float, scale: float) -> str:
-    names = [_name(plan.sources[role]) for role in ("aligned", "sft")]
-    sft = plan.sources["sft"].files
-    front = ["---", "library_name: peft", "tags:", "- lora", "- expo"]
-    front += [f"base_model: {sft.label}"] if sft.commit else []
-    return "\n".join(
-        [
-            *front,
-            "---",
-            "",
-            f"# What {names[0]} learned from {names[1]}, as an adapter",
-            "",
-            f"θ_aligned − θ_sft of {modules} linear modules as low-rank products, times {scale:g}; they "
-            f"hold {100 * energy:.2f} % of the change's energy. Load it on {names[1]}.",
-            "",
-            f"Made with expo {expo.__version__}; the error of every module is in `expo.json`.",
-            "",
-        ]
-    )
-
-
-def _name(checkpoint: Checkpoint) -> str:
-    return f"`{printable(checkpoint.label).replace('`', '')}`"

@@ -12,7 +12,7 @@ from expo.output.folder import most_common_dtype
 from expo.output.manifest import Identities, Manifest, source_entry, versions
 from expo.output.sink import FinishedShard
 from expo.planning.plan import Plan
-from expo.spec.request import paper_alpha
+from expo.spec.request import Request, paper_alpha
 from expo.spec.resolved import mergekit_spec, resolved
 
 
@@ -86,7 +86,20 @@ def _begun(plan: Plan, digest: str, known: Identities) -> Manifest:
         notes=plan.notes,
         warnings=plan.warnings,
         files={},
+        flags=_flags(plan.request),
     )
+
+
+def _flags(request: Request) -> tuple[str, ...]:
+    """What decides the output and has no place in a spec."""
+    flags: list[str] = []
+    if request.allow_missing is not None:
+        flags += ["--allow-missing", request.allow_missing]
+    for pattern in request.include:
+        flags += ["--include", pattern]
+    if request.max_shard_bytes is not None:
+        flags += ["--max-shard-size", str(request.max_shard_bytes)]
+    return tuple(flags)
 
 
 def _dtypes(folder: Path) -> tuple[str, ...]:

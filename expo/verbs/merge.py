@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expo.checkpoint.checkpoint import hash_file
+from expo.checkpoint.sidecars import CARD, is_apart
 from expo.compute.inputs import fetch
 from expo.compute.stream import Progress, Tuning, stream
 from expo.errors import CheckpointError, OutputError, SpecError
 from expo.output.claim import check_out
-from expo.output.durable import copy_file, unwritable
+from expo.output.durable import copy_file, unwritable, write_file
 from expo.output.folder import write_small_files
 from expo.output.journal import Fingerprint, fingerprint, identities
 from expo.output.manifest import Identities, Manifest
@@ -21,6 +22,7 @@ from expo.output.sink import FinishedShard
 from expo.output.staging import Staging, claimed
 from expo.planning.build import build_plan
 from expo.planning.plan import Plan
+from expo.publishing.card import card
 from expo.results import MergeResult
 from expo.spec.request import Request, Rounding, make_request
 from expo.verbs.manifests import foreign_manifest, streamed_manifest, sums_by_tensor
@@ -164,7 +166,7 @@ def run_plans(
         try:
             manifests = _produce(runs, tuning, verify=verify, progress=progress, say=say)
             for run, manifest in zip(runs, manifests, strict=True):
-                run.staging.commit(manifest)
+                run.staging.commit(_with_card(run, manifest))
         except (CheckpointError, SpecError):
             for run in runs:
                 run.staging.discard()
@@ -270,7 +272,9 @@ def _verified(
         golden=_golden(plan),
         stop_at=plan.request.stop_at,
     )
-    return replace(manifest, verified=found.ok, verification=found.checks)
+    return replace(
+        manifest, verified=found.ok, verification=found.checks, example=tokenizers.example()
+    )
 
 
 def _foreign(run: _Run, *, verify: bool) -> Manifest:
@@ -279,7 +283,7 @@ def _foreign(run: _Run, *, verify: bool) -> Manifest:
     There is no resume: an interrupted run starts afresh.
     """
     from expo.compute.foreign import merge_with_mergekit
-    from expo.verification.run import verify_folder
+    from expo.verification.run import Tokenizers, verify_folder
 
     plan, folder = run.plan, run.staging.folder
     run.staging.start_afresh(run.print_)
@@ -291,9 +295,26 @@ def _foreign(run: _Run, *, verify: bool) -> Manifest:
     if not verify:
         return manifest
     # without the donor: layers and vocabulary may differ from every model's on purpose
-    stop_at = plan.request.stop_at
-    found = verify_folder(folder, golden=_golden(plan), quick=True, stop_at=stop_at)
-    return replace(manifest, verified=found.ok, verification=found.checks)
+    golden, stop_at = _golden(plan), plan.request.stop_at
+    with Tokenizers(folder, None, golden) as tokenizers:
+        found = verify_folder(
+            folder, golden=golden, quick=True, stop_at=stop_at, tokenizers=tokenizers
+        )
+        example = tokenizers.example()
+    return replace(manifest, verified=found.ok, verification=found.checks, example=example)
+
+
+def _with_card(run: _Run, manifest: Manifest) -> Manifest:
+    """The manifest with the model card, written unless an earlier run came as far."""
+    if CARD in manifest.beside:
+        return manifest
+    written = write_file(run.staging.folder / CARD, card(manifest).encode())
+    known = sorted((manifest.files | {CARD: written}).items())
+    files, beside = (
+        {name: sha256 for name, sha256 in known if is_apart(name) is apart}
+        for apart in (False, True)
+    )
+    return replace(manifest, files=files, beside=beside)
 
 
 def _tokenizers(run: _Run) -> "Tokenizers":

@@ -9,11 +9,11 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from expo.checkpoint.sidecars import MANIFEST
 from expo.errors import VerificationError
-from expo.output.durable import unwritable, write_file
-from expo.output.manifest import Manifest
-from expo.publishing import seam
-from expo.publishing.outgoing import Outgoing, snapshot, written
+from expo.output.manifest import AdapterManifest, Manifest
+from expo.publishing import signature
+from expo.publishing.outgoing import Outgoing, signed, written
 from expo.publishing.preflight import Preflight, preflight
+from expo.publishing.presentation import present
 from expo.publishing.receipt import check_commit, receipt
 from expo.publishing.repository import Difference, Remote, Target, compare, parse_target
 from expo.publishing.upload import (
@@ -54,12 +54,12 @@ def publish(
     name are deleted in the same commit, other files stay. The token is HF_TOKEN's or the login's.
 
     Args:
-        results: a file of `expo evaluate` or `expo sweep`, for the card.
-        sign: a private key (PEM) to sign `out` with.
+        results: a file of evaluation results (`expo.results/1`), for the card.
+        sign: an EC private key (PEM) to sign `out` with, last.
         public: whether a new repository is to be seen by everybody; what exists stays as it is.
         revision: the branch, made where there is none.
         create_pr: open a pull request to main instead.
-        license: its Hub id, where it cannot be told from the models that went in.
+        license: a Hub id; by default the most restrictive of the models that went in.
         name_ok: leave out the name prefix that a licence wants.
         progress: called with (bytes sent, bytes to send).
 
@@ -104,7 +104,7 @@ def prepare(
     check_directory(out)
     target = parse_target(repo_id, revision=revision, create_pr=create_pr)
     if sign is not None:
-        seam.check_key(sign)
+        signature.check_key(sign)
     ready = preflight(
         HfApi(),
         out,
@@ -113,6 +113,7 @@ def prepare(
         licence=licence,
         name_ok=name_ok,
         results=results,
+        signs=sign is not None,
     )
     found = verify_folder(out, progress=progress)
     if not found.ok:
@@ -159,18 +160,12 @@ def send(
 
 def _completed(ready: Preflight, sign: Path | None) -> list[Outgoing]:
     """The files with card and signature, which are written to OUT now."""
-    try:
-        for file in ready.files:
-            if file.content is not None:
-                write_file(file.path, file.content)
-    except OSError as error:
-        raise unwritable(error, ready.out) from error
+    present(ready.out, {f.name: f.content for f in ready.files if f.content is not None})
     files = [file if file.content is None else written(file) for file in ready.files]
     if sign is None:
         return files
-    seam.sign(ready.out, sign)
-    known = {file.name for file in files}
-    return [*files, *(f for f in snapshot(ready.out, ready.manifest) if f.name not in known)]
+    signature.sign(ready.out, sign)
+    return signed(files, ready.out)
 
 
 def _existing(
@@ -204,11 +199,14 @@ def _tell_of_part(tell: Progress, done: int, nbytes: int, total: int, part: int)
     tell(done + min(part, nbytes), total)
 
 
-def _message(manifest: Manifest, files: Sequence[Outgoing]) -> tuple[str, str]:
+def _message(manifest: Manifest | AdapterManifest, files: Sequence[Outgoing]) -> tuple[str, str]:
     """Of the commit: a function of the manifest alone."""
-    what = f"{manifest.method} merge"
-    if manifest.method == "expo":
+    if isinstance(manifest, AdapterManifest):
+        what = f"Adapter, {both_conventions(manifest.scale)}"
+    elif manifest.method == "expo":
         what = "ExPO" if manifest.alpha is None else f"ExPO, {both_conventions(manifest.alpha)}"
+    else:
+        what = f"{manifest.method} merge"
     sha256 = next(file.sha256 for file in files if file.name == MANIFEST)
     return what, f"expo {manifest.versions.get('expo', '')}, {MANIFEST} {sha256}"
 

@@ -9,9 +9,11 @@ from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.files import Files, open_directory
 from expo.checkpoint.sidecars import is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError, TokenizerError
+from expo.output.manifest import Example
 from expo.results import VerifyResult
 from expo.spec.request import StopAt
 from expo.verification import (
+    adapter,
     configuration,
     generation,
     stopping,
@@ -23,7 +25,7 @@ from expo.verification import (
     vectors,
 )
 from expo.verification.check import Check, Skipped, run
-from expo.verification.conversations import CONVERSATIONS, TEXTS
+from expo.verification.conversations import CONVERSATIONS, MULTI_TURN, QUESTION, SINGLE, TEXTS
 from expo.verification.golden import Golden, record
 from expo.verification.process import MEMORY_BYTES, Process, Report, temporary_folder
 from expo.verification.subject import Reports, Subject, TensorFacts
@@ -42,6 +44,17 @@ CHECKS: tuple[Check, ...] = (
     *generation.CHECKS,
 )
 """The table, in the order in which a person reads it."""
+
+_OF_ADAPTERS = (
+    "shards", "orphans", "modes", "manifest", "card", "readable", "finite", "all-zero", "json", "tokenizer-loads",
+    "template-copies", "template-renders", "one-bos", "prefix", "template-poison", "injection",
+)  # fmt: skip
+
+ADAPTER_CHECKS: tuple[Check, ...] = (
+    *adapter.CHECKS,
+    *(check for check in CHECKS if check.name in _OF_ADAPTERS),
+)
+"""The table for a LoRA adapter: what does not need the model that it is for."""
 
 _GENERATION_SECONDS = 3600
 _SHARED_MEMORY = "/dev/shm"
@@ -84,6 +97,18 @@ class Tokenizers:
             self._aligned.report() if self._aligned else None,
         )
 
+    def example(self) -> Example | None:
+        """What OUT's template makes of a short conversation, None where it makes nothing of it."""
+        report = self._out.report() if self._out else None
+        lines = [line for line in report.lines if "conversation" in line] if report else []
+        for wanted in (MULTI_TURN, SINGLE):
+            number = CONVERSATIONS.index(wanted)
+            rendered = lines[number].get("rendered", "") if number < len(lines) else ""
+            if QUESTION in rendered:
+                turns = [(str(m["role"]), str(m["content"])) for m in wanted.messages]
+                return Example(tuple(turns), rendered)
+        return None
+
     def _start(self, request: dict, folder: Path) -> Process:
         return self._stack.enter_context(Process(request | {"folder": str(folder.resolve())}))
 
@@ -97,6 +122,7 @@ def verify_folder(
     generate: bool = False,
     progress: Progress | None = None,
     stop_at: StopAt = "error",
+    tokenizers: Tokenizers | None = None,
 ) -> VerifyResult:
     """Run every check on the directory `out`. Writes nothing there.
 
@@ -107,11 +133,13 @@ def verify_folder(
         generate: build the model for real and let it answer a few prompts.
         progress: called with (bytes read, bytes in all).
         stop_at: from which severity on the folder does not verify.
+        tokenizers: the children of this folder, where they have been started already.
     """
     subject = Subject(open_directory(out), aligned, golden=golden)
     with ExitStack() as stack:
         loading = _start_load(subject, stack)
-        tokenizers = stack.enter_context(Tokenizers(out, aligned, golden))
+        if tokenizers is None:
+            tokenizers = stack.enter_context(Tokenizers(out, aligned, golden))
         if not quick:
             subject.tensor_facts = tensors.read_tensors(subject, progress)
         mine, theirs = tokenizers.reports()
@@ -149,7 +177,8 @@ def verify_stream(
 
 
 def judge(subject: Subject, stop_at: StopAt = "error") -> VerifyResult:
-    results = tuple(run(check, subject) for check in CHECKS)
+    table = ADAPTER_CHECKS if subject.is_adapter else CHECKS
+    results = tuple(run(check, subject) for check in table)
     bad = ("error",) if stop_at == "error" else ("error", "warning")
     return VerifyResult(all(result.status not in bad for result in results), results)
 

@@ -18,7 +18,6 @@ from expo.checkpoint.sidecars import (
     is_weights,
 )
 from expo.errors import CheckpointError
-from expo.output.manifest import Manifest
 from expo.verification.check import Check, Info, Skipped
 from expo.verification.subject import BIN, Subject
 
@@ -80,7 +79,7 @@ def stale_weights(s: Subject) -> Iterator[str]:
 
 def orphans(s: Subject) -> Iterator[str]:
     known = set(s.weight_files) | set(s.weight_map.values()) | {INDEX}
-    listed = s.manifest.files if s.manifest else {}
+    listed = s.listed
     for name in s.out.sizes:
         if name in known or name in listed or name in _BESIDE or is_apart(name):
             continue
@@ -122,7 +121,7 @@ def manifest(s: Subject) -> Iterator[str]:
     if not s.has(MANIFEST):
         raise Skipped(f"there is no {MANIFEST}: the folder was not made by expo")
     try:
-        expected = Manifest.from_json(s.out.read(MANIFEST)).files
+        expected = s.read_manifest().files
     except CheckpointError as error:
         yield str(error)
         return
@@ -141,10 +140,9 @@ def manifest(s: Subject) -> Iterator[str]:
 
 
 def card(s: Subject) -> Iterator[str]:
-    listed = s.manifest.listed if s.manifest else {}
-    if CARD not in listed:
+    if CARD not in s.listed:
         raise Skipped("no manifest that knows a model card")
-    if s.has(CARD) and hash_file(s.out, CARD) != listed[CARD]:
+    if s.has(CARD) and hash_file(s.out, CARD) != s.listed[CARD]:
         yield f"{CARD} was edited since the merge"
 
 
@@ -163,7 +161,7 @@ def _unlike(s: Subject, wanted: Callable[[str], bool]) -> Iterator[str]:
     for name in sorted(filter(wanted, donor.sizes)):
         if not s.has(name):
             yield f"{printable(name)} is missing"
-        elif donor.sizes[name] != s.out.sizes[name] or donor.read(name) != s.out.read(name):
+        elif not is_apart(name) and donor.read(name) != s.out.read(name):
             yield f"{printable(name)} is not the aligned model's"
 
 

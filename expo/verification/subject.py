@@ -10,6 +10,8 @@ from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from expo.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
+from expo.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_json, read_shard
 from expo.checkpoint.files import Directory, Files
 from expo.checkpoint.headers import Shard, TensorInfo
@@ -18,7 +20,7 @@ from expo.checkpoint.sidecars import MANIFEST, is_tokenizer_file
 from expo.checkpoint.templates import DEFAULT
 from expo.checkpoint.vocabulary import read_vocabulary
 from expo.errors import CheckpointError
-from expo.output.manifest import Manifest
+from expo.output.manifest import AdapterManifest, Manifest
 from expo.verification.check import Skipped
 from expo.verification.conversations import (
     BASICS,
@@ -175,14 +177,33 @@ class Subject:
         inner = self.config.get("text_config")
         return self.config.get(key, inner.get(key) if isinstance(inner, dict) else None)
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds a LoRA adapter, not a model."""
+        return self.has(ADAPTER_CONFIG) and not self.has("config.json")
+
+    def read_manifest(self) -> Manifest | AdapterManifest:
+        """Raises CheckpointError: it cannot be read."""
+        kind = AdapterManifest if self.is_adapter else Manifest
+        return kind.from_json(self.out.read(MANIFEST))
+
+    @cached_property
+    def listed(self) -> dict[str, str]:
+        """SHA-256 by name of every file that the manifest names, empty where the folder was not made by expo, or
+        it cannot be read: that is the matter of the check of its name."""
+        try:
+            return self.read_manifest().listed if self.has(MANIFEST) else {}
+        except CheckpointError:
+            return {}
+
     @cached_property
     def manifest(self) -> Manifest | None:
-        """The manifest, None where the folder was not made by expo, or it cannot be read: that is the matter of
-        the check of its name."""
+        """A model's manifest, None as for `listed`."""
         try:
-            return Manifest.from_json(self.out.read(MANIFEST)) if self.has(MANIFEST) else None
+            found = self.read_manifest() if self.has(MANIFEST) else None
         except CheckpointError:
             return None
+        return found if isinstance(found, Manifest) else None
 
     @cached_property
     def asked_dtype(self) -> str | None:
@@ -213,6 +234,8 @@ class Subject:
     @cached_property
     def weight_files(self) -> list[str]:
         """The weight files that a loader reads and that are there."""
+        if self.is_adapter:
+            return [ADAPTER_WEIGHTS] if self.has(ADAPTER_WEIGHTS) else []
         if self.index_name is not None:
             return [name for name in sorted(set(self.weight_map.values())) if self.has(name)]
         return next(([name] for name in (SINGLE, BIN) if self.has(name)), [])
