@@ -2,31 +2,29 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 import expo as door
+from expo.demo.toy import MODELS
 from expo.errors import SpecError
+from expo.output.manifest import AdapterManifest, SourceEntry, read_manifest
+from expo.publishing.card import card
+from expo.publishing.presentation import HEAT_MAP
 from expo.publishing.signature import check_signature
 from expo.verbs.publish import prepare
 
 from .conftest import Ran
+from .hub_server import COMMIT
 from .hub_writing import Repo
 from .publishing import LFS, NAME, World
 from .test_formats import tiny_model, trained_adapter
 from .test_signature import write_keys
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def downloaded(repo: Repo, folder: Path) -> Path:
-    """What a download of the branch would hold, but for the files in LFS that the store has no content of."""
-    for name, blob in repo.head().items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(blob.content or b"")
-    return folder
 
 
 @LFS
@@ -100,7 +98,16 @@ def test_every_flag_at_once(
     assert len(world.repo.commits) == commits
 
 
-@pytest.mark.slow
+def on_the_hub(world: World, out: Path, base: str) -> None:
+    """As if the adapter had been made from a model there."""
+    world.hub.repos[base] = Repo(branches={"main": COMMIT}, commits={COMMIT: {}})
+    manifest = read_manifest(out)
+    assert isinstance(manifest, AdapterManifest)
+    sft = SourceEntry(base, COMMIT, None, None)
+    changed = replace(manifest, sources=manifest.sources | {"sft": sft})
+    (out / "expo.json").write_text(changed.to_json())
+
+
 @LFS
 def test_an_adapter_is_published_like_a_model(
     world: World, tmp_path: Path, expo: Callable[..., Ran]
@@ -110,6 +117,7 @@ def test_an_adapter_is_published_like_a_model(
     trained_adapter(base, lora, 1)
     (lora / "LICENSE").write_text("its licence")
     door.extrapolate_adapter(base, f"{base}+{lora}", out, alpha=1.5)
+    on_the_hub(world, out, "org/base")
     private, public = write_keys(tmp_path)
     ran = expo("publish", out, NAME, "--license", "mit", "--yes", "--sign", private)
     assert ran.code == 0, ran.err
@@ -118,17 +126,13 @@ def test_an_adapter_is_published_like_a_model(
     assert names <= there.keys()
     data = ModelCard((there["README.md"].content or b"").decode()).data.to_dict()
     assert (data["library_name"], data["license"]) == ("peft", "mit")
+    assert (data["base_model"], data["base_model_relation"]) == (["org/base"], "adapter")
     assert expo("verify", out, "--signature", public, "-q").code == 0
     (out / "adapter_model.safetensors").write_bytes(b"")
     assert expo("publish", out, NAME, "--license", "mit", "--yes").code == 3
 
 
 def test_the_card_of_an_adapter_shows_its_heat_map(tmp_path: Path) -> None:
-    from expo.demo.toy import MODELS
-    from expo.output.manifest import read_manifest
-    from expo.publishing.card import card
-    from expo.publishing.presentation import HEAT_MAP
-
     door.extract_lora(MODELS / "aligned", tmp_path / "out", minus=MODELS / "sft", rank=2)
     text = card(read_manifest(tmp_path / "out"), image=HEAT_MAP)
     assert f"]({HEAT_MAP})" in text
