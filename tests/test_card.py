@@ -129,7 +129,7 @@ def test_the_manifest_tells_what_the_card_needs(starling: tuple[Path, Hub]) -> N
     assert manifest.example is not None
     assert manifest.example.messages[0] == ("user", "Hello")
     assert (starling[0] / "NOTICE").read_text() == "openchat's notice\n"
-    assert set(manifest.beside) == {"README.md"}
+    assert set(manifest.beside) == {"NOTICE", "README.md"}
     assert "README.md" not in manifest.files
     old = json.loads(manifest.to_json())
     for key in ("flags", "example", "beside"):
