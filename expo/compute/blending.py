@@ -10,7 +10,8 @@ from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import ITEM_BYTES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
-from expo.compute.arithmetic import Arithmetic, Done, Draws, Stored, plain_arithmetic
+from expo.compute.arithmetic import Arithmetic, Done, Draws, Stored
+from expo.compute.choice import plain_arithmetic
 from expo.compute.inputs import Range
 from expo.compute.preparing import Prepared
 from expo.errors import CheckpointError

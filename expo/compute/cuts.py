@@ -9,7 +9,7 @@ import torch
 
 from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.headers import printable
-from expo.compute.arithmetic import arithmetic_of, plain_arithmetic
+from expo.compute.choice import arithmetic_of, plain_arithmetic
 from expo.errors import CheckpointError
 from expo.operators.decompose import Cut, cut
 from expo.operators.methods import Array

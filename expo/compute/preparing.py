@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from expo.checkpoint.checkpoint import Weight
-from expo.compute.arithmetic import Arithmetic, Draws, working_dtype
+from expo.compute.arithmetic import Arithmetic, Draws
+from expo.compute.choice import working_dtype
 from expo.compute.inputs import Inputs, Range
 from expo.operators.methods import METHODS, Arc, Array, Mask, Whole
 from expo.planning.chunks import BLOCK_ELEMENTS

@@ -9,8 +9,8 @@ import numpy as np
 
 from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.reader import Bytes
-from expo.compute.arithmetic import needs_torch
 from expo.compute.blending import Edited, Target
+from expo.compute.choice import needs_torch
 from expo.compute.inputs import Inputs, Readers, fetch
 from expo.compute.pipeline import Output, run_pipeline
 from expo.compute.preparations import Preparations

@@ -19,7 +19,7 @@ from expo.checkpoint.headers import printable
 from expo.checkpoint.names import is_of_kind
 from expo.checkpoint.reference import parse_reference
 from expo.checkpoint.sidecars import CARD, MANIFEST, is_tokenizer_file
-from expo.compute.arithmetic import arithmetic_for, arithmetic_of
+from expo.compute.choice import arithmetic_for, arithmetic_of
 from expo.compute.inputs import Inputs, Readers, fetch, read_tensor
 from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import factors

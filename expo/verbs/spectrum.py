@@ -10,7 +10,7 @@ from torch import Tensor
 from expo.checkpoint.checkpoint import Checkpoint, Weight, open_checkpoint
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import parse_reference
-from expo.compute.arithmetic import plain_arithmetic
+from expo.compute.choice import plain_arithmetic
 from expo.compute.cuts import one_rounding
 from expo.compute.inputs import Inputs, Readers, fetch_weights, read_tensor
 from expo.errors import CheckpointError, SpecError
