@@ -27,6 +27,24 @@ MODEL = (
     "image_processor_config.json", "video_preprocessor_config.json", *LEGAL,
 )  # fmt: skip
 
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+BESIDE = (
+    CARD, MANIFEST, "adapter_config.json", ".gitattributes", ".gitignore", ".eval_results/*",
+    "model.sig", "*.sigstore", "*.sigstore.json",
+)  # fmt: skip
+"""What is neither model nor tokenizer and still lies in a published one: card, results, signature."""
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
+
+
+def is_part_of_model(name: str, card: str) -> bool:
+    """Whether a file in a model's directory belongs to the model; images do that the `card` names."""
+    known = (*WEIGHTS, *MODEL, *TOKENIZER, *BESIDE)
+    if any(fnmatch(name, p) and name.count("/") == p.count("/") for p in known):
+        return True
+    return name.lower().endswith(_IMAGES) and name in card
+
 
 def is_tokenizer_file(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in TOKENIZER)

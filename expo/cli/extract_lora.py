@@ -45,7 +45,7 @@ Examples:
     show_default=True,
     help="Of the adapter.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what OUT holds, once all is done.")
+@click.option("--overwrite", is_flag=True, help="Replace the adapter in OUT, once all is done.")
 @click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
 @flags.amount
 @flags.talk

@@ -155,7 +155,7 @@ running = _bundle(
     {
         "dry_run": click.option("--dry-run", is_flag=True, help="Print the plan, write nothing."),
         "overwrite": click.option(
-            "--overwrite", is_flag=True, help="Replace what OUT holds, once all is done."
+            "--overwrite", is_flag=True, help="Replace the model in OUT, once all is done."
         ),
         "no_verify": click.option(
             "--no-verify", is_flag=True, help="Skip the verification of the output."

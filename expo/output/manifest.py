@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.sidecars import MANIFEST
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "expo.manifest/1"
 ADAPTER_SCHEMA = "expo.adapter/1"
+
+Kind = TypeVar("Kind", "Manifest", "AdapterManifest")
 
 Identities = dict[str, dict[str, str | int]]
 """Every input by `role model/file`, with what tells it from a changed one."""
@@ -87,25 +89,13 @@ class Manifest:
         Raises:
             CheckpointError: it is not JSON, of another schema, or a field is missing or of another kind.
         """
-        from pydantic import ValidationError
-
-        try:
-            manifest = _adapter().validate_json(raw)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise CheckpointError(f"{MANIFEST} is damaged: {where}: {first['msg']}") from error
-        if manifest.schema != SCHEMA:
-            raise CheckpointError(f"{MANIFEST} is of schema {manifest.schema!r}, not {SCHEMA}")
-        return manifest
+        return _parsed(cls, SCHEMA, raw)
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Manifest | None":
         """The manifest in a folder; None where there is none that can be read."""
-        try:
-            return cls.from_json((folder / MANIFEST).read_bytes())
-        except (OSError, CheckpointError):
-            return None
+        known = manifest_of(folder)
+        return known if isinstance(known, cls) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +115,55 @@ class AdapterManifest:
     def to_json(self) -> str:
         return _json(asdict(self))
 
+    @classmethod
+    def from_json(cls, raw: str | bytes) -> "AdapterManifest":
+        """Read a manifest. Raises as `Manifest.from_json`."""
+        return _parsed(cls, ADAPTER_SCHEMA, raw)
+
+
+def read_manifest(folder: Path) -> Manifest | AdapterManifest:
+    """The manifest of a model or an adapter that expo made.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        CheckpointError: it is damaged.
+    """
+    raw = (folder / MANIFEST).read_bytes()
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        value = None
+    is_adapter = isinstance(value, dict) and value.get("schema") == ADAPTER_SCHEMA
+    return (AdapterManifest if is_adapter else Manifest).from_json(raw)
+
+
+def manifest_of(folder: Path) -> Manifest | AdapterManifest | None:
+    """The manifest in a folder; None where there is none that can be read."""
+    try:
+        return read_manifest(folder)
+    except (OSError, CheckpointError):
+        return None
+
+
+def _parsed(kind: type[Kind], schema: str, raw: str | bytes) -> Kind:
+    from pydantic import ValidationError
+
+    try:
+        manifest = _adapter(kind).validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise CheckpointError(f"{MANIFEST} is damaged: {where}: {first['msg']}") from error
+    if manifest.schema != schema:
+        raise CheckpointError(f"{MANIFEST} is of schema {manifest.schema!r}, not {schema}")
+    return manifest
+
 
 @cache
-def _adapter() -> "TypeAdapter[Manifest]":
+def _adapter(kind: type) -> "TypeAdapter[Any]":
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Manifest)
+    return TypeAdapter(kind)
 
 
 def _json(values: dict) -> str:

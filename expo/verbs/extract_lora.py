@@ -21,7 +21,7 @@ from expo.checkpoint.reference import parse_reference
 from expo.checkpoint.sidecars import CARD, MANIFEST, is_tokenizer_file
 from expo.compute.choice import arithmetic_for, arithmetic_of
 from expo.compute.inputs import Inputs, Readers, fetch, read_tensor
-from expo.errors import CheckpointError, SpecError
+from expo.errors import CheckpointError, OutputError, SpecError
 from expo.operators.decompose import factors
 from expo.operators.rules import Keep, parse_keep
 from expo.output.claim import check_out
@@ -136,7 +136,7 @@ def _run(
             manifest = _write(staging.folder, plan, pieces, how.scale, known)
             write_file(staging.folder / MANIFEST, manifest.to_json().encode())
             staging.place()
-        except CheckpointError:
+        except (CheckpointError, OutputError):
             staging.discard()
             raise
         except OSError as error:

@@ -73,7 +73,8 @@ def merge(
     """Run a merge spec (a YAML file, or a mapping of the same form) into the directory `out`.
 
     Args:
-        overwrite: replace what `out` holds, once the new model is whole.
+        overwrite: replace the model that `out` holds, once the new one is whole; an `out` with anything else
+            in it is refused.
         verify: as in `extrapolate`.
         progress: called with (bytes written, bytes in all).
 
@@ -95,7 +96,7 @@ def merge(
         stages = read_stages(Path(spec))
         if len(stages) > 1:
             check_all(stages, lambda request: request)
-        return run_stages(stages, Path(out), run)
+        return run_stages(stages, Path(out), run, overwrite=overwrite)
     return run(read_request(spec), Path(out), False)
 
 
