@@ -81,8 +81,11 @@ class VerifyResult:
 class MergeResult:
     """A placed output; `modules` holds the parts of `statistics`.
 
-    `edits` are the matrices that were cut, in the order of the files.
-    `alpha` is None where it differs between tensors or models, or the method is not ExPO;
+    `engine` is "expo" or "mergekit", whose statistics are of no element. `edits` are the matrices that
+    were cut, in the order of the files.
+    `alpha` is None where it differs between tensors or models, or the method is not ExPO; `alpha_range` is
+    what was asked for, from the lowest to the highest. `statistics.alpha` is what the exact result has of Δ:
+    less where a part of Δ was cut.
     `verified` is None where the verification was skipped, else whether no check found an error.
     """
 
@@ -99,6 +102,8 @@ class MergeResult:
     warnings: tuple[str, ...]
     verified: bool | None
     checks: tuple[CheckResult, ...]
+    engine: str = "expo"
+    alpha_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -267,6 +272,7 @@ class ExtractResult:
     scale: float
     written_bytes: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,14 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter does to its base, by the base tensor's name."""
+    """What an adapter does to its base, by the base tensor's name; `base` is what it was made for, as its
+    configuration says."""
 
     files: Files
     shard: Shard
     updates: dict[str, LowRank]
     replaced: dict[str, TensorInfo]
+    base: str = ""
 
 
 def read_adapter(files: Files, shard: Shard, base: dict[str, TensorInfo]) -> Adapter:
@@ -81,7 +83,9 @@ def read_adapter(files: Files, shard: Shard, base: dict[str, TensorInfo]) -> Ada
                 replaced[module] = tensor
             case _:
                 _refuse(files.label, f"holds {printable(key)}, which expo does not know")
-    return Adapter(files, shard, updates, replaced)
+    return Adapter(
+        files, shard, updates, replaced, str(config.get("base_model_name_or_path") or "")
+    )
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -85,6 +85,8 @@ def extract_lora(
             threads=threads,
             progress=progress,
         )
+    for warning in result.warnings:
+        output.say(f"warning: {warning}")
     output.say(f"{result.out}: {gigabytes(result.written_bytes)} in {result.seconds:.1f} s")
     output.result(result, lambda: _text(result))
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from expo.results import EditReport, MergeResult, PlanReport
     from expo.spec.stages import Stage
 
+_NOTES = 8  # shown before a run
+_CUT = 1e-4  # of α: the sums of many blocks have less dust
+
 RESUMABLE: list[Path] = []
 """The outputs that this process has begun to write, for the message on an interruption."""
 
@@ -34,8 +37,8 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
     from expo.compute.stream import Tuning
     from expo.verbs.merge import run_plan
 
-    for warning in () if plan.refusals else plan.warnings:
-        output.say(f"warning: {warning}")
+    if not plan.refusals:
+        _remark(plan, output)
     RESUMABLE.append(out)
     with output.progress(out.name) as progress:
         result = run_plan(
@@ -48,9 +51,22 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
             progress=progress,
             say=output.say,
         )
+    for warning in result.warnings:
+        if warning not in plan.warnings:  # what only the tensors could tell
+            output.say(f"warning: {warning}")
     _report(result, output)
     if result.verified is False:
         raise click.exceptions.Exit(FOUND_AN_ERROR)
+
+
+def _remark(plan: "Plan", output: Output) -> None:
+    """Every warning, and what is copied and dropped, as far as it fits a screen."""
+    for warning in plan.warnings:
+        output.say(f"warning: {warning}")
+    for note in plan.notes[:_NOTES]:
+        output.say(f"note: {note}")
+    if len(plan.notes) > _NOTES:
+        output.say(f"note: {len(plan.notes) - _NOTES} more are in expo.json, and in expo plan")
 
 
 def _report(result: "MergeResult", output: Output) -> None:
@@ -65,7 +81,7 @@ def _report(result: "MergeResult", output: Output) -> None:
     if result.verified is not None:
         found = VerifyResult(result.verified, result.checks)
         output.say(findings(found, str(result.out)))
-    if result.edits:
+    if result.edits and result.method != "passthrough":
         output.say(edits_text(result.edits))
     output.data(outcome(result))
 
@@ -75,8 +91,9 @@ def edits_text(edits: "tuple[EditReport, ...]") -> str:
     ranks = sorted(edit.rank for edit in edits)
     removed = sorted(edit.removed_energy for edit in edits)
     fits = sorted(edit.bulk_fit for edit in edits if edit.bulk_fit is not None)
+    cut = sum(edit.removed_energy > 0 for edit in edits)
     text = (
-        f"cut {len(edits)} matrices: rank {_spread(ranks, 'd')} of up to "
+        f"cut {cut} of {len(edits)} matrices: rank {_spread(ranks, 'd')} of up to "
         f"{max(edit.full_rank for edit in edits)}, {_spread([100 * r for r in removed], '.3g')} % of "
         "the energy removed"
     )
@@ -145,28 +162,54 @@ def _without(folder: Path, shown: "PlanReport") -> "PlanReport":
 
 def outcome(result: "MergeResult") -> str:
     """The one line that a run ends with."""
-    if not result.statistics.elements:
+    if result.engine == "mergekit":
         return "merged by mergekit's engine, which says nothing about what came out"
-    total, other = result.statistics, result.alternative
     if result.method != "expo":
-        survived = percent(total.effective_alpha)
-        return (
-            f"{result.method}: {survived} of the intended change survived rounding; rounding noise "
-            f"{number(total.rounding_noise, '.2g')} of it; {percent(total.unmoved_share)} of the weights "
-            "did not move"
-        )
-    asked = both_conventions(total.alpha if result.alpha is None else result.alpha)
-    average = " on average" if result.alpha is None else ""
+        return _merged(result)
+    total, other = result.statistics, result.alternative
+    asked = f"asked {_asked(result)}"
+    if not total.elements:
+        return f"{asked}; nothing was extrapolated: every tensor is a copy of the aligned model's"
+    if total.effective_alpha is None:
+        return f"{asked}; SFT and aligned do not differ, so alpha changed nothing"
     parts = [
-        f"asked {asked}{average}",
+        asked,
         f"effective alpha {number(total.effective_alpha)}",
         f"rounding noise {number(total.rounding_noise, '.2g')} of the increment",
         f"{percent(total.zero_share)} of the deltas are 0",
         f"{percent(total.unmoved_share)} of the weights did not move",
     ]
-    if other is not None and total.effective_alpha is not None:
+    if other is not None:
         parts.append(
             f"{other.rounding} rounding would give about {number(other.effective_alpha)} "
             f"(noise {number(other.rounding_noise, '.2g')}), float32 exactly {number(total.alpha)}"
         )
     return "; ".join(parts)
+
+
+def _asked(result: "MergeResult") -> str:
+    """α as it was asked for, and what is left of it where a part of Δ was cut before."""
+    low, high = result.alpha_range or (result.alpha, result.alpha)
+    exact = result.statistics.alpha
+    if low is None or high is None:
+        return both_conventions(None)
+    if low != high:
+        average = "" if exact is None else f", on average {number(exact)}"
+        return f"{both_conventions(low)} to {both_conventions(high)}{average}"
+    is_cut = exact is not None and abs(exact - low) > _CUT
+    return both_conventions(low) + (f", {number(exact)} after the cut" if is_cut else "")
+
+
+def _merged(result: "MergeResult") -> str:
+    """The line of a method of mergekit's that ran through expo's engine."""
+    total = result.statistics
+    if result.method == "passthrough" and result.edits:
+        return edits_text(result.edits)
+    if total.effective_alpha is None:
+        why = "" if result.method == "passthrough" else ": the models are equal, or weigh 0"
+        return f"{result.method}: nothing was changed{why}"
+    return (
+        f"{result.method}: {percent(total.effective_alpha)} of the intended change survived rounding; "
+        f"rounding noise {number(total.rounding_noise, '.2g')} of it; {percent(total.unmoved_share)} of "
+        "the weights did not move"
+    )

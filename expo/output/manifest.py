@@ -108,6 +108,7 @@ class AdapterManifest:
     energy: float
     modules: tuple[AdaptedModule, ...]
     others: tuple[OtherTensor, ...]
+    warnings: tuple[str, ...] = ()
     versions: dict[str, str]
     files: dict[str, str]
     inputs: Identities

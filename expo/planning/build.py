@@ -18,7 +18,9 @@ from expo.planning.findings import Findings, summarize
 from expo.planning.jobs import TensorJob
 from expo.planning.match import match
 from expo.planning.models import Models
+from expo.planning.patterns import check_patterns
 from expo.planning.plan import Plan, ShardPlan, Sidecar
+from expo.planning.sides import check_sides
 from expo.planning.values import layer_count
 from expo.spec.request import Foreign, Request
 from expo.spec.resolved import mergekit_spec
@@ -42,13 +44,16 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
     donor = opened[donor_of(request)]
     request = _routed(request, opened, donor)
     check_asked(request, opened, donor, found)
+    check_patterns(request, opened, donor, found)
     jobs = match(request, _models(request, opened), allowed, found) if not request.foreign else {}
+    fit = check_sides(request, opened, jobs, found)
     jobs = with_edits(request, donor, jobs, found)
     sidecars, left_behind = _sidecars(donor, request.include, found)
     if request.foreign is not None:
         sidecars = tuple(s for s in sidecars if not _is_mergekits(s.name, request.foreign))
     models = " → ".join(checkpoint.label for checkpoint in opened.values())
-    summarize(found, models, is_expo=request.method == "expo")
+    if fit:
+        summarize(found, models, is_expo=request.method == "expo")
     _remark(request, opened, donor, found)
     return Plan(
         request=request,

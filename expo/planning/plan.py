@@ -72,6 +72,15 @@ class Plan:
         return (job for shard in self.shards for job in shard.jobs)
 
     @property
+    def alpha_range(self) -> tuple[float, float] | None:
+        """The lowest and the highest α of what is extrapolated; None where none is given."""
+        if self.request.method != "expo" or not self.request.gives_alpha:
+            return None
+        blends = [job.rule for job in self.jobs if isinstance(job.rule, Blend)]
+        alphas = [alpha for blend in blends for alpha in blend.alphas]
+        return (min(alphas), max(alphas)) if alphas else None
+
+    @property
     def read_bytes(self) -> int:
         return sum(weight.stored.nbytes for job in self.jobs for weight in job.inputs)
 

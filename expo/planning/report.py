@@ -37,7 +37,7 @@ def report(
         sources=sources,
         alpha=request.alpha,
         paper_alpha=None if request.alpha is None else paper_alpha(request.alpha),
-        alpha_range=_alpha_range(plan),
+        alpha_range=plan.alpha_range,
         dtypes=tuple(sorted({job.dtype for job in plan.jobs})),
         rounding=request.rounding,
         seed=request.seed,
@@ -69,14 +69,6 @@ def _tokenizer_donor(plan: Plan) -> str | None:
         return "mergekit, as the spec asks"
     has_tokenizer = any(sidecar.name.startswith("tokenizer") for sidecar in plan.sidecars)
     return plan.donor.tokenizer_files.label if has_tokenizer else None
-
-
-def _alpha_range(plan: Plan) -> tuple[float, float] | None:
-    if plan.request.method != "expo" or not plan.request.gives_alpha:
-        return None
-    blends = [job.rule for job in plan.jobs if isinstance(job.rule, Blend)]
-    alphas = [alpha for blend in blends for alpha in blend.alphas]
-    return (min(alphas), max(alphas)) if alphas else None
 
 
 def _source(checkpoint: Checkpoint) -> SourceReport:

@@ -31,6 +31,7 @@ from expo.output.manifest import AdapterManifest, Identities, versions
 from expo.output.staging import claimed
 from expo.planning.build import build_plan
 from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
+from expo.planning.edits import rank_above
 from expo.planning.jobs import Blend, TensorJob
 from expo.planning.matrices import is_router_gate
 from expo.planning.plan import Plan
@@ -48,12 +49,14 @@ _CONV1D = frozenset({"gpt2"})  # model types whose linear modules hold the trans
 
 @dataclass(frozen=True)
 class _Piece:
-    """What came of one tensor: entries of the adapter, and the squares of Δ and of what is missed."""
+    """What came of one tensor: entries of the adapter, the squares of Δ and of what is missed, and the shape of
+    the matrix that was taken apart."""
 
     entries: dict[str, Tensor]
     delta_square: float
     missed_square: float
     report: AdaptedModule | OtherTensor | None
+    shape: tuple[int, ...] = ()
 
 
 def extract_lora(
@@ -133,7 +136,7 @@ def _run(
         staging.start_afresh(fingerprint(plan, known))
         try:
             pieces = list(side_by_side(one, jobs, threads, progress))
-            manifest = _write(staging.folder, plan, pieces, how.scale, known)
+            manifest = _write(staging.folder, plan, pieces, how, known)
             write_file(staging.folder / MANIFEST, manifest.to_json().encode())
             staging.place()
         except (CheckpointError, OutputError):
@@ -150,6 +153,7 @@ def _run(
         how.scale,
         sum((staging.out / name).stat().st_size for name in manifest.files),
         time.monotonic() - started,
+        manifest.warnings,
     )
 
 
@@ -188,7 +192,8 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How) -> _Piece:
         f"{_PREFIX}{module}.lora_B.weight": b.contiguous(),
     }
     error = math.sqrt(missed / square)
-    return _Piece(entries, square, missed, AdaptedModule(module, a.shape[0], error, relative))
+    report = AdaptedModule(module, a.shape[0], error, relative)
+    return _Piece(entries, square, missed, report, tuple(matrix.shape))
 
 
 def _square_sum(tensor: Tensor) -> float:
@@ -209,7 +214,7 @@ def _why_not(name: str, shape: tuple[int, ...]) -> str | None:
 
 
 def _write(
-    folder: Path, plan: Plan, pieces: list[_Piece], scale: float, inputs: Identities
+    folder: Path, plan: Plan, pieces: list[_Piece], how: _How, inputs: Identities
 ) -> AdapterManifest:
     """The files of the adapter; its manifest."""
     modules = [p.report for p in pieces if isinstance(p.report, AdaptedModule)]
@@ -220,7 +225,7 @@ def _write(
         )
     entries = {key: tensor for piece in pieces for key, tensor in piece.entries.items()}
     hashes = {WEIGHTS: write_file(folder / WEIGHTS, save(entries, metadata={"format": "pt"}))}
-    config = json.dumps(_config(plan, modules, others, scale), indent=2) + "\n"
+    config = json.dumps(_config(plan, modules, others, how.scale), indent=2) + "\n"
     hashes[CONFIG] = write_file(folder / CONFIG, config.encode())
     for sidecar in plan.sidecars:
         if is_tokenizer_file(sidecar.name):
@@ -228,13 +233,17 @@ def _write(
             hashes[sidecar.name] = copy_file(source, folder / sidecar.name)
     whole = sum(piece.delta_square for piece in pieces)
     energy = 1.0 - sum(piece.missed_square for piece in pieces) / whole
-    hashes[CARD] = write_file(folder / CARD, _card(plan, len(modules), energy, scale).encode())
+    hashes[CARD] = write_file(folder / CARD, _card(plan, len(modules), energy, how.scale).encode())
     return AdapterManifest(
         sources={role: checkpoint.files.label for role, checkpoint in plan.sources.items()},
-        scale=scale,
+        scale=how.scale,
         energy=energy,
         modules=tuple(modules),
         others=tuple(others),
+        warnings=(
+            *plan.warnings,
+            *rank_above(how.keep, [piece.shape for piece in pieces if piece.shape]),
+        ),
         versions=versions("torch"),
         files=dict(sorted(hashes.items())),
         inputs=inputs,

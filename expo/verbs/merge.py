@@ -327,6 +327,8 @@ def _result(run: _Run, manifest: Manifest, seconds: float) -> MergeResult:
         warnings=manifest.warnings,
         verified=manifest.verified,
         checks=manifest.verification or (),
+        engine=manifest.engine,
+        alpha_range=run.plan.alpha_range,
     )
 
 
