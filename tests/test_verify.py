@@ -1,6 +1,7 @@
 """Verify: a clean folder has no finding, and every injected fault is named by its check."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -352,10 +353,13 @@ def test_the_command(clean: Clean, folder: Path, expo) -> None:
     assert all(check.keys() == {"name", "status", "message", "cure"} for check in content["checks"])
     table = expo("verify", folder, *against, "--quick")
     assert table.code == 3
-    assert table.out.startswith("error ")
+    assert "NOT verified" in table.out.splitlines()[0]
+    assert table.out.splitlines()[1].startswith("error ")
+    assert not re.search(r"^(pass|unknown) ", table.out, flags=re.M)
     words = " ".join(table.out.split())
     assert "a turn ends with <|end_of_turn|> (32000), EOS of generation_config.json is 2" in words
-    assert "NOT verified" in table.out.splitlines()[-1]
+    told = expo("verify", folder, *against, "--quick", "-v")
+    assert all(re.search(rf"^{word} ", told.out, flags=re.M) for word in ("pass", "unknown"))
 
 
 @pytest.mark.parametrize(
@@ -418,7 +422,7 @@ def test_a_merge_that_does_not_verify_is_placed_and_marked(tmp_path: Path, expo)
     out = tmp_path / "out"
     ran = expo("merge", spec, out, verify=True)
     assert ran.code == 3
-    assert "NOT verified" in ran.err
+    assert f"{out}: NOT verified, 1 error" in ran.out
     assert "chatml, question" in " ".join(ran.err.split())
     manifest = json.loads((out / "expo.json").read_text())
     assert manifest["verified"] is False

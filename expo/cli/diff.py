@@ -52,7 +52,7 @@ def diff(
         from expo.plots.heatmap import draw_heatmap
 
         draw_heatmap(result, plot)
-        output.say(f"{plot}: heat map of the relative change, layer × module")
+        output.wrote(plot, "heat map of the relative change, layer × module")
     output.result(result, lambda: diff_text(result, top))
     if not result.same_structure:
         raise click.exceptions.Exit(_STRUCTURE_DIFFERS)

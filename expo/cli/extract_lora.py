@@ -87,7 +87,7 @@ def extract_lora(
         )
     for warning in result.warnings:
         output.say(f"warning: {warning}")
-    output.say(f"{result.out}: {gigabytes(result.written_bytes)} in {result.seconds:.1f} s")
+    output.wrote(target, f"{gigabytes(result.written_bytes)} in {result.seconds:.1f} s")
     output.result(result, lambda: _text(result))
 
 

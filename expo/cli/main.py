@@ -1,6 +1,5 @@
 """The entry point: the verbs, and what every error and signal turns into."""
 
-import os
 import signal
 import sys
 import traceback
@@ -16,8 +15,10 @@ from expo.cli.extrapolate import extrapolate
 from expo.cli.laser import laser
 from expo.cli.merge import merge
 from expo.cli.merging import RESUMABLE
+from expo.cli.output import WRITTEN
 from expo.cli.plan import plan
 from expo.cli.spectrum import spectrum
+from expo.cli.streams import Unprinted, guarded
 from expo.cli.verify import verify
 from expo.errors import ExpoError, SpecError
 
@@ -50,6 +51,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _on_sigterm)
+    RESUMABLE.clear()
+    WRITTEN.clear()
+    with guarded():
+        code = _run(arguments)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         code = cli.main(arguments, prog_name="expo", standalone_mode=False)
     except click.exceptions.Exit as exit_:
@@ -63,10 +72,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = _stopped("terminated", _TERMINATED)
     except ExpoError as error:
         code = _failed(error, debug="--debug" in arguments)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+    except Unprinted as reason:
+        code = _unprinted(reason)
+    return code if isinstance(code, int) else 0
 
 
 def _on_sigterm(_signal: int, _frame: object) -> NoReturn:
@@ -77,6 +85,12 @@ def _stopped(what: str, code: int) -> int:
     resume = "; finished shards are kept, run the same command again to resume" if RESUMABLE else ""
     click.echo(f"expo: {what}{resume}", err=True)
     return code
+
+
+def _unprinted(reason: Unprinted) -> int:
+    where = f"; in place: {', '.join(map(str, WRITTEN))}" if WRITTEN else ""
+    click.echo(f"expo: what came out could not be printed ({reason}){where}", err=True)
+    return 1
 
 
 def _failed(error: ExpoError, *, debug: bool) -> int:

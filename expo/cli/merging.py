@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 import click
 
 from expo.cli.options import RunOptions
-from expo.cli.output import Output, gigabytes, number, percent, to_json
+from expo.cli.output import WRITTEN, Output, gigabytes, speed, to_json
+from expo.cli.result_text import details, result_text
 from expo.cli.verify import FOUND_AN_ERROR
 from expo.cli.verify_text import findings
 from expo.results import VerifyResult
-from expo.spec.request import Request, both_conventions
+from expo.spec.request import Request
 
 if TYPE_CHECKING:
     from expo.planning.plan import Plan
-    from expo.results import EditReport, MergeResult, PlanReport
+    from expo.results import MergeResult, PlanReport
     from expo.spec.stages import Stage
 
 _NOTES = 8  # shown before a run
-_CUT = 1e-4  # of α: the sums of many blocks have less dust
 
 RESUMABLE: list[Path] = []
 """The outputs that this process has begun to write, for the message on an interruption."""
@@ -40,7 +40,10 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
     if not plan.refusals:
         _remark(plan, output)
     RESUMABLE.append(out)
-    with output.progress(out.name) as progress:
+    with (
+        output.progress(out.name) as progress,
+        output.progress("verifying", unit="checks") as checking,
+    ):
         result = run_plan(
             plan,
             out,
@@ -49,12 +52,18 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
             verify=options.verify,
             tuning=Tuning(threads=options.threads),
             progress=progress,
+            checking=checking,
             say=output.say,
         )
     for warning in result.warnings:
         if warning not in plan.warnings:  # what only the tensors could tell
             output.say(f"warning: {warning}")
-    _report(result, output)
+    RESUMABLE.remove(out)
+    WRITTEN.append(out)
+    if progress.done:
+        took = f"{progress.seconds:.1f} s, {speed(progress.rate)}"
+        output.say(f"wrote {gigabytes(progress.done)} in {took}")
+    _report(result, plan, out, output)
     if result.verified is False:
         raise click.exceptions.Exit(FOUND_AN_ERROR)
 
@@ -69,44 +78,16 @@ def _remark(plan: "Plan", output: Output) -> None:
         output.say(f"note: {len(plan.notes) - _NOTES} more are in expo.json, and in expo plan")
 
 
-def _report(result: "MergeResult", output: Output) -> None:
-    """The result on stdout, and on stderr how fast it came and what the verification found."""
+def _report(result: "MergeResult", plan: "Plan", out: Path, output: Output) -> None:
+    """What the verification found on stderr, what came out on stdout."""
     if output.json:
         output.result(result, lambda: "")
         return
-    rate = result.written_bytes / max(result.seconds, 1e-9) / 1e9
-    output.say(
-        f"{result.out}: {gigabytes(result.written_bytes)} in {result.seconds:.1f} s ({rate:.2f} GB/s)"
-    )
-    if result.verified is not None:
-        found = VerifyResult(result.verified, result.checks)
-        output.say(findings(found, str(result.out)))
-    if result.edits and result.method != "passthrough":
-        output.say(edits_text(result.edits))
-    output.data(outcome(result))
-
-
-def edits_text(edits: "tuple[EditReport, ...]") -> str:
-    """One line about the matrices that were cut."""
-    ranks = sorted(edit.rank for edit in edits)
-    removed = sorted(edit.removed_energy for edit in edits)
-    fits = sorted(edit.bulk_fit for edit in edits if edit.bulk_fit is not None)
-    cut = sum(edit.removed_energy > 0 for edit in edits)
-    text = (
-        f"cut {cut} of {len(edits)} matrices: rank {_spread(ranks, 'd')} of up to "
-        f"{max(edit.full_rank for edit in edits)}, {_spread([100 * r for r in removed], '.3g')} % of "
-        "the energy removed"
-    )
-    if fits:
-        text += f"; the bulk is {_spread(fits, '.2g')} from pure noise (0 to 1)"
-    return text
-
-
-def _spread(ordered: Sequence[float], form: str) -> str:
-    low, middle, high = (ordered[0], ordered[len(ordered) // 2], ordered[-1])
-    if low == high:
-        return f"{low:{form}}"
-    return f"{low:{form}} to {high:{form}} (median {middle:{form}})"
+    if result.checks and (found := findings(VerifyResult(bool(result.verified), result.checks))):
+        output.say(found)
+    output.data(result_text(result, plan, str(out)))
+    if output.verbose:
+        output.data(details(result))
 
 
 def show_plan(plan: "Plan", out: Path | None, options: RunOptions, output: Output) -> None:
@@ -158,58 +139,3 @@ def _without(folder: Path, shown: "PlanReport") -> "PlanReport":
     }
     pair = {role: sources[role] for role in ("sft", "aligned") if role in sources}
     return replace(shown, sources=sources, **pair)
-
-
-def outcome(result: "MergeResult") -> str:
-    """The one line that a run ends with."""
-    if result.engine == "mergekit":
-        return "merged by mergekit's engine, which says nothing about what came out"
-    if result.method != "expo":
-        return _merged(result)
-    total, other = result.statistics, result.alternative
-    asked = f"asked {_asked(result)}"
-    if not total.elements:
-        return f"{asked}; nothing was extrapolated: every tensor is a copy of the aligned model's"
-    if total.effective_alpha is None:
-        return f"{asked}; SFT and aligned do not differ, so alpha changed nothing"
-    parts = [
-        asked,
-        f"effective alpha {number(total.effective_alpha)}",
-        f"rounding noise {number(total.rounding_noise, '.2g')} of the increment",
-        f"{percent(total.zero_share)} of the deltas are 0",
-        f"{percent(total.unmoved_share)} of the weights did not move",
-    ]
-    if other is not None:
-        parts.append(
-            f"{other.rounding} rounding would give about {number(other.effective_alpha)} "
-            f"(noise {number(other.rounding_noise, '.2g')}), float32 exactly {number(total.alpha)}"
-        )
-    return "; ".join(parts)
-
-
-def _asked(result: "MergeResult") -> str:
-    """α as it was asked for, and what is left of it where a part of Δ was cut before."""
-    low, high = result.alpha_range or (result.alpha, result.alpha)
-    exact = result.statistics.alpha
-    if low is None or high is None:
-        return both_conventions(None)
-    if low != high:
-        average = "" if exact is None else f", on average {number(exact)}"
-        return f"{both_conventions(low)} to {both_conventions(high)}{average}"
-    is_cut = exact is not None and abs(exact - low) > _CUT
-    return both_conventions(low) + (f", {number(exact)} after the cut" if is_cut else "")
-
-
-def _merged(result: "MergeResult") -> str:
-    """The line of a method of mergekit's that ran through expo's engine."""
-    total = result.statistics
-    if result.method == "passthrough" and result.edits:
-        return edits_text(result.edits)
-    if total.effective_alpha is None:
-        why = "" if result.method == "passthrough" else ": the models are equal, or weigh 0"
-        return f"{result.method}: nothing was changed{why}"
-    return (
-        f"{result.method}: {percent(total.effective_alpha)} of the intended change survived rounding; "
-        f"rounding noise {number(total.rounding_noise, '.2g')} of it; {percent(total.unmoved_share)} of "
-        "the weights did not move"
-    )

@@ -92,8 +92,10 @@ def _bundle(name: str, make: Callable[..., object], options: dict[str, Decorator
     return decorate
 
 
-def _talk(*, as_json: bool, quiet: bool, debug: bool) -> Output:
-    return Output(json=as_json, quiet=quiet)  # the entry point looks for --debug itself
+def _talk(*, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> Output:
+    return Output(
+        json=as_json, quiet=quiet, verbose=verbose
+    )  # the entry point looks for --debug itself
 
 
 def _running(*, no_verify: bool, **flags: bool | int) -> RunOptions:
@@ -183,6 +185,7 @@ talk = _bundle(
     {
         "as_json": click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         "quiet": click.option("-q", "--quiet", is_flag=True, help="Print data only, no talk."),
+        "verbose": click.option("-v", "--verbose", is_flag=True, help="Print all that is known."),
         "debug": click.option("--debug", is_flag=True, help="Show the traceback of an error."),
     },
 )

@@ -98,7 +98,7 @@ def _draw(
     from expo.plots.spectra import spectra_figure
 
     save(spectra_figure(result, values, title), plot)
-    output.say(f"{plot}: spectra with the fitted bulk, and SNR by layer × module")
+    output.wrote(plot, "spectra with the fitted bulk, and SNR by layer × module")
 
 
 def _write(
@@ -115,8 +115,8 @@ def _write(
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "_", model).strip("_.") or "model"
     files = write_training_files(chosen, folder, slug)
     names = ", ".join(file.name for file in files)
-    output.say(
-        f"{folder}: {len(chosen.trained)} of {len(chosen.scores)} tensors to train ({names})"
+    output.wrote(
+        folder, f"{len(chosen.trained)} of {len(chosen.scores)} tensors to train ({names})"
     )
 
 

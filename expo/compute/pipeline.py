@@ -122,6 +122,7 @@ class Output:
         if self._file is None:
             self._file = self._sink.open(shard)
             self._file.write(0, _in_pages(shard.header))
+            self.written_bytes += len(shard.header)
             self._clear()
         self._file.write(sealed.offset, sealed.pages)
         self.written_bytes += sealed.computed.chunk.nbytes

@@ -85,6 +85,7 @@ def stream(
             preparations = _preparations(plans, left, tuning)
             workers = [_worker(readers, preparations, tuning) for _ in range(tuning.threads)]
             chunks = _chunks(plans[0], left, tuning)
+            tick()
             run_pipeline(chunks, outputs, workers, crew, chunk_bytes=tuning.chunk_bytes, tick=tick)
         finally:
             crew.stop()

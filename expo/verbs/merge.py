@@ -109,6 +109,7 @@ def run_plan(
     verify: bool = False,
     tuning: Tuning = Tuning(),
     progress: Progress | None = None,
+    checking: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> MergeResult:
     """Write the merged model to `out`: `run_plans` of one."""
@@ -120,6 +121,7 @@ def run_plan(
         verify=verify,
         tuning=tuning,
         progress=progress,
+        checking=checking,
         say=say,
     )
     return result
@@ -134,6 +136,7 @@ def run_plans(
     verify: bool = False,
     tuning: Tuning = Tuning(),
     progress: Progress | None = None,
+    checking: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> tuple[MergeResult, ...]:
     """Write one merge at several α (`Plan.at`), each to its own place, from one read of the inputs.
@@ -145,6 +148,7 @@ def run_plans(
         verify: run the quick checks on every output before it is placed. What they find is in the
             result and in the manifest; the output is placed either way.
         progress: called with (bytes written, bytes in all) a few times a second.
+        checking: called with (checks done, checks in all) when the verification goes on.
         say: called with each remark about resuming.
 
     Raises:
@@ -163,7 +167,9 @@ def run_plans(
                      fingerprint(plan, known), known)
                 for plan, out in zip(plans, outs, strict=True)]  # fmt: skip
         try:
-            manifests = _produce(runs, tuning, verify=verify, progress=progress, say=say)
+            manifests = _produce(
+                runs, tuning, verify=verify, progress=progress, checking=checking, say=say
+            )
             for run, manifest in zip(runs, manifests, strict=True):
                 run.staging.commit(manifest)
         except (CheckpointError, SpecError):
@@ -192,6 +198,7 @@ def _produce(
     *,
     verify: bool,
     progress: Progress | None,
+    checking: Progress | None,
     say: Callable[[str], None] | None,
 ) -> list[Manifest]:
     """Everything up to the placement: the manifests, which are written last."""
@@ -202,7 +209,7 @@ def _produce(
     elif left[0].plan.request.foreign is not None:
         made = [_foreign(run, verify=verify) for run in left]
     else:
-        made = _streamed(left, tuning, verify=verify, progress=progress, say=say)
+        made = _streamed(left, tuning, verify=verify, progress=progress, checking=checking, say=say)
     following = iter(made)
     return [known if known is not None else next(following) for known in manifests]
 
@@ -213,6 +220,7 @@ def _streamed(
     *,
     verify: bool,
     progress: Progress | None,
+    checking: Progress | None,
     say: Callable[[str], None] | None,
 ) -> list[Manifest]:
     finished = [_resumed(run, say) for run in runs]
@@ -235,7 +243,8 @@ def _streamed(
         ]
         if not verify:
             return manifests
-        return [_verified(*one) for one in zip(runs, manifests, tokenizers, done, strict=True)]
+        together = zip(runs, manifests, tokenizers, done, strict=True)
+        return [_verified(*one, checking) for one in together]
 
 
 def _resumed(run: _Run, say: Callable[[str], None] | None) -> list[FinishedShard]:
@@ -249,7 +258,11 @@ def _resumed(run: _Run, say: Callable[[str], None] | None) -> list[FinishedShard
 
 
 def _verified(
-    run: _Run, manifest: Manifest, tokenizers: "Tokenizers", finished: Sequence[FinishedShard]
+    run: _Run,
+    manifest: Manifest,
+    tokenizers: "Tokenizers",
+    finished: Sequence[FinishedShard],
+    checking: Progress | None,
 ) -> Manifest:
     """The checks, with what the stream knows: it wrote no NaN, and zeros only where both had them."""
     from expo.verification.run import verify_stream
@@ -270,6 +283,7 @@ def _verified(
         asked_dtype=plan.request.dtype,
         golden=_golden(plan),
         stop_at=plan.request.stop_at,
+        checking=checking,
     )
     return replace(manifest, verified=found.ok, verification=found.checks)
 

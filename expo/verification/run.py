@@ -9,7 +9,7 @@ from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.files import Files, open_directory
 from expo.checkpoint.sidecars import is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError, TokenizerError
-from expo.results import VerifyResult
+from expo.results import CheckResult, VerifyResult
 from expo.spec.request import StopAt
 from expo.verification import (
     configuration,
@@ -131,8 +131,13 @@ def verify_stream(
     asked_dtype: str | None,
     golden: Golden | None = None,
     stop_at: StopAt = "error",
+    checking: Progress | None = None,
 ) -> VerifyResult:
-    """Run the checks on what a merge has just written, with what its stream knows of the tensors."""
+    """Run the checks on what a merge has just written, with what its stream knows of the tensors.
+
+    Args:
+        checking: called with (checks done, checks in all).
+    """
     subject = Subject(
         open_directory(out),
         aligned,
@@ -144,14 +149,25 @@ def verify_stream(
     subject.asked_dtype = asked_dtype
     with ExitStack() as stack:
         loading = _start_load(subject, stack)
+        if checking:
+            checking(0, len(CHECKS))
         subject.reports = Reports(*tokenizers.reports(), loading.report() if loading else None)
-        return judge(subject, stop_at)
+        return judge(subject, stop_at, checking)
 
 
-def judge(subject: Subject, stop_at: StopAt = "error") -> VerifyResult:
-    results = tuple(run(check, subject) for check in CHECKS)
+def judge(
+    subject: Subject, stop_at: StopAt = "error", checking: Progress | None = None
+) -> VerifyResult:
+    results = tuple(_each(subject, checking))
     bad = ("error",) if stop_at == "error" else ("error", "warning")
     return VerifyResult(all(result.status not in bad for result in results), results)
+
+
+def _each(subject: Subject, checking: Progress | None) -> Iterator[CheckResult]:
+    for done, check in enumerate(CHECKS, 1):
+        yield run(check, subject)
+        if checking:
+            checking(done, len(CHECKS))
 
 
 def record_vectors(out: Path) -> str:

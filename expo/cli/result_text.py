@@ -1,0 +1,148 @@
+"""What came of a merge as a person reads it: three lines, and every figure for who asks."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
+from expo.cli.output import gigabytes, number, percent, table
+from expo.cli.verify_text import NOT_VERIFIED, VERIFIED
+from expo.spec.request import Request, both_conventions
+
+if TYPE_CHECKING:
+    from expo.planning.plan import Plan
+    from expo.results import EditReport, MergeResult, Statistics
+
+_FINE = 0.05
+"""How much of the step beyond the aligned model rounding may take or add before it is worth a word."""
+
+_CUT = 1e-4  # of α: the sums of many blocks have less dust
+
+
+def result_text(result: "MergeResult", plan: "Plan", out: str) -> str:
+    """What was asked, what came out and whether that is fine, where it is."""
+    lines = {
+        "asked": _asked(result, plan),
+        "got": _got(result, plan.request),
+        "out": _place(result, out),
+    }
+    return "\n".join(f"{name:<6} {text}" for name, text in lines.items())
+
+
+def _asked(result: "MergeResult", plan: "Plan") -> str:
+    request, method = plan.request, result.method
+    if method == "expo":
+        method = f"ExPO, {_alpha(result)}"
+    if request.foreign is not None:
+        return f"{method}, by mergekit's engine"
+    rounding = "to nearest" if request.rounding == "nearest" else "at random"
+    dtypes = sorted({TORCH_NAMES[job.dtype] for job in plan.jobs if job.dtype in FLOATS})
+    return f"{method}, {' and '.join(dtypes)}, rounded {rounding}"
+
+
+def _alpha(result: "MergeResult") -> str:
+    """α as it was asked for, and what is left of it where a part of Δ was cut before."""
+    low, high = result.alpha_range or (result.alpha, result.alpha)
+    exact = result.statistics.alpha
+    if low is None or high is None:
+        return both_conventions(None)
+    if low != high:
+        average = "" if exact is None else f", on average {number(exact)}"
+        return f"{both_conventions(low)} to {both_conventions(high)}{average}"
+    is_cut = exact is not None and abs(exact - low) > _CUT
+    return both_conventions(low) + (f", {number(exact)} after the cut" if is_cut else "")
+
+
+def _got(result: "MergeResult", request: Request) -> str:
+    if request.foreign is not None:
+        return "what mergekit made, which is not measured"
+    total = result.statistics
+    parts = [edits_text(result.edits)] if result.edits else []
+    if result.method == "expo" and not total.elements:
+        parts.append("nothing was extrapolated: every tensor is a copy of the aligned model's")
+    elif total.effective_alpha is None or result.method == "passthrough":
+        parts += [] if parts else ["every tensor as it was: there was no change to scale"]
+    elif result.method == "expo":
+        parts.append(_effective(total, result))
+    else:
+        parts.append(f"{percent(total.effective_alpha)} of the change asked for, after rounding")
+    return "; ".join(parts)
+
+
+def _effective(total: "Statistics", result: "MergeResult") -> str:
+    """Effective α, as asked, or what rounding made of the step beyond the aligned model and the cure."""
+    asked, came = total.alpha, total.effective_alpha
+    if asked is None or came is None:
+        return "effective alpha unknown"
+    origin, since = (1.0, "beyond the aligned model") if asked > 1 else (0.0, "from the SFT model")
+    if abs(came - asked) <= _FINE * abs(asked - origin):
+        return f"effective alpha {came:.4g}, as asked"
+    text = f"effective alpha {came:.4g}: rounding kept {100 * (came - origin) / (asked - origin):.0f} % of the step {since}"
+    other = result.alternative
+    if other is not None and other.rounding == "stochastic" and other.effective_alpha is not None:
+        return f"{text}; --rounding stochastic would give about {other.effective_alpha:.4g}"
+    return f"{text}; --dtype float32 would keep all of it"
+
+
+def _place(result: "MergeResult", out: str) -> str:
+    """Where it is, whether it verifies, how large it is, and where the figures are."""
+    count = {s: sum(c.status == s for c in result.checks) for s in ("error", "warning")}
+    found = ", ".join(f"{n} {s}{'s' if n > 1 else ''}" for s, n in count.items() if n)
+    verdict = {True: VERIFIED, False: NOT_VERIFIED, None: "not verified"}[result.verified]
+    state = f"{verdict}, {found}" if found else verdict
+    size = gigabytes(result.written_bytes)
+    return f"{out}: {state}, {size}; every figure with -v, and in its expo.json"
+
+
+def details(result: "MergeResult") -> str:
+    """Every figure of a run, in total and by module."""
+    total, other = result.statistics, result.alternative
+    if not total.elements:
+        return "no figures: nothing was computed from a change"
+    lines = [
+        f"rounding noise {number(total.rounding_noise, '.2g')} of the increment; "
+        f"{percent(total.zero_share)} of the deltas are 0; "
+        f"{percent(total.unmoved_share)} of the weights did not move",
+    ]
+    if other is not None:
+        lines.append(
+            f"{other.rounding} rounding would give about {number(other.effective_alpha)} "
+            f"(noise {number(other.rounding_noise, '.2g')}), float32 exactly {number(total.alpha)}"
+        )
+    header = ("module", "asked", "effective", "noise", "‖Δ‖", "relative", "zero", "unmoved")
+    rows = [(name, *_row(module)) for name, module in result.modules.items()]
+    return "\n".join([*lines, "", table(header, rows)])
+
+
+def _row(module: "Statistics") -> tuple[str, ...]:
+    return (
+        number(module.alpha),
+        number(module.effective_alpha),
+        number(module.rounding_noise, ".2g"),
+        number(module.delta_norm, ".3g"),
+        number(module.relative_delta, ".2e"),
+        percent(module.zero_share),
+        percent(module.unmoved_share),
+    )
+
+
+def edits_text(edits: "tuple[EditReport, ...]") -> str:
+    """One line about the matrices that were cut."""
+    ranks = sorted(edit.rank for edit in edits)
+    removed = sorted(edit.removed_energy for edit in edits)
+    fits = sorted(edit.bulk_fit for edit in edits if edit.bulk_fit is not None)
+    cut = sum(edit.removed_energy > 0 for edit in edits)
+    text = (
+        f"cut {cut} of {len(edits)} matrices: rank {_spread(ranks, 'd')} of up to "
+        f"{max(edit.full_rank for edit in edits)}, {_spread([100 * r for r in removed], '.3g')} % of "
+        "the energy removed"
+    )
+    if fits:
+        text += f"; the bulk is {_spread(fits, '.2g')} from pure noise (0 to 1)"
+    return text
+
+
+def _spread(ordered: Sequence[float], form: str) -> str:
+    low, middle, high = (ordered[0], ordered[len(ordered) // 2], ordered[-1])
+    if low == high:
+        return f"{low:{form}}"
+    return f"{low:{form}} to {high:{form}} (median {middle:{form}})"
