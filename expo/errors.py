@@ -3,6 +3,7 @@
 ExpoError                 exit 1: the run failed, one line says what, where and the cure
 ├── SpecError             exit 2: the request itself is invalid
 ├── CheckpointError       a checkpoint on disk cannot be used as it is
+│   └── MistakenFileError   a file is a pointer or a page, not what its name says
 ├── TokenizerError        a tokenizer cannot be read or does not fit
 ├── HubError              the Hub could not be reached or refused
 └── OutputError           OUT cannot be written, is taken, or ran out of space
@@ -19,6 +20,10 @@ class SpecError(ExpoError):
 
 class CheckpointError(ExpoError):
     """An input checkpoint is damaged, unsupported, or does not fit the other one."""
+
+
+class MistakenFileError(CheckpointError):
+    """A download has left something else under the name of a file: a Git LFS pointer, a web page."""
 
 
 class TokenizerError(ExpoError):

@@ -14,8 +14,9 @@ import pytest
 
 import expo as door
 from expo.cli.main import cli
-from expo.cli.output import Meter, Output, gigabytes, table
+from expo.cli.output import Meter, Output, table
 from expo.demo.toy import MODELS
+from expo.planning.findings import gigabytes
 from expo.verification.run import CHECKS
 
 from .conftest import Pair, Ran
@@ -89,7 +90,7 @@ def test_quiet_silences_the_talk_not_the_data(
     asked, got, out = ran.out.splitlines()
     assert asked == "asked  ExPO, alpha 1.5 (paper alpha 0.5), bfloat16, rounded to nearest"
     assert got.startswith("got    effective alpha 1.")
-    assert out.startswith(f"out    {tmp_path / 'o'}: not verified, 0.01 MB; ")
+    assert out.startswith(f"out    {tmp_path / 'o'}: not verified, ")
 
 
 def test_no_verify_is_accepted(pair: Pair, tmp_path: Path, expo: Callable[..., Ran]) -> None:
@@ -275,6 +276,8 @@ def test_log_lines_come_now_and_then(
 def test_small_words() -> None:
     assert gigabytes(14_480_000_000) == "14.48 GB"
     assert gigabytes(1_500_000) == "1.50 MB"
+    assert gigabytes(4_460) == "4.46 KB"
+    assert gigabytes(0) == "0 bytes"
     assert table(("a", "b"), [("x", "10"), ("yy", "2")]) == "a    b\nx   10\nyy   2"
 
 

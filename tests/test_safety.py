@@ -317,7 +317,7 @@ def test_too_little_space_is_said_before(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
     ran = expo("extrapolate", pair.sft, pair.aligned, tmp_path / "out", "--alpha", 1.5, "-q")
     assert ran.code == 1
-    assert "GB but its disk has 0.00 GB free: make room, or name an OUT on another disk" in ran.err
+    assert " are needed, 100 bytes are free; make room, or name an OUT on another disk" in ran.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["aligned", "sft"]
 
 

@@ -1,12 +1,11 @@
 """A PEFT LoRA adapter as a change to a base checkpoint: θ = W + s·B·A (arXiv 2106.09685)."""
 
-import json
 import math
 import re
 from dataclasses import dataclass
 from typing import NoReturn
 
-from expo.checkpoint.files import Files
+from expo.checkpoint.files import Files, read_json
 from expo.checkpoint.headers import Shard, TensorInfo, printable
 from expo.errors import CheckpointError
 
@@ -57,7 +56,7 @@ def read_adapter(files: Files, shard: Shard, base: dict[str, TensorInfo]) -> Ada
     Raises:
         CheckpointError: not a plain LoRA adapter, or it does not fit this base.
     """
-    config = json.loads(files.read(CONFIG))
+    config = read_json(files, CONFIG)
     _check_config(files.label, config)
     updates: dict[str, LowRank] = {}
     replaced: dict[str, TensorInfo] = {}

@@ -1,9 +1,8 @@
 """A checkpoint as its headers describe it: every tensor, where it lies, and what is around it."""
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -11,7 +10,7 @@ from pathlib import PurePosixPath
 from expo.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
 from expo.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from expo.checkpoint.adapter import Adapter, LowRank, read_adapter
-from expo.checkpoint.files import Files, Overlay, open_location
+from expo.checkpoint.files import Files, Overlay, check_contents, open_location, read_json
 from expo.checkpoint.headers import Shard, TensorInfo, header_bytes, parse_header, printable
 from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import is_tokenizer_file
@@ -20,6 +19,7 @@ from expo.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_LISTED = 5  # names in a note before "and N more"
 _FIRST_READ_BYTES = 100_000  # holds the header of nearly every shard on the Hub
 
 _QUANTIZED_NAME = re.compile(
@@ -159,31 +159,6 @@ def open_checkpoint(reference: Reference) -> Checkpoint:
     )
 
 
-def read_json(files: Files, name: str) -> dict:
-    """A JSON object among the files of a checkpoint.
-
-    Raises:
-        CheckpointError: it cannot be read or is not an object.
-    """
-    try:
-        value = parse_json(files, name)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{files.label}/{name} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{files.label}/{name} is not a JSON object")
-    return value
-
-
-def parse_json(files: Files, name: str) -> object:
-    """Any JSON value.
-
-    Raises:
-        ValueError, RecursionError: it is not JSON.
-        CheckpointError: it cannot be read.
-    """
-    return json.loads(files.read(name))
-
-
 def _weight_files(files: Files) -> tuple[list[str], dict, list[str]]:
     """The files that transformers would load, in its order of preference."""
     for single, index_name in (
@@ -225,6 +200,7 @@ def _shard_names(files: Files, index_name: str, index: dict) -> list[str]:
 
 def read_shard(files: Files, name: str) -> Shard:
     if name.endswith(".bin"):
+        check_contents(files, name)
         from expo.checkpoint.pickled import read_pickle
 
         return read_pickle(files, name)
@@ -257,16 +233,26 @@ def _check_index(
         if weight_map.get(tensor.name, shard.file) != shard.file
     ]
     unlisted = sorted({name for name, _ in present} - weight_map.keys())
-    notes = [
-        f"{label}: {printable(name)} is also in {file}; the index's copy is read"
-        for name, file in elsewhere
-    ] + [f"{label}: the index does not list {printable(name)}; it is read" for name in unlisted]
+    notes = []
+    if elsewhere:
+        twice = ", ".join(f"{printable(name)} also in {file}" for name, file in elsewhere[:_LISTED])
+        notes.append(f"{label}: the index's copies are read: {twice}{_more(elsewhere)}")
+    if unlisted:
+        count = (
+            "a tensor, which is" if len(unlisted) == 1 else f"{len(unlisted)} tensors, which are"
+        )
+        names = ", ".join(map(printable, unlisted[:_LISTED]))
+        notes.append(f"{label}: the index does not list {count} read: {names}{_more(unlisted)}")
     dropped = set(elsewhere)
     kept = tuple(
         Shard(s.file, s.metadata, _without(s.tensors, dropped), s.file_bytes, s.header_sha256)
         for s in shards
     )
     return kept, notes
+
+
+def _more(names: Sequence[object]) -> str:
+    return f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
 
 
 def _without(

@@ -1,5 +1,6 @@
 """The files of one location, wherever they lie: list them, read a range, bring one to the disk."""
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from expo.checkpoint.contents import FIRST_BYTES, mistaken
+from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import FileReader, Reader
 from expo.checkpoint.reference import Location
-from expo.errors import CheckpointError
+from expo.errors import CheckpointError, MistakenFileError
 
 _SKIPPED_DIRECTORIES = {".git", ".cache", "__pycache__"}
 
@@ -32,7 +35,14 @@ class Files(Protocol):
         """The Hub commit, where there is one."""
         ...
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes: ...
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes start … stop.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+            MistakenFileError: it begins as no file of a model does.
+        """
+        ...
 
     def local_path(self, name: str) -> Path:
         """Where the whole file lies on this disk, downloaded now if it has to be."""
@@ -59,12 +69,7 @@ class Directory:
     commit: str | None = None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
-        with _readable(f"{self.label}/{name}"), self.local_path(name).open("rb") as file:
-            if stop is None:
-                return file.read()
-            if hasattr(os, "posix_fadvise"):  # a header needs no megabytes of read-ahead
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            return os.pread(file.fileno(), stop - start, start)
+        return read_range(self.local_path(name), start, stop, f"{self.label}/{name}")
 
     def local_path(self, name: str) -> Path:
         if name not in self.sizes:
@@ -150,6 +155,60 @@ def open_directory(root: Path, *, label: str | None = None, commit: str | None =
             if path.is_file():
                 sizes[PurePosixPath(path.relative_to(root)).as_posix()] = path.stat().st_size
     return Directory(root, sizes, label or root.resolve().name, commit)
+
+
+def read_range(path: Path, start: int, stop: int | None, what: str) -> bytes:
+    """Bytes start … stop of a file on this disk, which messages call `what`.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        MistakenFileError: it begins as no file of a model does.
+    """
+    with _readable(what), path.open("rb") as file:
+        if stop is not None and hasattr(os, "posix_fadvise"):
+            # a header needs no megabytes of read-ahead
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        file.seek(start)
+        content = file.read() if stop is None else os.pread(file.fileno(), stop - start, start)
+    if start == 0 and (fault := mistaken(content)):
+        raise MistakenFileError(f"{printable(what)} {fault}")
+    return content
+
+
+def check_contents(files: Files, name: str) -> None:
+    """Look at the first bytes of a file that is only copied.
+
+    Raises:
+        CheckpointError: as `Files.read`.
+    """
+    if files.is_local(name):
+        files.read(name, 0, FIRST_BYTES)
+
+
+def read_json(files: Files, name: str) -> dict:
+    """A JSON object among the files of a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read or is not an object.
+    """
+    where = f"{files.label}/{name}"
+    try:
+        value = parse_json(files, name)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is not JSON ({error}): download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where} is not a JSON object: download it again")
+    return value
+
+
+def parse_json(files: Files, name: str) -> object:
+    """Any JSON value.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON.
+        CheckpointError: it cannot be read.
+    """
+    return json.loads(files.read(name))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from expo.checkpoint.files import Directory, open_directory
+from expo.checkpoint.files import Directory, open_directory, read_range
 from expo.checkpoint.reader import FileReader, Reader
 from expo.checkpoint.reference import Location
 from expo.errors import HubError
@@ -44,9 +44,7 @@ class Repository:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         if stop is None or self.is_local(name):
-            with self.local_path(name).open("rb") as file:
-                file.seek(start)
-                return file.read() if stop is None else file.read(stop - start)
+            return read_range(self.local_path(name), start, stop, f"{self.label}/{name}")
         return self._read_range(name, start, min(stop, self.sizes[name]))
 
     def local_path(self, name: str) -> Path:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import click
 
 from expo.cli import options as flags
-from expo.cli.output import Output, gigabytes, percent, table
+from expo.cli.output import Output, percent, table
 from expo.errors import SpecError
+from expo.planning.findings import gigabytes
 
 if TYPE_CHECKING:
     from expo.results import ExtractResult

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from expo.cli.options import RunOptions
-from expo.cli.output import WRITTEN, Output, gigabytes, speed, to_json
+from expo.cli.output import WRITTEN, Output, speed, to_json
 from expo.cli.result_text import details, result_text
 from expo.cli.verify import FOUND_AN_ERROR
 from expo.cli.verify_text import findings
+from expo.planning.findings import gigabytes
 from expo.results import VerifyResult
 from expo.spec.request import Request
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from expo.planning.findings import gigabytes
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -103,10 +105,6 @@ def to_json(value: object) -> str:
         raise TypeError(f"{type(item).__name__} has no JSON form")
 
     return json.dumps(value, default=plain, indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def speed(rate: float) -> str:

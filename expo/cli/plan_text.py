@@ -2,7 +2,7 @@
 
 from expo.checkpoint.headers import printable
 from expo.checkpoint.hub import endpoint_note
-from expo.cli.output import gigabytes
+from expo.planning.findings import gigabytes
 from expo.planning.report import PlanReport, SourceReport
 from expo.spec.request import both_conventions
 

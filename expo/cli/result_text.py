@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
-from expo.cli.output import gigabytes, number, percent, table
+from expo.cli.output import number, percent, table
 from expo.cli.verify_text import NOT_VERIFIED, VERIFIED
+from expo.planning.findings import gigabytes
 from expo.spec.request import Request, both_conventions
 
 if TYPE_CHECKING:

@@ -101,7 +101,7 @@ class BlockWorker:
             sides = (loaded.stored(rule.start), loaded.stored(rule.terms[0].weight))
             done = arithmetic.compare(*sides)
             if not done.finite:
-                refuse_nonfinite(piece.job, loaded, None)
+                refuse_nonfinite(piece.job, loaded, None, compares=True)
             if not done.is_summed:
                 done = plain_arithmetic().compare(
                     *(doubled(loaded, w) for w in (rule.start, rule.terms[0].weight))

@@ -7,9 +7,10 @@ from fnmatch import fnmatch
 
 from expo.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
+from expo.checkpoint.files import check_contents
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import Reference
-from expo.checkpoint.sidecars import auto_map_files, is_model_sidecar, is_tokenizer_file
+from expo.checkpoint.sidecars import auto_map_files, is_legal, is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError
 from expo.operators.methods import METHODS
 from expo.planning.asked import check_asked, tables_differ
@@ -120,7 +121,10 @@ def _models(request: Request, opened: Mapping[Reference, Checkpoint]) -> Models:
         base=None if base is None else opened[base],
         onto=None if request.onto is None else opened[request.onto],
         operands=tuple(opened[operand.reference] for operand in request.operands),
-        is_pair=request.is_pair and donor_of(request) == request.operands[0].reference,
+        is_pair=request.is_pair
+        and not request.compares
+        and donor_of(request) == request.operands[0].reference,
+        compares=request.compares,
     )
 
 
@@ -165,6 +169,8 @@ def _sidecars(
                 or any(fnmatch(name, pattern) for pattern in include)
             )
             if wanted and name not in chosen:
+                if not is_legal(name):
+                    check_contents(files, name)
                 chosen[name] = Sidecar(name, files)
             elif name not in weights and not name.endswith(".index.json"):
                 label = name if files is aligned.files else f"{files.label}/{name}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.planning.chunks import memory_bytes
+from expo.planning.findings import room
 from expo.planning.jobs import Blend
 from expo.planning.plan import Plan
 from expo.results import PlanReport, SourceReport, TensorReport
@@ -23,8 +24,8 @@ def report(
     request = plan.request
     free = shutil.disk_usage(_existing(out or Path.cwd())).free
     if plan.write_bytes > free:
-        room = f"{plan.write_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free"
-        refusals = (*refusals, f"the disk of {out or 'this directory'} is too full: {room}")
+        what = f"the disk of {out or 'this directory'} is too full"
+        refusals = (*refusals, f"{what}: {room(plan.write_bytes, free)}")
     sources = {role: _source(checkpoint) for role, checkpoint in plan.sources.items()}
     rules = [job.rule for job in plan.jobs]
     models = max((len(job.inputs) for job in plan.jobs), default=2)

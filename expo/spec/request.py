@@ -105,6 +105,7 @@ class Request:
     seed: int = 0
     max_shard_bytes: int | None = None
     allow_missing: str | None = None
+    compares: bool = False  # two models are looked at side by side: neither is SFT or aligned
     include: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

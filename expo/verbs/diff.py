@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from os import PathLike
 
 from expo.checkpoint.reference import parse_reference
@@ -38,7 +39,7 @@ def diff(
         SpecError, CheckpointError, HubError: an input cannot be used at all, or holds NaN or Inf.
     """
     pair = parse_reference(str(a), role="A"), parse_reference(str(b), role="B")
-    plan = build_plan(expo_request(*pair, None))
+    plan = build_plan(replace(expo_request(*pair, None), compares=True))
     fetch(plan)
     sums: dict[str, Sums] = {}
     done_bytes, all_bytes = 0, sum(job.nbytes for job in plan.jobs)

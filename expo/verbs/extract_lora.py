@@ -32,6 +32,7 @@ from expo.output.staging import claimed
 from expo.planning.build import build_plan
 from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
 from expo.planning.edits import rank_above
+from expo.planning.findings import listing
 from expo.planning.jobs import Blend, TensorJob
 from expo.planning.matrices import is_router_gate
 from expo.planning.plan import Plan
@@ -121,6 +122,11 @@ def _run(
 ) -> ExtractResult:
     started = time.monotonic()
     plan = build_plan(request)
+    if names := sorted({*plan.missing, *plan.extra}):
+        raise CheckpointError(
+            f"{plan.sources['sft'].label} and {plan.donor.label} do not hold the same tensors "
+            f"({listing(map(printable, names))}): is --minus the model that the other was trained from?"
+        )
     if plan.refusals:
         raise CheckpointError("; ".join(plan.refusals))
     check_out(out, request, overwrite=overwrite)

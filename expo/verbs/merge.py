@@ -20,6 +20,7 @@ from expo.output.manifest import Identities, Manifest
 from expo.output.sink import FinishedShard
 from expo.output.staging import Staging, claimed
 from expo.planning.build import build_plan
+from expo.planning.findings import room
 from expo.planning.plan import Plan
 from expo.results import MergeResult
 from expo.spec.request import Request, Rounding, make_request
@@ -380,6 +381,6 @@ def _check_space(plan: Plan, staging: Staging, finished: list[FinishedShard]) ->
         if not finished:
             staging.discard()
         raise OutputError(
-            f"{staging.out} needs {needed / 1e9:.2f} GB but its disk has {free / 1e9:.2f} GB free: "
+            f"the disk of {staging.out} is too full: {room(needed, free)}; "
             "make room, or name an OUT on another disk"
         )

@@ -27,7 +27,9 @@ from expo.operators.low_rank import (
     snr_mp,
 )
 from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
+from expo.planning.findings import listing
 from expo.planning.matrices import Matrix, matrices
+from expo.planning.modules import module_of
 from expo.results import ChangeSpectrum, MatrixSpectrum
 from expo.threads import side_by_side
 
@@ -64,7 +66,7 @@ def spectrum(
     base = None if minus is None else open_checkpoint(parse_reference(str(minus), role="BASE"))
     chosen = list(matrices(checkpoint, target))
     if not chosen:
-        raise CheckpointError(f"{checkpoint.label} has no matrix that is asked for: try --target")
+        raise CheckpointError(_nothing(checkpoint, target))
     for matrix in chosen if base is not None else ():
         _check_pair(matrix, checkpoint, base)
     fetch_weights(checkpoint, *([base] if base is not None else []))
@@ -88,6 +90,15 @@ def spectrum(
 
     with readers:
         return tuple(side_by_side(one, chosen, threads, progress))
+
+
+def _nothing(checkpoint: Checkpoint, target: str | None) -> str:
+    if target is None:
+        cure = "--target REGEX names others"
+        return f"{checkpoint.label} has no matrix in its layers: {cure}"
+    known = sorted({module_of(matrix.label)[1] for matrix in matrices(checkpoint, "")})
+    names = f"it has {listing(known)}" if known else "it has no matrix at all"
+    return f"--target {target!r} finds no matrix of {checkpoint.label}: {names}"
 
 
 def _check_pair(matrix: Matrix, checkpoint: Checkpoint, base: Checkpoint | None) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from expo.errors import ExpoError
+from expo.errors import ExpoError, MistakenFileError
 from expo.results import CheckResult
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Severity = Literal["error", "warning", "info"]
 
+MISTAKEN = "a file that it reads is not what its name says"
 _SHOWN = 5  # faults in a message before "and N more"
 _MALFORMED = (
     TypeError,
@@ -75,6 +76,9 @@ def _faults(check: Check, subject: "Subject") -> list[str]:
     try:
         for fault in check.find(subject):
             found.append(fault)  # what was found before it broke off counts
+    except MistakenFileError as error:  # which has a check of its own
+        if not found:
+            raise Skipped(MISTAKEN) from error
     except _MALFORMED as error:
         found.append(f"cannot be checked: {str(error) or type(error).__name__}")
     return found

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from itertools import pairwise
 
-from expo.checkpoint.checkpoint import parse_json
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
+from expo.checkpoint.files import parse_json
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import INPUTS
 from expo.checkpoint.sidecars import MANIFEST

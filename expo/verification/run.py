@@ -13,6 +13,7 @@ from expo.results import CheckResult, VerifyResult
 from expo.spec.request import StopAt
 from expo.verification import (
     configuration,
+    contents,
     generation,
     stopping,
     structure,
@@ -31,6 +32,7 @@ from expo.verification.subject import Reports, Subject, TensorFacts
 Progress = Callable[[int, int], None]
 
 CHECKS: tuple[Check, ...] = (
+    *contents.CHECKS,
     *structure.CHECKS,
     *tensors.CHECKS,
     *values.CHECKS,

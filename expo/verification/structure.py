@@ -17,7 +17,8 @@ from expo.checkpoint.sidecars import (
 )
 from expo.errors import CheckpointError
 from expo.output.manifest import Manifest
-from expo.verification.check import Check, Info, Skipped
+from expo.verification.check import MISTAKEN, Check, Info, Skipped
+from expo.verification.contents import strangers, together
 from expo.verification.subject import BIN, Subject
 
 _SERIES = re.compile(r"model.*\.safetensors(\.index\.json)?")
@@ -37,7 +38,11 @@ def weights(s: Subject) -> Iterator[str]:
 def shards(s: Subject) -> Iterator[str]:
     if not s.weight_files:
         raise Skipped("there are no weight files")
-    yield from s.shard_faults.values()
+    mistaken = strangers(s)
+    faults = {n: f.removeprefix(f"{n} ") for n, f in s.shard_faults.items() if n not in mistaken}
+    yield from together(faults)
+    if not faults and s.shard_faults:
+        raise Skipped(MISTAKEN)
 
 
 def index(s: Subject) -> Iterator[str]:

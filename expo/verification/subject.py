@@ -10,8 +10,8 @@ from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_json, read_shard
-from expo.checkpoint.files import Directory, Files
+from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_shard
+from expo.checkpoint.files import Directory, Files, read_json
 from expo.checkpoint.headers import Shard, TensorInfo
 from expo.checkpoint.names import INPUTS
 from expo.checkpoint.sidecars import MANIFEST, is_tokenizer_file
