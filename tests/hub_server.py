@@ -19,6 +19,7 @@ class Hub:
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     honours_ranges: bool = True
     redirects_to: str | None = None
+    is_ill: bool = False
     url: str = ""
 
     def ranges(self) -> list[str]:
@@ -59,7 +60,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.requests.append(
             (self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         )
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+        if self.state.is_ill:
+            self._json(503, {"error": "unavailable"})
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._metadata(found[1], found[2] or "main")
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/(.+)", path):
             self._tree(found[1])

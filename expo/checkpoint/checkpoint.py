@@ -10,7 +10,14 @@ from pathlib import PurePosixPath
 from expo.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
 from expo.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from expo.checkpoint.adapter import Adapter, LowRank, read_adapter
-from expo.checkpoint.files import Files, Overlay, check_contents, open_location, read_json
+from expo.checkpoint.files import (
+    Directory,
+    Files,
+    Overlay,
+    check_contents,
+    open_location,
+    read_json,
+)
 from expo.checkpoint.headers import Shard, TensorInfo, header_bytes, parse_header, printable
 from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import is_tokenizer_file
@@ -137,6 +144,7 @@ def open_checkpoint(reference: Reference) -> Checkpoint:
     """
     files = open_location(reference.model)
     names, index, notes = _weight_files(files)
+    notes = [*_remarks(files), *notes]
     shards = tuple(read_shard(files, name) for name in names)
     if index:
         shards, more = _check_index(files.label, index, shards)
@@ -154,9 +162,12 @@ def open_checkpoint(reference: Reference) -> Checkpoint:
             raise CheckpointError(f"adapter {adapter_files.label} has no {name}")
     shard = read_shard(adapter_files, ADAPTER_WEIGHTS)
     adapter = read_adapter(adapter_files, shard, checkpoint.tensors)
-    return Checkpoint(
-        reference, files, shards, checkpoint.index_metadata, adapter, checkpoint.notes
-    )
+    notes = [*checkpoint.notes, *_remarks(adapter_files)]
+    return Checkpoint(reference, files, shards, checkpoint.index_metadata, adapter, tuple(notes))
+
+
+def _remarks(files: Files) -> tuple[str, ...]:
+    return files.notes if isinstance(files, Directory) else ()
 
 
 def _weight_files(files: Files) -> tuple[list[str], dict, list[str]]:

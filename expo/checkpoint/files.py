@@ -67,9 +67,11 @@ class Directory:
     sizes: Mapping[str, int]
     label: str
     commit: str | None = None
+    notes: tuple[str, ...] = ()
+    """What the user should know of how it was found."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
-        return read_range(self.local_path(name), start, stop, f"{self.label}/{name}")
+        return read_local(self.local_path(name), start, stop, f"{self.label}/{name}")
 
     def local_path(self, name: str) -> Path:
         if name not in self.sizes:
@@ -157,7 +159,7 @@ def open_directory(root: Path, *, label: str | None = None, commit: str | None =
     return Directory(root, sizes, label or root.resolve().name, commit)
 
 
-def read_range(path: Path, start: int, stop: int | None, what: str) -> bytes:
+def read_local(path: Path, start: int, stop: int | None, what: str) -> bytes:
     """Bytes start … stop of a file on this disk, which messages call `what`.
 
     Raises:
