@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from expo.verbs.apply import apply
     from expo.verbs.diff import diff
     from expo.verbs.extract_lora import extract_lora
+    from expo.verbs.info import info
     from expo.verbs.merge import extrapolate, merge
     from expo.verbs.plan import plan
     from expo.verbs.spectrum import spectrum
@@ -51,6 +52,7 @@ __all__ = [
     "diff",
     "extract_lora",
     "extrapolate",
+    "info",
     "merge",
     "plan",
     "spectrum",

@@ -133,6 +133,9 @@ class TensorReport:
 class PlanReport:
     """What a merge would do. It runs only where `refusals` is empty.
 
+    Of a spec of several documents, `expo.plan` gives the last one's, or that of the first one that would be
+    refused; `earlier` are those before it.
+
     `sources` are all models by their role; `sft` and `aligned` are None where there is no such role.
     `alpha` is None where it differs between tensors or models, `alpha_range` what it ranges over.
     """
@@ -161,6 +164,7 @@ class PlanReport:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     refusals: tuple[str, ...]
+    earlier: "tuple[PlanReport, ...]" = ()
 
     @property
     def ok(self) -> bool:

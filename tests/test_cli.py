@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from click.shell_completion import get_completion_class
 
 import expo as door
 from expo.cli.main import cli
@@ -283,8 +284,23 @@ def test_small_words() -> None:
 
 def test_the_public_door_is_explicit_sorted_and_small() -> None:
     assert door.__all__ == sorted(door.__all__)
-    assert len(door.__all__) <= 20
+    assert len(door.__all__) <= 30
     for name in door.__all__:
         assert getattr(door, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         door.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shells_complete_as_documented(shell: str) -> None:
+    usage = (Path(__file__).parent.parent / "docs" / "usage.md").read_text()
+    assert f"_EXPO_COMPLETE={shell}_source expo" in usage
+    environment = os.environ | {"_EXPO_COMPLETE": f"{shell}_source"}
+    command = [sys.executable, "-m", "expo"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert f"_EXPO_COMPLETE={shell}_complete" in done.stdout
+    complete = get_completion_class(shell)
+    assert complete is not None
+    offered = complete(cli, {}, "expo", "_EXPO_COMPLETE").get_completions
+    assert {item.value for item in offered([], "")} == set(cli.commands)
+    assert {item.value for item in offered(["extrapolate"], "--pa")} == {"--paper-alpha"}

@@ -91,7 +91,7 @@ def test_the_commands_of_the_readme(workplace: Path, hub: Hub) -> None:
 @pytest.mark.slow
 def test_the_snippets_of_the_readme(workplace: Path, hub: Hub) -> None:
     (snippet,) = blocks("python")
-    assert len(run([sys.executable, "-c", snippet], workplace, hub).splitlines()) == 4
+    assert len(run([sys.executable, "-c", snippet], workplace, hub).splitlines()) == 5
 
 
 def test_the_line_of_the_readme_is_what_a_run_prints(workplace: Path, hub: Hub) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import expo as door
-from expo.cli.merging import outcome
+from expo.cli.outcome import outcome
 from expo.demo.toy import MODELS
 
 from .conftest import CONFIG, Pair, Ran, extrapolate, nudged, weights, write_checkpoint

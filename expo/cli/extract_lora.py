@@ -80,6 +80,7 @@ def extract_lora(
             rank=rank,
             energy=energy,
             alpha=1.0 if alpha is None else alpha,
+            interpolate=True,  # the flags have been checked
             dtype=dtype,
             save_whole=save_whole,
             overwrite=overwrite,

@@ -45,7 +45,7 @@ def extrapolate(
 
     if alpha is None and (print_spec or not options.dry_run):
         raise SpecError("give --alpha or --paper-alpha (= alpha − 1); neither has a default")
-    request = overrides.apply(make_request(sft, aligned, alpha=alpha))
+    request = overrides.apply(make_request(sft, aligned, alpha=alpha, interpolate=True))
     if print_spec:
         from expo.spec.resolved import resolved, to_yaml
 

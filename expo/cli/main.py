@@ -12,6 +12,7 @@ from expo.cli.demo import demo
 from expo.cli.diff import diff
 from expo.cli.extract_lora import extract_lora
 from expo.cli.extrapolate import extrapolate
+from expo.cli.info import info
 from expo.cli.laser import laser
 from expo.cli.merge import merge
 from expo.cli.merging import RESUMABLE
@@ -43,7 +44,7 @@ def cli() -> None:
     """
 
 
-for _command in (extrapolate, merge, plan, diff, verify, spectrum, laser, extract_lora, demo):
+for _command in (extrapolate, merge, plan, diff, verify, info, spectrum, laser, extract_lora, demo):
     cli.add_command(_command)
 
 

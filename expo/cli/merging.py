@@ -1,7 +1,6 @@
 """What `extrapolate`, `merge` and `plan` share: plan, show it or run it, report."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from expo.spec.request import Request
 
 if TYPE_CHECKING:
     from expo.planning.plan import Plan
-    from expo.results import MergeResult, PlanReport
+    from expo.results import MergeResult
     from expo.spec.stages import Stage
 
 _NOTES = 8  # shown before a run
@@ -111,32 +110,14 @@ def show_plans(
 ) -> None:
     """Print the plan of every document, as one JSON list where that is asked for."""
     from expo.cli.plan_text import plan_text
-    from expo.planning.preview import planned
-    from expo.verbs.plan import plan_report
+    from expo.verbs.plan import plan_stages
 
-    reports: list[PlanReport] = []
-    with planned(stages, change) as (folder, plans):
-        for number, plan in enumerate(plans, 1):
-            place = out if number == len(stages) else None
-            shown = plan_report(plan, place, overwrite=options.overwrite, threads=options.threads)
-            reports.append(_without(folder, shown))
+    reports = plan_stages(stages, change, out, overwrite=options.overwrite, threads=options.threads)
     if output.json:
         output.data(to_json(reports))
-    for number, (stage, shown) in enumerate(zip(stages, reports, strict=False), 1):
+    for place, (stage, shown) in enumerate(zip(stages, reports, strict=False), 1):
         if not output.json:
-            name = "OUT" if number == len(stages) else stage.name
-            output.data(f"document {number} of {len(stages)}: {name}\n{plan_text(shown)}\n")
+            name = "OUT" if place == len(stages) else stage.name
+            output.data(f"document {place} of {len(stages)}: {name}\n{plan_text(shown)}\n")
     if not all(shown.ok for shown in reports):
         raise click.exceptions.Exit(1)
-
-
-def _without(folder: Path, shown: "PlanReport") -> "PlanReport":
-    """The report with the names of earlier documents where it has the places of their previews."""
-    sources = {
-        role: replace(source, model=Path(source.model).name, kind="of an earlier document")
-        if Path(source.model).parent == folder
-        else source
-        for role, source in shown.sources.items()
-    }
-    pair = {role: sources[role] for role in ("sft", "aligned") if role in sources}
-    return replace(shown, sources=sources, **pair)

@@ -1,22 +1,20 @@
 """What came of a merge as a person reads it: three lines, and every figure for who asks."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
+from expo.cli.outcome import asked, edits_text
 from expo.cli.output import number, percent, table
 from expo.cli.verify_text import NOT_VERIFIED, VERIFIED
 from expo.planning.findings import gigabytes
-from expo.spec.request import Request, both_conventions
+from expo.spec.request import Request
 
 if TYPE_CHECKING:
     from expo.planning.plan import Plan
-    from expo.results import EditReport, MergeResult, Statistics
+    from expo.results import MergeResult, Statistics
 
 _FINE = 0.05
 """How much of the step beyond the aligned model rounding may take or add before it is worth a word."""
-
-_CUT = 1e-4  # of α: the sums of many blocks have less dust
 
 
 def result_text(result: "MergeResult", plan: "Plan", out: str) -> str:
@@ -32,25 +30,12 @@ def result_text(result: "MergeResult", plan: "Plan", out: str) -> str:
 def _asked(result: "MergeResult", plan: "Plan") -> str:
     request, method = plan.request, result.method
     if method == "expo":
-        method = f"ExPO, {_alpha(result)}"
+        method = f"ExPO, {asked(result)}"
     if request.foreign is not None:
         return f"{method}, by mergekit's engine"
     rounding = "to nearest" if request.rounding == "nearest" else "at random"
     dtypes = sorted({TORCH_NAMES[job.dtype] for job in plan.jobs if job.dtype in FLOATS})
     return f"{method}, {' and '.join(dtypes)}, rounded {rounding}"
-
-
-def _alpha(result: "MergeResult") -> str:
-    """α as it was asked for, and what is left of it where a part of Δ was cut before."""
-    low, high = result.alpha_range or (result.alpha, result.alpha)
-    exact = result.statistics.alpha
-    if low is None or high is None:
-        return both_conventions(None)
-    if low != high:
-        average = "" if exact is None else f", on average {number(exact)}"
-        return f"{both_conventions(low)} to {both_conventions(high)}{average}"
-    is_cut = exact is not None and abs(exact - low) > _CUT
-    return both_conventions(low) + (f", {number(exact)} after the cut" if is_cut else "")
 
 
 def _got(result: "MergeResult", request: Request) -> str:
@@ -124,26 +109,3 @@ def _row(module: "Statistics") -> tuple[str, ...]:
         percent(module.zero_share),
         percent(module.unmoved_share),
     )
-
-
-def edits_text(edits: "tuple[EditReport, ...]") -> str:
-    """One line about the matrices that were cut."""
-    ranks = sorted(edit.rank for edit in edits)
-    removed = sorted(edit.removed_energy for edit in edits)
-    fits = sorted(edit.bulk_fit for edit in edits if edit.bulk_fit is not None)
-    cut = sum(edit.removed_energy > 0 for edit in edits)
-    text = (
-        f"cut {cut} of {len(edits)} matrices: rank {_spread(ranks, 'd')} of up to "
-        f"{max(edit.full_rank for edit in edits)}, {_spread([100 * r for r in removed], '.3g')} % of "
-        "the energy removed"
-    )
-    if fits:
-        text += f"; the bulk is {_spread(fits, '.2g')} from pure noise (0 to 1)"
-    return text
-
-
-def _spread(ordered: Sequence[float], form: str) -> str:
-    low, middle, high = (ordered[0], ordered[len(ordered) // 2], ordered[-1])
-    if low == high:
-        return f"{low:{form}}"
-    return f"{low:{form}} to {high:{form}} (median {middle:{form}})"

@@ -47,7 +47,7 @@ class Manifest:
     """What is known of an output.
 
     `plan` is the fingerprint of everything that decided its bytes. `alpha` is None where it differs between
-    tensors or models, or the method is not ExPO. Of what mergekit's engine computed (`engine`, and why:
+    tensors or models, or the method is not ExPO, `alpha_range` the lowest and the highest. Of what mergekit's engine computed (`engine`, and why:
     `reasons`) statistics are of no element. `donor` is None where mergekit made the tokenizer. `verified` is
     None where nobody looked.
     """
@@ -61,6 +61,7 @@ class Manifest:
     mergekit_spec: dict[str, object] | None = None
     alpha: float | None = None
     paper_alpha: float | None = None
+    alpha_range: tuple[float, float] | None = None
     sources: dict[str, SourceEntry]
     donor: str | None = None
     inputs: Identities

@@ -247,15 +247,16 @@ def resolve_alpha(
 
 
 def _two_readings(given: float, *, is_paper: bool) -> str:
+    meant = "--interpolate (interpolate: true in a spec, interpolate=True in Python)"
     if is_paper:
         return (
             f"paper alpha {given:.12g} is alpha {1.0 + given:.12g}: a point between SFT and aligned, "
-            "not beyond; add --interpolate (in a spec: interpolate: true) if you mean it"
+            f"not beyond; add {meant} if you mean it"
         )
     return (
         f"alpha {given:.12g} lies between SFT and aligned; cards that say {given:.12g} mean "
-        f"--paper-alpha {given:.12g} (= alpha {1.0 + given:.12g}); for the point between, add "
-        f"--interpolate (in a spec: paper_alpha: {given:.12g}, or interpolate: true)"
+        f"--paper-alpha {given:.12g} (= alpha {1.0 + given:.12g}; paper_alpha in a spec and in Python); "
+        f"for the point between, add {meant}"
     )
 
 
@@ -265,9 +266,11 @@ def make_request(
     *,
     alpha: float | None = None,
     paper_alpha: float | None = None,
+    interpolate: bool = False,
     dtype: str | None = None,
     rounding: str = "nearest",
     seed: int = 0,
+    max_shard_bytes: int | None = None,
 ) -> Request:
     """A checked request for the pair.
 
@@ -282,7 +285,11 @@ def make_request(
     request = expo_request(
         parse_reference(sft, role="SFT"),
         parse_reference(aligned, role="ALIGNED"),
-        resolve_alpha(alpha, paper_alpha, interpolate=True),
+        resolve_alpha(alpha, paper_alpha, interpolate=interpolate),
     )
     chosen: Rounding = "stochastic" if rounding == "stochastic" else "nearest"
-    return replace(request, dtype=dtype, rounding=chosen, seed=seed)
+    if max_shard_bytes is not None and max_shard_bytes < 1:
+        raise SpecError(f"max_shard_bytes is a number of bytes above 0, not {max_shard_bytes}")
+    return replace(
+        request, dtype=dtype, rounding=chosen, seed=seed, max_shard_bytes=max_shard_bytes
+    )

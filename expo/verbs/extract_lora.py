@@ -37,7 +37,7 @@ from expo.planning.jobs import Blend, TensorJob
 from expo.planning.matrices import is_router_gate
 from expo.planning.plan import Plan
 from expo.results import AdaptedModule, ExtractResult, OtherTensor
-from expo.spec.request import Request, expo_request
+from expo.spec.request import Request, expo_request, resolve_alpha
 from expo.threads import side_by_side
 
 Progress = Callable[[int, int], None]
@@ -68,6 +68,7 @@ def extract_lora(
     rank: int | None = None,
     energy: float | None = None,
     alpha: float = 1.0,
+    interpolate: bool = False,
     dtype: str = "float32",
     save_whole: bool = False,
     overwrite: bool = False,
@@ -79,6 +80,7 @@ def extract_lora(
     Args:
         rank, energy: one of them: the rank of every module, or the share of ΣS² that it has to hold.
         alpha: 1 gives the aligned model, 1.5 the ExPO model of that α.
+        interpolate: allow 0 < alpha < 1.
         dtype: of the adapter: "float32", "bfloat16" or "float16".
         save_whole: save norms, embeddings and head whole (`modules_to_save`).
         progress: called with (tensors done, tensors in all).
@@ -89,6 +91,7 @@ def extract_lora(
     if (rank is None) == (energy is None):
         raise SpecError("give rank or energy, one of them")
     keep = parse_keep(f"rank={rank}" if energy is None else f"energy={energy}")
+    alpha = resolve_alpha(alpha, None, interpolate=interpolate) or 0.0
     pair = parse_reference(str(minus), role="SFT"), parse_reference(str(aligned), role="ALIGNED")
     how = _How(keep, alpha, getattr(torch, dtype), save_whole)
     return _run(

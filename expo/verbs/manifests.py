@@ -36,6 +36,7 @@ def streamed_manifest(
         mergekit_spec=mergekit_spec(request, most_common_dtype(plan), labels.__getitem__),
         alpha=request.alpha,
         paper_alpha=None if request.alpha is None else paper_alpha(request.alpha),
+        alpha_range=plan.alpha_range,
         donor=plan.donor.label,
         dtypes=tuple(sorted({job.dtype for job in plan.jobs})),
         rounding=request.rounding,

@@ -37,30 +37,47 @@ def extrapolate(
     aligned: str | PathLike[str],
     out: str | PathLike[str],
     *,
-    alpha: float,
+    alpha: float | None = None,
+    paper_alpha: float | None = None,
+    interpolate: bool = False,
     dtype: str | None = None,
     rounding: Rounding = "nearest",
     seed: int = 0,
+    max_shard_bytes: int | None = None,
+    overwrite: bool = False,
     verify: bool = True,
+    progress: Progress | None = None,
 ) -> MergeResult:
     """Write θ_sft + α(θ_aligned − θ_sft) to the directory `out` (ExPO, arXiv 2404.16792).
 
     Args:
         sft, aligned: a directory, a Hub id (`org/name@revision`), or `model+adapter`.
-        alpha: 0 is SFT, 1 is aligned, 1.5 is what the paper calls 0.5. Taken as given: a card's 0.3
-            is 1.3 here (only the command line and specs refuse 0 < alpha < 1).
+        alpha, paper_alpha: one of them. alpha 0 is SFT, 1 is aligned, 1.5 extrapolates; paper_alpha = alpha − 1
+            is what the paper and most cards name.
+        interpolate: allow 0 < alpha < 1, which is refused because a card's 0.3 is 1.3 here.
         dtype: of the output's floats; by default each tensor keeps the aligned model's.
         rounding: "nearest", or "stochastic" (seeded, unbiased).
+        max_shard_bytes: re-shard; by default the shards are the aligned model's.
+        overwrite: as in `merge`.
         verify: run the quick checks of `expo.verify` on the output before it appears; it appears
             either way, `verified` of the result says what they found.
+        progress: called with (bytes written, bytes in all).
 
     Raises:
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
     """
     request = make_request(
-        str(sft), str(aligned), alpha=alpha, dtype=dtype, rounding=rounding, seed=seed
+        str(sft),
+        str(aligned),
+        alpha=alpha,
+        paper_alpha=paper_alpha,
+        interpolate=interpolate,
+        dtype=dtype,
+        rounding=rounding,
+        seed=seed,
+        max_shard_bytes=max_shard_bytes,
     )
-    return merge(request, out, verify=verify)
+    return merge(request, out, overwrite=overwrite, verify=verify, progress=progress)
 
 
 def merge(
@@ -343,7 +360,7 @@ def _result(run: _Run, manifest: Manifest, seconds: float) -> MergeResult:
         verified=manifest.verified,
         checks=manifest.verification or (),
         engine=manifest.engine,
-        alpha_range=run.plan.alpha_range,
+        alpha_range=manifest.alpha_range,
     )
 
 
