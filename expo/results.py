@@ -104,6 +104,7 @@ class MergeResult:
     checks: tuple[CheckResult, ...]
     engine: str = "expo"
     alpha_range: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -175,3 +175,17 @@ def test_an_alpha_between_survives_its_resolved_form(pair: Pair) -> None:
     }
     request = read_spec(spec)
     assert read_spec(resolved(request)) == request
+
+
+def test_dtypes_have_their_short_names_everywhere(
+    pair: Pair, tmp_path: Path, expo: Callable[..., Ran]
+) -> None:
+    assert extrapolate(pair.sft, pair.aligned, tmp_path / "o", alpha=2, dtype="fp32").written_bytes
+    sides = {"minus": pair.sft, "rank": 1}
+    short = door.extract_lora(pair.aligned, tmp_path / "short", **sides, dtype="bf16")
+    long = door.extract_lora(pair.aligned, tmp_path / "long", **sides, dtype="bfloat16")
+    assert short.written_bytes == long.written_bytes
+    flags = ("--minus", pair.sft, "--rank", 1, "--dtype", "torch.float16", "-q")
+    assert expo("extract-lora", pair.aligned, tmp_path / "flag", *flags).code == 0
+    with pytest.raises(door.SpecError, match="dtype int8 is not one of float32, bfloat16, float16"):
+        door.extract_lora(pair.aligned, tmp_path / "bad", **sides, dtype="int8")

@@ -219,6 +219,8 @@ def test_rows_that_are_dropped_are_said_by_the_run(
     assert ran.code == 0, ran.err
     dropped = "note: 2 embedding rows only in the SFT model: dropped: 12 more, 13 yet\n"
     assert dropped in ran.err
+    result = extrapolate(*folders, tmp_path / "again", alpha=1.5)
+    assert f"note: {result.notes[0]}\n" == dropped
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from expo.cli import options as flags
 from expo.cli.output import Output, percent, table
 from expo.errors import SpecError
 from expo.planning.findings import gigabytes
+from expo.spec.request import ADAPTER_DTYPES
 
 if TYPE_CHECKING:
     from expo.results import ExtractResult
@@ -41,7 +42,7 @@ Examples:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=flags.Dtype(ADAPTER_DTYPES),
     default="float32",
     show_default=True,
     help="Of the adapter.",

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from expo.checkpoint.headers import printable
 from expo.checkpoint.sidecars import CARD, is_part_of_model
@@ -81,7 +82,7 @@ def strangers(out: Path) -> list[str]:
 
 def _entries(out: Path) -> Iterator[str]:
     """Every file, link and empty directory (with a `/`) below OUT, by its path there."""
-    for folder, directories, files in os.walk(out):
+    for folder, directories, files in os.walk(out, onerror=_unlistable):
         place = Path(folder).relative_to(out)
         if place == Path():
             directories[:] = [name for name in directories if name not in _NOT_OURS]
@@ -89,6 +90,10 @@ def _entries(out: Path) -> Iterator[str]:
         yield from ((place / name).as_posix() for name in sorted([*links, *files]))
         if not directories and not files and place != Path():
             yield f"{place.as_posix()}/"
+
+
+def _unlistable(error: OSError) -> NoReturn:
+    raise OutputError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
 
 def _highest(name: str, homes: set[PurePosixPath]) -> str:

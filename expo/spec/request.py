@@ -16,6 +16,7 @@ Rounding = Literal["nearest", "stochastic"]
 StopAt = Literal["error", "warning"]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic")
 DTYPES = ("bfloat16", "float16", "float32", "float64")
+ADAPTER_DTYPES = ("float32", "bfloat16", "float16")
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
 

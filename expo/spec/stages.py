@@ -76,7 +76,7 @@ def resolved_stages(
             spec = resolved(change(stage.request(outputs)))
             names = {str(place): name for name, place in outputs.items()}
             own = {} if stage.name is None else {"name": stage.name}
-            specs.append(renamed(spec, names) | own)
+            specs.append(own | renamed(spec, names))
             if stage.name is not None:
                 outputs[stage.name] = Path(temporary) / stage.name
                 outputs[stage.name].mkdir()

@@ -37,7 +37,7 @@ from expo.planning.jobs import Blend, TensorJob
 from expo.planning.matrices import is_router_gate
 from expo.planning.plan import Plan
 from expo.results import AdaptedModule, ExtractResult, OtherTensor
-from expo.spec.request import Request, expo_request, resolve_alpha
+from expo.spec.request import ADAPTER_DTYPES, Request, dtype_name, expo_request, resolve_alpha
 from expo.threads import side_by_side
 
 Progress = Callable[[int, int], None]
@@ -90,10 +90,12 @@ def extract_lora(
     """
     if (rank is None) == (energy is None):
         raise SpecError("give rank or energy, one of them")
+    if (name := dtype_name(dtype)) not in ADAPTER_DTYPES:
+        raise SpecError(f"dtype {dtype} is not one of {', '.join(ADAPTER_DTYPES)}")
     keep = parse_keep(f"rank={rank}" if energy is None else f"energy={energy}")
     alpha = resolve_alpha(alpha, None, interpolate=interpolate) or 0.0
     pair = parse_reference(str(minus), role="SFT"), parse_reference(str(aligned), role="ALIGNED")
-    how = _How(keep, alpha, getattr(torch, dtype), save_whole)
+    how = _How(keep, alpha, getattr(torch, name), save_whole)
     return _run(
         expo_request(*pair, None),
         Path(out),

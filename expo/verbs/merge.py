@@ -361,6 +361,7 @@ def _result(run: _Run, manifest: Manifest, seconds: float) -> MergeResult:
         checks=manifest.verification or (),
         engine=manifest.engine,
         alpha_range=manifest.alpha_range,
+        notes=manifest.notes,
     )
 
 
