@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 import expo as door
+from expo.cli.info import info_text
+from expo.cli.outcome import outcome
 from expo.demo.toy import MODELS
 from expo.output.manifest import AdapterManifest, Manifest
+from expo.results import CheckResult
 
 from .conftest import Pair, Ran, extrapolate, weights, write_checkpoint
 
@@ -44,12 +47,14 @@ def test_a_model(pair: Pair, tmp_path: Path, expo: Callable[..., Ran]) -> None:
     )
 
 
-def test_a_verdict_and_its_reasons(pair: Pair, tmp_path: Path, expo: Callable[..., Ran]) -> None:
-    expo("extrapolate", SFT, ALIGNED, tmp_path / "a", "--alpha", 1.5, verify=True)
-    assert lines(expo("info", tmp_path / "a").out)["verified"] == "when it was made"
-    ran = expo("extrapolate", pair.sft, pair.aligned, tmp_path / "b", "--alpha", 1.5, verify=True)
-    assert ran.code == 3
-    assert lines(expo("info", tmp_path / "b").out)["verified"].startswith("NO: ")
+def test_a_verdict_and_its_reasons(pair: Pair, tmp_path: Path) -> None:
+    known = door.info(extrapolate(pair.sft, pair.aligned, tmp_path / "out", alpha=1.5).out)
+    assert isinstance(known, Manifest)
+    checks = CheckResult("load", "error", "", ""), CheckResult("card", "warning", "", "")
+    bad = replace(known, verified=False, verification=checks)
+    assert lines(info_text(bad))["verified"] == "NO: load; warnings: card"
+    good = replace(known, verified=True, verification=checks[1:])
+    assert lines(info_text(good))["verified"] == "when it was made; warnings: card"
 
 
 def test_an_adapter(tmp_path: Path, expo: Callable[..., Ran]) -> None:
@@ -72,6 +77,18 @@ def test_laser_and_low_rank_say_what_was_cut(tmp_path: Path, expo: Callable[...,
     shown = lines(expo("info", tmp_path / "out").out)
     assert shown["method"] == "passthrough"
     assert shown["came out"].startswith("cut 14 of 14 matrices: rank 2 of up to 64")
+
+
+def test_what_mergekit_made_is_said_to_be_so(pair: Pair, tmp_path: Path) -> None:
+    result = extrapolate(pair.sft, pair.aligned, tmp_path / "out", alpha=1.5)
+    known = door.info(result.out)
+    assert isinstance(known, Manifest)
+    text = info_text(replace(known, engine="mergekit", method="model_stock", donor=None))
+    assert "the mergekit library's, which measures nothing" in text
+    assert "from mergekit, as the spec asked" in text
+    assert "alpha" not in text
+    told = outcome(replace(result, engine="mergekit"))
+    assert told == "merged by mergekit's engine, which says nothing about what came out"
 
 
 def test_what_expo_has_not_made(tmp_path: Path, expo: Callable[..., Ran]) -> None:

@@ -1,8 +1,6 @@
 """The Python door: the same choices as the command line, the same refusals, typed results."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -40,16 +38,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (Path(door.__file__).parent / "py.typed").is_file()
-
-
-@pytest.mark.slow
-def test_the_wheel_says_so_too(tmp_path: Path) -> None:
-    root = Path(door.__file__).parent.parent
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=root, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    held = subprocess.run([sys.executable, "-m", "zipfile", "-l", wheel], capture_output=True)
-    assert b"expo/py.typed" in held.stdout
 
 
 def test_extrapolate_has_the_choices_of_the_command_line(pair: Pair, tmp_path: Path) -> None:

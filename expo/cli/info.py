@@ -53,18 +53,17 @@ def _model(manifest: "Manifest") -> Lines:
     for role, source in manifest.sources.items():
         yield role.replace("sft", "SFT"), _source(source)
     yield "method", "ExPO" if manifest.method == "expo" else manifest.method
-    if manifest.engine == "mergekit":
-        yield "engine", f"the mergekit library's ({'; '.join(manifest.reasons)})"
+    dtypes = "/".join(manifest.dtypes)
+    if manifest.engine == "mergekit":  # why, the notes say
+        yield "engine", "the mergekit library's, which measures nothing"
+        yield "written", dtypes
     else:
         first, *more = outcome(manifest).split("; ")
         yield "came out", first
         yield from (("", part) for part in more)
         if manifest.edits and manifest.method != "passthrough":
             yield "edits", edits_text(manifest.edits)
-    yield (
-        "written",
-        f"{'/'.join(manifest.dtypes)}, {manifest.rounding} rounding, seed {manifest.seed}",
-    )
+        yield "written", f"{dtypes}, {manifest.rounding} rounding, seed {manifest.seed}"
     yield "tokenizer", f"from {manifest.donor or 'mergekit, as the spec asked'}"
     yield "verified", _verified(manifest)
     yield from _made(manifest)
