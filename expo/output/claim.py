@@ -62,7 +62,8 @@ def is_free(out: Path) -> bool:
     if not names:
         return True
     manifest = manifest_of(out / INSIDE)
-    return manifest is not None and names <= {Path(name).parts[0] for name in manifest.files}
+    files = manifest.files if manifest is not None else {}
+    return names <= {part for name in files for part in Path(name).parts[:1]}
 
 
 def strangers(out: Path) -> list[str]:
