@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from expo.cli.options import RunOptions
-from expo.cli.output import WRITTEN, Output, speed, to_json
+from expo.cli.output import STEPS, WRITTEN, Output, speed, to_json
 from expo.cli.result_text import details, result_text
 from expo.cli.verify import FOUND_AN_ERROR
 from expo.cli.verify_text import findings
@@ -42,7 +42,7 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
     RESUMABLE.append(out)
     with (
         output.progress(out.name) as progress,
-        output.progress("verifying", unit="checks") as checking,
+        output.progress("verifying", unit=STEPS) as checking,
     ):
         result = run_plan(
             plan,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _LOG_SECONDS = 15.0
 
+STEPS = "steps"
+"""A unit whose parts take very different times: there is no telling when it ends."""
+
 WRITTEN: list[Path] = []
 """What this process has put in its place, for the message where that cannot be printed."""
 
@@ -167,6 +170,9 @@ class _Bar:
             initial=done,
             total=total,
             leave=False,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}]"
+            if self._unit == STEPS
+            else None,
             file=sys.stderr,
         )
 

@@ -11,7 +11,7 @@ from expo.spec.request import Request
 
 if TYPE_CHECKING:
     from expo.planning.plan import Plan
-    from expo.results import MergeResult, Statistics
+    from expo.results import EditReport, MergeResult, Statistics
 
 _FINE = 0.05
 """How much of the step beyond the aligned model rounding may take or add before it is worth a word."""
@@ -29,6 +29,8 @@ def result_text(result: "MergeResult", plan: "Plan", out: str) -> str:
 
 def _asked(result: "MergeResult", plan: "Plan") -> str:
     request, method = plan.request, result.method
+    if method == "passthrough" and result.edits:
+        method = f"matrices cut to {', '.join(dict.fromkeys(e.keep for e in result.edits))}"
     if method == "expo":
         method = f"ExPO, {asked(result)}"
     if request.foreign is not None:
@@ -42,16 +44,25 @@ def _got(result: "MergeResult", request: Request) -> str:
     if request.foreign is not None:
         return "what mergekit made, which is not measured"
     total = result.statistics
-    parts = [edits_text(result.edits)] if result.edits else []
+    cut = [_cut(result.edits)] if result.edits else []
     if result.method == "expo" and not total.elements:
-        parts.append("nothing was extrapolated: every tensor is a copy of the aligned model's")
-    elif total.effective_alpha is None or result.method == "passthrough":
-        parts += [] if parts else ["every tensor as it was: there was no change to scale"]
-    elif result.method == "expo":
-        parts.append(_effective(total, result))
-    else:
-        parts.append(f"{percent(total.effective_alpha)} of the change asked for, after rounding")
-    return "; ".join(parts)
+        return "nothing was extrapolated: every tensor is a copy of the aligned model's"
+    if result.method == "expo" and total.effective_alpha is not None:
+        return "; ".join([*cut, _effective(total, result)])
+    if cut and result.method == "passthrough":
+        return cut[0]
+    if total.effective_alpha is None or result.method == "passthrough":
+        return "; ".join([*cut, "no tensor is other than it was"])
+    return "; ".join([*cut, f"{percent(total.effective_alpha)} of the change, after rounding"])
+
+
+def _cut(edits: "tuple[EditReport, ...]") -> str:
+    removed = sorted(edit.removed_energy for edit in edits)
+    cut = sum(energy > 0 for energy in removed)
+    return (
+        f"{cut} of {len(edits)} matrices cut: {percent(removed[len(removed) // 2])} of the energy is gone "
+        "from the median one"
+    )
 
 
 def _effective(total: "Statistics", result: "MergeResult") -> str:
@@ -84,7 +95,8 @@ def details(result: "MergeResult") -> str:
     total, other = result.statistics, result.alternative
     if not total.elements:
         return "no figures: nothing was computed from a change"
-    lines = [
+    lines = [edits_text(result.edits)] if result.edits else []
+    lines += [
         f"rounding noise {number(total.rounding_noise, '.2g')} of the increment; "
         f"{percent(total.zero_share)} of the deltas are 0; "
         f"{percent(total.unmoved_share)} of the weights did not move",

@@ -166,7 +166,7 @@ def run_plans(
         verify: run the quick checks on every output before it is placed. What they find is in the
             result and in the manifest; the output is placed either way.
         progress: called with (bytes written, bytes in all) a few times a second.
-        checking: called with (checks done, checks in all) when the verification goes on.
+        checking: called with (steps done, steps in all) when the verification goes on.
         say: called with each remark about resuming.
 
     Raises:

@@ -138,7 +138,7 @@ def verify_stream(
     """Run the checks on what a merge has just written, with what its stream knows of the tensors.
 
     Args:
-        checking: called with (checks done, checks in all).
+        checking: called with (steps done, steps in all).
     """
     subject = Subject(
         open_directory(out),
@@ -151,25 +151,34 @@ def verify_stream(
     subject.asked_dtype = asked_dtype
     with ExitStack() as stack:
         loading = _start_load(subject, stack)
-        if checking:
-            checking(0, len(CHECKS))
-        subject.reports = Reports(*tokenizers.reports(), loading.report() if loading else None)
-        return judge(subject, stop_at, checking)
+        steps = _steps(checking)
+        steps(0)
+        mine, theirs = tokenizers.reports()
+        steps(1)
+        subject.reports = Reports(mine, theirs, loading.report() if loading else None)
+        steps(2)
+        return judge(subject, stop_at, lambda done: steps(2 + done))
+
+
+def _steps(checking: Progress | None) -> Callable[[int], None]:
+    """How far a verification is: the waits for tokenizers and model are a step each, as every check is."""
+    in_all = 2 + len(CHECKS)
+    return (lambda done: checking(done, in_all)) if checking else lambda _: None
 
 
 def judge(
-    subject: Subject, stop_at: StopAt = "error", checking: Progress | None = None
+    subject: Subject, stop_at: StopAt = "error", each: Callable[[int], None] = lambda _: None
 ) -> VerifyResult:
-    results = tuple(_each(subject, checking))
+    """Run the table; `each` is called with the number of checks done."""
+    results = tuple(_run_all(subject, each))
     bad = ("error",) if stop_at == "error" else ("error", "warning")
     return VerifyResult(all(result.status not in bad for result in results), results)
 
 
-def _each(subject: Subject, checking: Progress | None) -> Iterator[CheckResult]:
+def _run_all(subject: Subject, each: Callable[[int], None]) -> Iterator[CheckResult]:
     for done, check in enumerate(CHECKS, 1):
         yield run(check, subject)
-        if checking:
-            checking(done, len(CHECKS))
+        each(done)
 
 
 def record_vectors(out: Path) -> str:
