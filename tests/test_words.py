@@ -109,3 +109,15 @@ def test_a_key_of_golden_vectors_has_its_own_name(tmp_path: Path, expo: Callable
     assert "schema: is required" in ran.err
     assert "shema: is not a known key (did you mean schema?)" in ran.err
     assert "schema_" not in ran.err
+
+
+def test_what_a_cut_came_to_is_short_and_the_rest_on_request(
+    pair: Pair, tmp_path: Path, expo: Callable[..., Ran]
+) -> None:
+    words = ("laser", pair.sft, tmp_path / "o", "--keep", "rank=2", "--target", "mlp")
+    asked, got, _ = expo(*words).out.splitlines()
+    assert asked == "asked  matrices cut to rank=2, bfloat16, rounded to nearest"
+    assert got.startswith("got    2 matrices cut: ")
+    assert len(got) < 100
+    told = expo(*words, "-v", "--overwrite").out
+    assert "cut 2 matrices: rank 2 of up to 10" in told

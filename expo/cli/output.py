@@ -191,7 +191,8 @@ def _log_lines(
         if unit != "B":
             say(f"{label}: {done} of {total} {unit}")
             return
-        left = f"{(total - done) / rate:.0f} s left" if rate else "standing still"
-        say(f"{label}: {gigabytes(done)} of {gigabytes(total)}, {speed(rate)}, {left}")
+        far = f"{label}: {gigabytes(done)} of {gigabytes(total)}"
+        left = f", {speed(rate)}, {(total - done) / rate:.0f} s left" if rate else " so far"
+        say(far + left)
 
     return show
