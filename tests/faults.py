@@ -184,6 +184,8 @@ STRUCTURE = {
     "a flipped bit": Fault("manifest", bytes_of(FIRST, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1])), "tensors"),
     "edited license": Fault("manifest", write("LICENSE", "MIT")),
     "unknown manifest": Fault("manifest", put("expo.json", "schema", "expo.manifest/9")),
+    "not verified by its merge": Fault("at-merge", put("expo.json", "verified", False), status="warning"),
+    "code that is not there": Fault("code", _all(put("config.json", "auto_map", {"AutoModel": "modeling_x.Model"}), put("config.json", "model_type", "x"), drop("config.json", "architectures")), "load", says="config.json names modeling_x.py"),
     "an extra tokenizer file": Fault("manifest", write("added_tokens.json", "{}")),
     "missing tensor": Fault("keys", tensors(lambda t: t.pop(GATE)), "load"),
     "extra tensor": Fault("keys", tensors(lambda t: t.update({"model.extra.weight": torch.ones(2)})), "load"),

@@ -22,10 +22,14 @@ VOCABULARIES = (
 
 LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "license*")
 
-MODEL = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "image_processor_config.json", "video_preprocessor_config.json", *LEGAL,
+PROCESSORS = (
+    "preprocessor_config.json", "processor_config.json", "image_processor_config.json",
+    "video_preprocessor_config.json",
 )  # fmt: skip
+
+CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", *PROCESSORS)
+
+MODEL = ("config.json", "generation_config.json", *PROCESSORS, *LEGAL)
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
@@ -62,14 +66,6 @@ def is_model_sidecar(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in MODEL)
 
 
-def auto_map_files(config: dict) -> set[str]:
-    """The `.py` files that a configuration's `auto_map` names (`file.Class`, `repo--file.Class`)."""
-    entries = config.get("auto_map")
-    if not isinstance(entries, dict):
-        return set()
-    flat = [item for value in entries.values() for item in _as_list(value) if isinstance(item, str)]
-    return {f"{entry.split('--')[-1].split('.')[0]}.py" for entry in flat}
-
-
-def _as_list(value: object) -> list:
-    return value if isinstance(value, list) else [value]
+def is_config(name: str) -> bool:
+    """Whether loaders look for `auto_map` there: any part of a model can bring its own code."""
+    return any(fnmatch(name, pattern) for pattern in CONFIGS)

@@ -6,11 +6,12 @@ from dataclasses import replace
 from fnmatch import fnmatch
 
 from expo.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from expo.checkpoint.code import code_files
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.files import check_contents
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import Reference
-from expo.checkpoint.sidecars import auto_map_files, is_legal, is_model_sidecar, is_tokenizer_file
+from expo.checkpoint.sidecars import is_legal, is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError
 from expo.operators.methods import METHODS
 from expo.planning.asked import check_asked, tables_differ
@@ -156,7 +157,7 @@ def _sidecars(
 ) -> tuple[tuple[Sidecar, ...], dict[str, int]]:
     """Split the donor's files into those that travel and those that stay, named with their size."""
     weights = {shard.file for shard in aligned.shards}
-    code = auto_map_files(aligned.config)
+    code = code_files(aligned.model_files)
     tokenizer = aligned.tokenizer_files
     chosen: dict[str, Sidecar] = {}
     left_behind: dict[str, int] = {}
@@ -165,7 +166,8 @@ def _sidecars(
         for name, size in files.sizes.items():
             wanted = (
                 (files is tokenizer and is_tokenizer_file(name))
-                or (files is aligned.files and (is_model_sidecar(name) or name in code))
+                or (files is aligned.files and is_model_sidecar(name))
+                or name in code
                 or any(fnmatch(name, pattern) for pattern in include)
             )
             if wanted and name not in chosen:
@@ -175,7 +177,7 @@ def _sidecars(
             elif name not in weights and not name.endswith(".index.json"):
                 label = name if files is aligned.files else f"{files.label}/{name}"
                 left_behind[label] = size
-    for name in sorted(code & chosen.keys()):
+    for name in sorted(code.keys() & chosen.keys()):
         found.warnings.append(f"{printable(name)} is model code (auto_map): copied, read it first")
     return tuple(chosen[name] for name in sorted(chosen)), left_behind
 

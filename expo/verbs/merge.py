@@ -29,7 +29,7 @@ from expo.verbs.manifests import foreign_manifest, streamed_manifest, sums_by_te
 if TYPE_CHECKING:  # YAML, schemas and checks are imported by those that need them
     from expo.spec.read import Spec
     from expo.verification.golden import Golden
-    from expo.verification.run import Tokenizers
+    from expo.verification.run import Children
 
 
 def extrapolate(
@@ -244,8 +244,8 @@ def _streamed(
     finished = [_resumed(run, say) for run in runs]
     hashes = [write_small_files(run.plan, run.staging.folder) for run in runs]
     with ExitStack() as stack:
-        # The tokenizers need no weights: they are tried while the weights stream.
-        tokenizers = [stack.enter_context(_tokenizers(run)) for run in (runs if verify else ())]
+        # They need no weights, so they work while the weights stream; all outputs have the same files.
+        children = stack.enter_context(_children(runs[0])) if verify else None
         done = stream(
             [run.plan for run in runs],
             [run.staging for run in runs],
@@ -259,10 +259,10 @@ def _streamed(
             streamed_manifest(run.plan, run.print_.digest, run.known, shards, files)
             for run, shards, files in zip(runs, done, hashes, strict=True)
         ]
-        if not verify:
+        if children is None:
             return manifests
-        together = zip(runs, manifests, tokenizers, done, strict=True)
-        return [_verified(*one, checking) for one in together]
+        together = zip(runs, manifests, done, strict=True)
+        return [_verified(*one, children, checking) for one in together]
 
 
 def _resumed(run: _Run, say: Callable[[str], None] | None) -> list[FinishedShard]:
@@ -278,8 +278,8 @@ def _resumed(run: _Run, say: Callable[[str], None] | None) -> list[FinishedShard
 def _verified(
     run: _Run,
     manifest: Manifest,
-    tokenizers: "Tokenizers",
     finished: Sequence[FinishedShard],
+    children: "Children",
     checking: Progress | None,
 ) -> Manifest:
     """The checks, with what the stream knows: it wrote no NaN, and zeros only where both had them."""
@@ -294,7 +294,7 @@ def _verified(
     sft = plan.sources.get("sft")
     found = verify_stream(
         run.staging.folder,
-        tokenizers,
+        children,
         TensorFacts({shard.file: shard.sha256 for shard in finished}, zero=frozenset(zero)),
         aligned=plan.donor,
         sft=None if sft is None else sft.tokenizer_files,
@@ -329,10 +329,13 @@ def _foreign(run: _Run, *, verify: bool) -> Manifest:
     return replace(manifest, verified=found.ok, verification=found.checks)
 
 
-def _tokenizers(run: _Run) -> "Tokenizers":
-    from expo.verification.run import Tokenizers
+def _children(run: _Run) -> "Children":
+    from expo.verification.run import Children
 
-    return Tokenizers(run.staging.folder, run.plan.donor, _golden(run.plan))
+    plan = run.plan
+    headers = {shard.file: (shard.header, shard.file_bytes) for shard in plan.shards}
+    known = headers if (run.staging.folder / "config.json").exists() else None
+    return Children(run.staging.folder, plan.donor, _golden(plan), known)
 
 
 def _golden(plan: Plan) -> "Golden | None":

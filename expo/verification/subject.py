@@ -6,7 +6,7 @@ reports why.
 
 import json
 import math
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from expo.checkpoint.templates import DEFAULT
 from expo.checkpoint.vocabulary import read_vocabulary
 from expo.errors import CheckpointError
 from expo.output.manifest import Manifest
+from expo.results import CheckResult
 from expo.verification.check import Skipped
 from expo.verification.conversations import (
     BASICS,
@@ -35,13 +36,14 @@ BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 @dataclass(frozen=True)
 class Values:
-    """What one tensor holds. `zero_rows` are known of embeddings and heads.
+    """What one tensor holds: its largest element and its norm. `zero_rows` are known of embeddings and heads.
 
     The sums over its elements w, and over the aligned model's a, are taken side by side: None where
     that one's tensor could not be read along (another shape, an adapter, not on this disk).
     """
 
     largest: float
+    norm: float
     zero_rows: tuple[int, ...] = ()
     sums: "Sums | None" = None
 
@@ -54,9 +56,6 @@ class Sums:
     theirs: float = 0.0
     both: float = 0.0
     apart: float = 0.0
-
-    def __add__(self, other: "Sums") -> "Sums":
-        return Sums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def cosine(self) -> float:
@@ -184,6 +183,17 @@ class Subject:
         except CheckpointError:
             return None
 
+    @property
+    def was_merged(self) -> bool:
+        """Whether expo made this folder: only then can its merge be run again."""
+        return self.is_fresh or self.has(MANIFEST)
+
+    @cached_property
+    def found_at_merge(self) -> dict[str, CheckResult]:
+        """What the merge's own verification came to, by check."""
+        results = self.manifest.verification if self.manifest else None
+        return {result.name: result for result in results or ()}
+
     @cached_property
     def asked_dtype(self) -> str | None:
         """The dtype that the merge was asked for, by its torch name."""
@@ -250,11 +260,20 @@ class Subject:
     def scanned(self) -> TensorFacts:
         if self.tensor_facts is None:
             raise Skipped("--quick reads no tensors")
+        if not self.shards:
+            raise Skipped("there are no weight files that can be read")
         return self.tensor_facts
+
+    def require_all_read(self) -> None:
+        """What was not looked at is not a pass."""
+        _ = self.tensors
+        if self.scanned.failures:
+            raise Skipped("the weight files cannot all be read")
 
     @property
     def values(self) -> dict[str, Values]:
         if not self.scanned.values:
+            self.require_all_read()
             raise Skipped("values are looked at by a whole expo verify, not during the merge")
         return self.scanned.values
 
@@ -305,6 +324,12 @@ class Subject:
         tensors = [tensor for shard in self.shards.values() for tensor in shard.tensors]
         found = [t.shape[0] for t in tensors if t.name.endswith(INPUTS) and t.shape]
         return found[0] if len(found) == 1 else None
+
+    @property
+    def needs_own_code(self) -> bool:
+        """Whether transformers refused to load model or tokenizer without their own code."""
+        reports = (self.reports.load, self.reports.out)
+        return any("trust_remote_code" in (r.failure or "") for r in reports if r is not None)
 
     @property
     def generates(self) -> bool:

@@ -27,6 +27,8 @@ _DIFF_LINES = 12
 def copies(s: Subject) -> Iterator[str]:
     """Templates that differ: which one counts depends on the reader and its version."""
     places = read_templates(s.out)
+    if not places:
+        raise Skipped("there is no chat template")
     own = places.pop(PROCESSORS_OWN, None) if has_processor(s.out) else None
     if own is not None and ADDITIONAL in "".join(s.out.sizes):
         yield f"{PROCESSORS_OWN} beside {ADDITIONAL}: processors refuse to load both"
