@@ -180,7 +180,7 @@ def code(s: Subject) -> Iterator[str]:
     for name, by in files.items():
         if not s.has(name):
             fault = f"{printable(by)} names {printable(name)}, which is not there"
-            yield fault if s.needs_own_code else Info(fault)
+            yield Info(fault) if s.loads_by_itself else fault
     if s.aligned is not None:
         theirs = code_files(s.as_donor.out)
         yield from _unlike(s, lambda name: name in theirs)

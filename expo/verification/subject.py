@@ -326,10 +326,9 @@ class Subject:
         return found[0] if len(found) == 1 else None
 
     @property
-    def needs_own_code(self) -> bool:
-        """Whether transformers refused to load model or tokenizer without their own code."""
-        reports = (self.reports.load, self.reports.out)
-        return any("trust_remote_code" in (r.failure or "") for r in reports if r is not None)
+    def loads_by_itself(self) -> bool:
+        """Whether transformers made model and tokenizer without any code of theirs."""
+        return not any(r and r.failure for r in (self.reports.load, self.reports.out))
 
     @property
     def generates(self) -> bool:
