@@ -7,8 +7,7 @@ from expo.checkpoint.names import DERIVED
 from expo.verification.check import Check, Info, Skipped
 from expo.verification.configuration import same_config
 from expo.verification.conversations import Conversation
-from expo.verification.process import Report
-from expo.verification.subject import Subject
+from expo.verification.subject import Subject, generated
 
 NEW_TOKENS = 256
 PROMPTS = tuple(
@@ -66,7 +65,7 @@ def generation(s: Subject) -> Iterator[str]:
     report = s.reports.generation
     if report is None:
         raise Skipped("not asked for: add --generate")
-    mine, theirs = _answers(report, "out"), _answers(report, "aligned")
+    mine, theirs = generated(report, "out"), generated(report, "aligned")
     if report.failure is not None:
         whose = "the aligned model's answer" if len(mine) == len(PROMPTS) else "answer"
         yield f"generating {whose} {len(theirs or mine) + 1}: {report.failure}"
@@ -75,12 +74,6 @@ def generation(s: Subject) -> Iterator[str]:
             shared = number in theirs and _fault(theirs[number]) is not None
             said = f"{PROMPTS[number].name!r}: the answer {fault}"
             yield Info(f"{said}; the aligned model's fails too") if shared else said
-
-
-def _answers(report: Report, of: str) -> dict[int, dict]:
-    """By the number of the prompt."""
-    lines = [line for line in report.lines if "generated" in line and line["of"] == of]
-    return {line["generated"]: line for line in lines}
 
 
 def _fault(line: dict) -> str | None:

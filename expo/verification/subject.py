@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_shard
 from expo.checkpoint.files import Directory, Files, read_json
@@ -348,6 +349,12 @@ def _tokenized(report: Report | None, otherwise: str) -> Tokenized:
         [line for line in report.lines if "conversation" in line],
         report.failure,
     )
+
+
+def generated(report: Report | None, of: Literal["out", "aligned"]) -> dict[int, dict]:
+    """The answers of one of the models, by the number of the prompt."""
+    lines = [line for line in report.lines if "generated" in line] if report else []
+    return {line["generated"]: line for line in lines if line["of"] == of}
 
 
 def same_json(a: object, b: object) -> bool:
