@@ -156,6 +156,7 @@ class PlanReport:
     read_bytes: int
     write_bytes: int
     download_bytes: int
+    stream_bytes: int
     memory_bytes: int
     free_disk_bytes: int
     shards: dict[str, int]

@@ -61,6 +61,13 @@ class Weight:
     def shape(self) -> tuple[int, ...]:
         return self.stored.shape
 
+    @property
+    def parts(self) -> Iterator[tuple[Files, TensorInfo]]:
+        """What it is made of: the stored tensor, and the factors of an adapter."""
+        yield self.files, self.stored
+        if self.update is not None and self.update_files is not None:
+            yield from ((self.update_files, info) for info in (self.update.a, self.update.b))
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -135,14 +142,17 @@ class Checkpoint:
         return Weight(stored, files, tensor.dtype, update, self.adapter.files if update else None)
 
 
-def open_checkpoint(reference: Reference) -> Checkpoint:
+def open_checkpoint(reference: Reference, *, streams: bool = False) -> Checkpoint:
     """Read the headers of a model. Hub files are read by range, unless they are in the cache.
+
+    Args:
+        streams: read the weights by range as well, when they are needed.
 
     Raises:
         CheckpointError: no usable weights, or a damaged, quantized or unsupported file.
         HubError: the Hub refuses or is out of reach.
     """
-    files = open_location(reference.model)
+    files = open_location(reference.model, streams=streams)
     names, index, notes = _weight_files(files)
     notes = [*_remarks(files), *notes]
     shards = tuple(read_shard(files, name) for name in names)
@@ -156,7 +166,7 @@ def open_checkpoint(reference: Reference) -> Checkpoint:
     _refuse_quantized(checkpoint)
     if reference.adapter is None:
         return checkpoint
-    adapter_files = open_location(reference.adapter)
+    adapter_files = open_location(reference.adapter, streams=streams)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if name not in adapter_files.sizes:
             raise CheckpointError(f"adapter {adapter_files.label} has no {name}")

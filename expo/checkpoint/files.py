@@ -51,7 +51,12 @@ class Files(Protocol):
     def is_local(self, name: str) -> bool: ...
 
     def reader(self, name: str) -> Reader:
-        """For ranges of a weight file, which is on this disk or in memory."""
+        """For ranges of a weight file, which is on this disk or in memory, or is streamed."""
+        ...
+
+    @property
+    def streams(self) -> bool:
+        """Whether weights that are not on this disk are read by range where they lie, not downloaded."""
         ...
 
     def identity(self, name: str) -> dict[str, str | int]:
@@ -69,6 +74,7 @@ class Directory:
     commit: str | None = None
     notes: tuple[str, ...] = ()
     """What the user should know of how it was found."""
+    streams: bool = False
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         return read_local(self.local_path(name), start, stop, f"{self.label}/{name}")
@@ -115,6 +121,10 @@ class Overlay:
     def commit(self) -> str | None:
         return self.lower.commit
 
+    @property
+    def streams(self) -> bool:
+        return self.lower.streams
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         return self._holder(name).read(name, start, stop)
 
@@ -134,18 +144,26 @@ class Overlay:
         return self.upper if self.chosen(name) else self.lower
 
 
-def open_location(location: Location) -> Files:
+def open_location(location: Location, *, streams: bool = False) -> Files:
     """List the files at `location`. A Hub repository is pinned to a commit, nothing is downloaded.
 
+    Args:
+        streams: read the weights of a Hub repository by range, where they lie; a store's always are.
+
     Raises:
-        CheckpointError: the directory cannot be listed.
+        CheckpointError: the directory or the store cannot be listed.
         HubError: the Hub has no such repository or revision, refuses it, or is out of reach.
+        SpecError: stores need a library that is not installed.
     """
     if location.path is not None:
         return open_directory(location.path)
+    if location.url is not None:
+        from expo.checkpoint.store import open_store
+
+        return open_store(location.url)
     from expo.checkpoint.hub import open_repository
 
-    return open_repository(location)
+    return open_repository(location, streams=streams)
 
 
 def open_directory(root: Path, *, label: str | None = None, commit: str | None = None) -> Directory:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import huggingface_hub
@@ -17,9 +17,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from expo.checkpoint.files import Directory, open_directory, read_local
+from expo.checkpoint.ranges import RangeReader, read_range
 from expo.checkpoint.reader import FileReader, Reader
 from expo.checkpoint.reference import Location
 from expo.errors import HubError
@@ -37,6 +37,9 @@ class Repository:
     sizes: Mapping[str, int]
     sha256: Mapping[str, str]
     """The LFS hash of each large file, from the repository's metadata."""
+    streams: bool = False
+    heads: dict[str, bytes] = field(default_factory=dict)
+    """What was read of the start of a file: it need not be asked for again."""
 
     @property
     def label(self) -> str:
@@ -45,13 +48,14 @@ class Repository:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         if stop is None or self.is_local(name):
             return read_local(self.local_path(name), start, stop, f"{self.label}/{name}")
-        return self._read_range(name, start, min(stop, self.sizes[name]))
+        end = min(stop, self.sizes[name])
+        return read_range(self._remote(name), start, end, self.heads, name)
 
     def local_path(self, name: str) -> Path:
         cached = self._cached(name)
         if cached is not None:
             return cached
-        with _explained(f"{self.repo_id}/{name}"):
+        with explained(f"{self.repo_id}/{name}"):
             # By the revision's name, not the commit: so the cache learns what the name stands for
             # and finds it again offline.
             path = Path(huggingface_hub.hf_hub_download(self.repo_id, name, revision=self.revision))
@@ -63,7 +67,17 @@ class Repository:
         return self._cached(name) is not None
 
     def reader(self, name: str) -> Reader:
+        if self.streams and not self.is_local(name):
+            return self._remote(name)
         return FileReader(self.local_path(name), f"{self.label}/{name}")
+
+    def _remote(self, name: str) -> RangeReader:
+        from expo.checkpoint.hub_file import HubFile
+
+        where = f"{self.repo_id}/{name}"
+        url = huggingface_hub.hf_hub_url(self.repo_id, name, revision=self.commit)
+        source = HubFile(url, where, self.sizes[name], self.sha256.get(name))
+        return RangeReader(source, where, self.heads.get(name, b""))
 
     def _cached(self, name: str) -> Path | None:
         cached = huggingface_hub.try_to_load_from_cache(self.repo_id, name, revision=self.commit)
@@ -73,35 +87,19 @@ class Repository:
         identity: dict[str, str | int] = {"bytes": self.sizes[name], "commit": self.commit}
         return identity | ({"sha256": self.sha256[name]} if name in self.sha256 else {})
 
-    def _read_range(self, name: str, start: int, stop: int) -> bytes:
-        if stop <= start:
-            return b""
-        url = huggingface_hub.hf_hub_url(self.repo_id, name, revision=self.commit)
-        headers = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}"}
-        content = bytearray()
-        with (
-            _explained(f"{self.repo_id}/{name}"),
-            get_session().stream("GET", url, headers=headers, timeout=30) as response,
-        ):
-            hf_raise_for_status(response)
-            # A server without ranges answers 200 from byte 0: read no further than needed.
-            skipped = 0 if response.status_code == 206 else start
-            for block in response.iter_bytes():
-                content += block
-                if len(content) >= skipped + stop - start:
-                    break
-        return bytes(content[skipped : skipped + stop - start])
 
-
-def open_repository(location: Location) -> Repository | Directory:
+def open_repository(location: Location, *, streams: bool = False) -> Repository | Directory:
     """Pin `location` to a commit; where the Hub cannot be asked, take the snapshot that the cache holds.
+
+    Args:
+        streams: read what is not in the cache by range, where it lies.
 
     Raises:
         HubError: no such repository or revision, no access, or no answer and nothing in the cache.
     """
     repo_id = location.repo_id
     assert repo_id is not None
-    with _explained(str(location), instead="no such directory here, and "):
+    with explained(str(location), instead="no such directory here, and "):
         if constants.HF_HUB_OFFLINE:
             return _cached_snapshot(repo_id, location.revision)
         try:
@@ -119,6 +117,7 @@ def open_repository(location: Location) -> Repository | Directory:
         str(info.sha),
         sizes={name: file.size or 0 for name, file in files.items()},
         sha256={name: file.lfs.sha256 for name, file in files.items() if file.lfs},
+        streams=streams,
     )
 
 
@@ -166,7 +165,7 @@ def _cached_snapshot(repo_id: str, revision: str | None) -> Directory:
 
 
 @contextmanager
-def _explained(what: str, *, instead: str = "") -> Iterator[None]:
+def explained(what: str, *, instead: str = "") -> Iterator[None]:
     """Turn the library's errors into one line each that names `what` and the cure.
 
     Args:

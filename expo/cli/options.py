@@ -55,9 +55,10 @@ class Overrides:
     allow_missing: str | None
     include: tuple[str, ...]
     max_shard_bytes: int | None
+    stream_inputs: bool = False
 
     def apply(self, request: Request) -> Request:
-        given = {name: value for name, value in vars(self).items() if value not in (None, ())}
+        given = {n: v for n, v in vars(self).items() if v not in (None, ()) and v is not False}
         if request.foreign is not None and (wrong := given.keys() & _ONLY_OURS):
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(wrong))
             raise SpecError(f"{flags}: not with mergekit's engine ({request.foreign.reasons[0]})")
@@ -118,6 +119,12 @@ amount = _bundle(
     },
 )
 
+streaming = click.option(
+    "--stream-inputs",
+    is_flag=True,
+    help="Read weights on the Hub by range as they are needed, without a download.",
+)
+
 overrides = _bundle(
     "overrides",
     Overrides,
@@ -148,6 +155,7 @@ overrides = _bundle(
             type=ByteSize(),
             help="Re-shard, e.g. 5GB. [default: as aligned]",
         ),
+        "stream_inputs": streaming,
     },
 )
 

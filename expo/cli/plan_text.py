@@ -35,7 +35,7 @@ def plan_text(plan: PlanReport) -> str:
         ("tensors", f"{tensors.matched} {'extrapolated' if plan.method == 'expo' else 'merged'}, {tensors.copied} copied, {unmatched}"),
         *((("edits", f"{tensors.edited_matrices} matrices are cut"),) if tensors.edited_matrices else ()),
         ("engine", "expo's own, streaming" if plan.engine == "expo" else "the mergekit library's"),
-        ("reads", f"{gigabytes(plan.read_bytes)}, {gigabytes(plan.download_bytes)} to download"),
+        ("reads", _reads(plan)),
         ("writes", f"{gigabytes(plan.write_bytes)} in {len(plan.shards)} files, {'/'.join(plan.dtypes)}"),
         ("disk", f"{gigabytes(plan.free_disk_bytes)} free"),
         ("memory", f"about {gigabytes(plan.memory_bytes)} beside the libraries"),
@@ -55,6 +55,15 @@ def plan_text(plan: PlanReport) -> str:
     ):
         text += [f"{name:<10} {remark}" for remark in remarks]
     return "\n".join(text)
+
+
+def _reads(plan: PlanReport) -> str:
+    text = f"{gigabytes(plan.read_bytes)}, {gigabytes(plan.download_bytes)} to download"
+    if not plan.stream_bytes:
+        return text
+    streamed = f"{gigabytes(plan.stream_bytes)} streamed by range, each byte once"
+    small = "no weights, only the small files" if not plan.download_bytes else "the rest"
+    return f"{text} ({small}), {streamed}"
 
 
 def _source(source: SourceReport) -> str:

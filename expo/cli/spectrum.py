@@ -51,6 +51,7 @@ Examples:
     help="Where to write them.",
 )
 @click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
+@options.streaming
 @options.talk
 def spectrum(
     model: str,
@@ -62,6 +63,7 @@ def spectrum(
     by: "By",
     train_dir: Path,
     threads: int,
+    stream_inputs: bool,
     output: Output,
 ) -> None:
     """Singular values of the matrices of MODEL, summed up: noise level, edge, ranks, SNR.
@@ -78,7 +80,13 @@ def spectrum(
     values: dict[str, Tensor] | None = None if plot is None else {}
     with output.progress("spectrum", unit="matrices") as progress:
         result = run(
-            model, minus=minus, target=target, threads=threads, progress=progress, values=values
+            model,
+            minus=minus,
+            target=target,
+            threads=threads,
+            stream_inputs=stream_inputs,
+            progress=progress,
+            values=values,
         )
     if plot is not None and values is not None:
         _draw(result, values, plot, model if minus is None else f"{model} − {minus}", output)

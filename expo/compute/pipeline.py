@@ -164,8 +164,12 @@ def run_pipeline(
     *,
     chunk_bytes: int,
     tick: Callable[[], None],
+    done: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Bring every chunk into every output that wants its shard.
+
+    Args:
+        done: called with the number of each chunk that is computed.
 
     Raises:
         the first failure of any thread; whatever interrupts `tick` or this thread.
@@ -183,6 +187,7 @@ def run_pipeline(
             if chunk is None:
                 return
             _compute(worker, chunk, number, list(zip(outputs, buffers, strict=True)))
+            done(number)
 
     for worker in workers:
         crew.start(lambda worker=worker: work(worker))

@@ -36,7 +36,9 @@ def build_plan(request: Request) -> Plan:
             between the models is in the plan's `refusals` instead, all of it at once.
         SpecError: `allow_missing` is not a regular expression.
     """
-    return plan_of(request, {r: open_checkpoint(r) for r in request.references()})
+    streams = request.stream_inputs
+    opened = {r: open_checkpoint(r, streams=streams) for r in request.references()}
+    return plan_of(request, opened)
 
 
 def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
@@ -57,6 +59,8 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
     if fit:
         summarize(found, models, is_expo=request.method == "expo")
     _remark(request, opened, donor, found)
+    if request.foreign is not None:
+        _refuse_streams(opened.values(), found)
     return Plan(
         request=request,
         sources=_roles(request, opened),
@@ -113,6 +117,16 @@ def donor_of(request: Request) -> Reference:
 def _is_mergekits(name: str, foreign: Foreign) -> bool:
     """What mergekit makes anew because it was asked to; everything else is the donor's own."""
     return name == "config.json" or (foreign.changes_tokenizer and is_tokenizer_file(name))
+
+
+def _refuse_streams(checkpoints: Iterable[Checkpoint], found: Findings) -> None:
+    """mergekit's engine reads from this disk alone."""
+    for checkpoint in checkpoints:
+        if any(files.streams for files, _ in checkpoint.inputs()):
+            cure = "leave out --stream-inputs, or bring the model to this disk first"
+            found.refusals.append(
+                f"{checkpoint.label} would be read where it lies, which mergekit's engine cannot: {cure}"
+            )
 
 
 def _models(request: Request, opened: Mapping[Reference, Checkpoint]) -> Models:

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 from expo.checkpoint.checkpoint import Checkpoint
+from expo.checkpoint.reference import Location
 from expo.planning.chunks import memory_bytes
 from expo.planning.findings import room
 from expo.planning.jobs import Blend
 from expo.planning.plan import Plan
+from expo.planning.reads import AHEAD_BYTES
 from expo.results import PlanReport, SourceReport, TensorReport
 from expo.spec.request import paper_alpha
 from expo.threads import DEFAULT_THREADS
@@ -53,7 +55,10 @@ def report(
         read_bytes=plan.read_bytes,
         write_bytes=plan.write_bytes,
         download_bytes=plan.download_bytes,
-        memory_bytes=memory_bytes(threads, models=models) + plan.preparation_bytes(threads),
+        stream_bytes=plan.stream_bytes,
+        memory_bytes=memory_bytes(threads, models=models)
+        + plan.preparation_bytes(threads)
+        + (AHEAD_BYTES + plan.held_bytes(threads) if plan.stream_bytes else 0),
         free_disk_bytes=free,
         shards={shard.file: shard.file_bytes for shard in plan.shards},
         tokenizer_donor=_tokenizer_donor(plan),
@@ -77,11 +82,17 @@ def _source(checkpoint: Checkpoint) -> SourceReport:
     adapter = checkpoint.adapter
     return SourceReport(
         model=str(reference.model),
-        kind="local directory" if reference.model.path is not None else "Hub repository",
+        kind=_kind(reference.model),
         commit=checkpoint.files.commit,
         adapter=None if adapter is None else str(reference.adapter),
         adapter_commit=adapter.files.commit if adapter else None,
     )
+
+
+def _kind(location: Location) -> str:
+    if location.url is not None:
+        return "object store"
+    return "local directory" if location.path is not None else "Hub repository"
 
 
 def _existing(path: Path) -> Path:

@@ -86,7 +86,8 @@ class Request:
     request without α is only good for a plan or a diff. `excluded` kinds of tensors and the fixed
     layers stay as they are in the donor. `low_rank` is done to every Δ before it is scaled, `edits` to
     the result, one after the other. `fits_vocabulary` says that the other models' tokens are to be brought
-    into the base's order. `vectors` and `stop_at` are for the verification.
+    into the base's order. `vectors` and `stop_at` are for the verification; `stream_inputs` reads weights on
+    the Hub by range, without a download, and changes no byte of the output.
     """
 
     slices: tuple[Slice, ...]
@@ -114,6 +115,7 @@ class Request:
     stop_at: StopAt = "error"
     fits_vocabulary: bool = False
     foreign: Foreign | None = None
+    stream_inputs: bool = False
 
     @property
     def operands(self) -> tuple[Operand, ...]:

@@ -47,11 +47,13 @@ def extrapolate(
     overwrite: bool = False,
     verify: bool = True,
     progress: Progress | None = None,
+    stream_inputs: bool = False,
 ) -> MergeResult:
     """Write θ_sft + α(θ_aligned − θ_sft) to the directory `out` (ExPO, arXiv 2404.16792).
 
     Args:
-        sft, aligned: a directory, a Hub id (`org/name@revision`), or `model+adapter`.
+        sft, aligned: a directory, a Hub id (`org/name@revision`), a prefix of an object store
+            (`s3://bucket/prefix`), or `model+adapter`.
         alpha, paper_alpha: one of them. alpha 0 is SFT, 1 is aligned, 1.5 extrapolates; paper_alpha = alpha − 1
             is what the paper and most cards name.
         interpolate: allow 0 < alpha < 1, which is refused because a card's 0.3 is 1.3 here.
@@ -62,6 +64,7 @@ def extrapolate(
         verify: run the quick checks of `expo.verify` on the output before it appears; it appears
             either way, `verified` of the result says what they found.
         progress: called with (bytes written, bytes in all).
+        stream_inputs: read weights on the Hub by range, without a download.
 
     Raises:
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
@@ -77,7 +80,14 @@ def extrapolate(
         seed=seed,
         max_shard_bytes=max_shard_bytes,
     )
-    return merge(request, out, overwrite=overwrite, verify=verify, progress=progress)
+    return merge(
+        request,
+        out,
+        overwrite=overwrite,
+        verify=verify,
+        progress=progress,
+        stream_inputs=stream_inputs,
+    )
 
 
 def merge(
@@ -86,6 +96,7 @@ def merge(
     *,
     overwrite: bool = False,
     verify: bool = True,
+    stream_inputs: bool = False,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Run a merge spec (a YAML file, or a mapping of the same form) into the directory `out`.
@@ -93,7 +104,7 @@ def merge(
     Args:
         overwrite: replace the model that `out` holds, once the new one is whole; an `out` with anything else
             in it is refused.
-        verify: as in `extrapolate`.
+        verify, stream_inputs: as in `extrapolate`.
         progress: called with (bytes written, bytes in all).
 
     Raises:
@@ -105,15 +116,18 @@ def merge(
     from expo.spec.stages import read_stages
     from expo.verbs.stages import run_stages
 
+    def final(request: Request) -> Request:
+        return replace(request, stream_inputs=stream_inputs)
+
     def run(request: Request, place: Path, is_part: bool) -> MergeResult:
         replaces, checks = overwrite or is_part, verify and not is_part
-        plan = build_plan(request)
+        plan = build_plan(final(request))
         return run_plan(plan, place, overwrite=replaces, verify=checks, progress=progress)
 
     if isinstance(spec, str | PathLike):
         stages = read_stages(Path(spec))
         if len(stages) > 1:
-            check_all(stages, lambda request: request)
+            check_all(stages, final)
         return run_stages(stages, Path(out), run, overwrite=overwrite)
     return run(read_request(spec), Path(out), False)
 
@@ -379,6 +393,11 @@ def _check_plan(plan: Plan) -> None:
 
 def _identities(plan: Plan, *, hash_inputs: bool) -> Identities:
     known = identities(plan)
+    if hash_inputs and plan.stream_bytes:
+        cure = "leave out --hash-inputs, or bring the models to this disk first"
+        raise SpecError(
+            f"--hash-inputs reads inputs whole, and streamed ones are read once: {cure}"
+        )
     if hash_inputs:
         for side, checkpoint in plan.sources.items():
             for files, shard in checkpoint.inputs():

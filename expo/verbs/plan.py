@@ -25,6 +25,7 @@ def plan(
     alpha: float | None = None,
     paper_alpha: float | None = None,
     interpolate: bool = False,
+    stream_inputs: bool = False,
 ) -> PlanReport:
     """What a merge would do, from headers alone; `refusals` says why it would not run.
 
@@ -33,29 +34,25 @@ def plan(
             Of a file of several documents the last one's plan is returned, with those before it in `earlier`.
         aligned: the aligned model.
         alpha, paper_alpha, interpolate: as in `extrapolate`, of the two models; a plan needs none.
+        stream_inputs: as `merge` would read weights on the Hub by range, without a download.
 
     Raises:
         SpecError, CheckpointError, HubError: an input cannot be used at all.
     """
+
+    def final(request: Request) -> Request:
+        return replace(request, stream_inputs=stream_inputs)
+
     if aligned is not None:
         if not isinstance(spec, str | PathLike):
             raise SpecError("give a spec alone, or two models")
-        return report(
-            build_plan(
-                make_request(
-                    str(spec),
-                    str(aligned),
-                    alpha=alpha,
-                    paper_alpha=paper_alpha,
-                    interpolate=interpolate,
-                )
-            )
-        )
+        chosen = {"alpha": alpha, "paper_alpha": paper_alpha, "interpolate": interpolate}
+        return report(build_plan(final(make_request(str(spec), str(aligned), **chosen))))
     if alpha is not None or paper_alpha is not None:
         raise SpecError("alpha belongs into the spec here; alpha= goes with two models")
     if not isinstance(spec, str | PathLike):
-        return report(build_plan(read_request(spec)))
-    *earlier, last = plan_stages(read_stages(Path(spec)))
+        return report(build_plan(final(read_request(spec))))
+    *earlier, last = plan_stages(read_stages(Path(spec)), final)
     return replace(last, earlier=tuple(earlier))
 
 

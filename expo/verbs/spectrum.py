@@ -1,7 +1,7 @@
 """`expo spectrum`: spectra of a model's matrices, or of their change, a few at once."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import PathLike
 
 import torch
@@ -30,6 +30,7 @@ from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
 from expo.planning.findings import listing
 from expo.planning.matrices import Matrix, matrices
 from expo.planning.modules import module_of
+from expo.planning.reads import FileRange, weight_ranges
 from expo.results import ChangeSpectrum, MatrixSpectrum
 from expo.threads import side_by_side
 
@@ -42,6 +43,7 @@ def spectrum(
     minus: str | PathLike[str] | None = None,
     target: str | None = None,
     threads: int = 2,
+    stream_inputs: bool = False,
     progress: Progress | None = None,
     values: dict[str, Tensor] | None = None,
 ) -> tuple[MatrixSpectrum, ...]:
@@ -51,6 +53,7 @@ def spectrum(
         target: only matrices in whose label (the tensor's full name, and the part of a fused one) this
             regular expression is found; by default those of the layers, without embeddings, head, norms and router gates.
         threads: matrices at a time, each on one core.
+        stream_inputs: read weights on the Hub by range, without a download.
         progress: called with (matrices done, matrices in all).
         values: where to leave the singular values, float64 in descending order, by tensor.
 
@@ -62,8 +65,11 @@ def spectrum(
         re.compile(target or "")
     except re.error as error:
         raise SpecError(f"{target}: not a regular expression: {error}") from error
-    checkpoint = open_checkpoint(parse_reference(str(model), role="MODEL"))
-    base = None if minus is None else open_checkpoint(parse_reference(str(minus), role="BASE"))
+    references = (parse_reference(str(model), role="MODEL"),) + (
+        () if minus is None else (parse_reference(str(minus), role="BASE"),)
+    )
+    checkpoint, *others = (open_checkpoint(one, streams=stream_inputs) for one in references)
+    base = others[0] if others else None
     chosen = list(matrices(checkpoint, target))
     if not chosen:
         raise CheckpointError(_nothing(checkpoint, target))
@@ -72,7 +78,8 @@ def spectrum(
     fetch_weights(checkpoint, *([base] if base is not None else []))
     readers = Readers()
 
-    def one(matrix: Matrix) -> MatrixSpectrum:
+    def one(numbered: tuple[int, Matrix]) -> MatrixSpectrum:
+        number, matrix = numbered
         inputs = Inputs(readers, buffer_bytes(CHUNK_BYTES))
         loaded = _load(matrix, matrix.weight, inputs)
         if base is None:
@@ -86,10 +93,18 @@ def spectrum(
             result = ChangeSpectrum(**vars(sums), ulp_ratio=noise and sums.noise_sigma / noise)
         if values is not None:
             values[matrix.label] = found
+        readers.done(number)
         return result
 
     with readers:
-        return tuple(side_by_side(one, chosen, threads, progress))
+        readers.expect(_ranges(matrix, base) for matrix in chosen)
+        return tuple(side_by_side(one, enumerate(chosen), threads, progress))
+
+
+def _ranges(matrix: Matrix, base: Checkpoint | None) -> Iterator[FileRange]:
+    weights = (matrix.weight,) if base is None else (matrix.weight, base.weights[matrix.tensor])
+    for weight in weights:
+        yield from weight_ranges(weight, matrix.begin, matrix.shape[0] * matrix.shape[1])
 
 
 def _nothing(checkpoint: Checkpoint, target: str | None) -> str:
