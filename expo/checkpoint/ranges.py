@@ -11,7 +11,7 @@ from expo.errors import CheckpointError
 from expo.threads import Stopped
 
 TRIES = 6  # without a byte between them
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 8.0
+FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 8.0
 _LONGEST_ASKED_SECONDS = 600.0  # a server that asks for more patience than that is down
 
 
@@ -44,13 +44,10 @@ class RangeReader:
 
     Args:
         head: the first bytes of the file, where they are known already.
-        pause: seconds before the second try; each one after it waits twice as long.
     """
 
-    def __init__(
-        self, source: Source, name: str, head: bytes = b"", *, pause: float = _FIRST_PAUSE_SECONDS
-    ) -> None:
-        self._source, self._name, self._head, self._pause = source, name, head, pause
+    def __init__(self, source: Source, name: str, head: bytes = b"") -> None:
+        self._source, self._name, self._head = source, name, head
         self._closed = threading.Event()
 
     def open_range(self, begin: int, nbytes: int, buffer: Bytes) -> Bytes:
@@ -91,7 +88,7 @@ class RangeReader:
         if failures >= TRIES or (fault.after or 0.0) > _LONGEST_ASKED_SECONDS:
             tries = f"{failures} tries" if failures > 1 else "1 try"
             raise CheckpointError(f"{self._name} cannot be read: {fault} ({tries}): {fault.cure}")
-        pause = min(self._pause * 2 ** (failures - 1), _LONGEST_PAUSE_SECONDS)
+        pause = min(FIRST_PAUSE_SECONDS * 2 ** (failures - 1), _LONGEST_PAUSE_SECONDS)
         self._closed.wait(pause if fault.after is None else fault.after)
         self._check_open()
 

@@ -96,7 +96,7 @@ def _location(text: str, role: str) -> Location:
 def _checked_url(text: str, role: str) -> str:
     """The address of a prefix, as messages and the manifest may show it."""
     parts = urlsplit(text)
-    shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}".rstrip("/")
+    shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path.rstrip('/')}"
     if not parts.hostname:
         raise SpecError(
             f"{role}: {shown} names no bucket or host: write {parts.scheme}://NAME/PREFIX"

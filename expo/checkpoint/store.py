@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 _MOST_FILES = 10_000
-_RETRIES = 6
+_RETRIES = 2  # of obstore itself, at once; RangeReader asks again after those
 _PART_BYTES = 1 << 20
 _REQUESTS = 8
 _WEIGHTS = (".safetensors", ".bin")
@@ -145,7 +145,7 @@ class _Object:
         import obstore
 
         options: GetOptions = {**self._entry.options, "range": (begin, begin + target.size)}
-        with _explained(self._name):
+        with _explained(self._name), _asked_again():
             result = obstore.get(self._store, self._entry.path, options=options)
             self._check(result, begin)
             done = 0
@@ -241,6 +241,29 @@ def _heads(store: "ObjectStore", names: list[str]) -> list[Listed]:
 
 
 @contextmanager
+def _asked_again() -> Iterator[None]:
+    """Tell what another request may cure: what obstore gave up on after a few of its own, and wrong answers."""
+    from obstore import exceptions
+
+    try:
+        yield
+    except exceptions.NotSupportedError:
+        cure = "bring the model to this disk first"
+        raise Again("the server sends whole files, no ranges", cure=cure) from None
+    except exceptions.GenericError as error:
+        status = _status(error)
+        if status is not None and status < 500 and status not in (408, 429):
+            raise
+        said = "the answer did not come, or is of another range"
+        raise Again(f"the store answered {status}" if status else said) from None
+
+
+def _status(error: Exception) -> int | None:
+    found = re.search(r"status code: (\d{3})", str(error))
+    return int(found[1]) if found else None
+
+
+@contextmanager
 def _explained(what: str) -> Iterator[None]:
     """Turn obstore's errors into one line each, without their text."""
     from obstore import exceptions
@@ -251,12 +274,9 @@ def _explained(what: str) -> Iterator[None]:
         raise changed(what) from None
     except FileNotFoundError:
         raise CheckpointError(f"{what} is not there: check the name") from None
-    except exceptions.NotSupportedError:
-        cure = "bring the model to this disk first"
-        raise Again("the server sends whole files, no ranges", cure=cure) from None
     except (exceptions.BaseError, ValueError) as error:
-        status = re.search(r"status code: (\d{3})", str(error))
-        said = f"the store answered {status[1]}" if status else "the store cannot be reached"
+        status = _status(error)
+        said = f"the store answered {status}" if status else "the store cannot be reached"
         cure = _CREDENTIALS.get(what.partition("://")[0].lower())
         hint = f", and {cure}" if cure else ""
         raise CheckpointError(f"{what} cannot be read: {said}; check the name{hint}") from None

@@ -58,12 +58,11 @@ def plan_text(plan: PlanReport) -> str:
 
 
 def _reads(plan: PlanReport) -> str:
-    text = f"{gigabytes(plan.read_bytes)}, {gigabytes(plan.download_bytes)} to download"
+    read, download = gigabytes(plan.read_bytes), gigabytes(plan.download_bytes)
     if not plan.stream_bytes:
-        return text
-    streamed = f"{gigabytes(plan.stream_bytes)} streamed by range, each byte once"
-    small = "no weights, only the small files" if not plan.download_bytes else "the rest"
-    return f"{text} ({small}), {streamed}"
+        return f"{read}, {download} to download"
+    streamed = f"{gigabytes(plan.stream_bytes)} of it streamed by range (each byte once)"
+    return f"{read}, {streamed}, {download if plan.download_bytes else 'no weights'} to download"
 
 
 def _source(source: SourceReport) -> str:
