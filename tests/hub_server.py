@@ -116,6 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.state.redirects_to and body:
             self.send_response(302)
             self.send_header("Location", f"{self.state.redirects_to}{self.path}")
+            linked = hashlib.sha256(path.read_bytes()).hexdigest()
+            self.send_header("X-Linked-Etag", f'"{linked}"')
             self.send_header("Content-Length", "0")
             self.end_headers()
             return

@@ -2,6 +2,7 @@
 
 import http.client
 import re
+import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 FAULTS = ("cut", "short", "429", "500", "200", "other range")
 """What may become of a request for a range."""
@@ -44,10 +46,9 @@ class RangeServer:
         class Handler(_Handler):
             state = outer
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         return server
 
     def weights(self) -> dict[str, list[tuple[int, int]]]:
@@ -57,6 +58,14 @@ class RangeServer:
             if one.path.endswith(".safetensors"):
                 found.setdefault(one.path, []).append((one.begin, one.end))
         return found
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+    def handle_error(self, *address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that has enough hangs up
+            super().handle_error(*address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -116,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, whole: bytes = b"") -> None:
         fault = self._fault(status)
-        if fault in ("429", "500"):
+        if fault in ("403", "429", "500"):
             status, headers, body = int(fault), {"Retry-After": "0"} if fault == "429" else {}, b""
         elif fault == "200":
             headers, status, body = {}, 200, whole or body
