@@ -82,6 +82,13 @@ def test_the_commands_of_the_low_rank_page(workplace: Path, hub: Hub) -> None:
 
 
 @pytest.mark.slow
+def test_the_commands_of_the_remote_page(workplace: Path, hub: Hub) -> None:
+    from_hub, *_ = re.split(r"^## From an object store", REMOTE, flags=re.M)
+    assert run_commands(from_hub, workplace, hub) == 3
+    assert (workplace / "out" / "expo.json").exists()
+
+
+@pytest.mark.slow
 def test_the_commands_of_the_readme(workplace: Path, hub: Hub) -> None:
     assert run_commands(README, workplace, hub) >= 6
     assert (workplace / "delta.png").exists()
@@ -117,7 +124,9 @@ def test_a_recipe_plans_by_name_from_the_hub(workplace: Path, hub: Hub) -> None:
     assert "21 extrapolated, 0 copied, 0 missing" in run(command, workplace, hub)
 
 
-METHODS, LOW_RANK = ((ROOT / "docs" / name).read_text() for name in ("methods.md", "low_rank.md"))
+METHODS, LOW_RANK, REMOTE = (
+    (ROOT / "docs" / name).read_text() for name in ("methods.md", "low_rank.md", "remote.md")
+)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -348,3 +349,14 @@ def test_what_a_store_refuses_is_one_line_without_secrets(bucket: RangeServer, e
     assert (ran.code, len(ran.err.splitlines())) == (1, 1)
     assert "s3://none/models/sft cannot be read: the store answered 404" in ran.err
     assert SECRET not in ran.err
+
+
+def test_the_commands_of_the_page(
+    bucket: RangeServer, tmp_path: Path, expo: Expo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "remote.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("expo ") and "s3://" in line]
+    assert len(lines) == 3
+    for line in lines:
+        assert expo(*shlex.split(line)[1:]).code == 0, line

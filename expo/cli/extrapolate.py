@@ -37,8 +37,8 @@ def extrapolate(
 ) -> None:
     """Write θ_sft + α·(θ_aligned − θ_sft) to the directory OUT.
 
-    SFT and ALIGNED are directories, Hub ids (org/name, org/name@revision), or model+adapter for a
-    LoRA adapter. An interrupted run resumes when the same command is run again.
+    SFT and ALIGNED are directories, Hub ids (org/name, org/name@revision), prefixes of object stores
+    (s3://bucket/prefix, gs://, az://, https://), or model+adapter for a LoRA adapter. An interrupted run resumes when the same command is run again.
     """
     from expo.errors import SpecError
     from expo.spec.request import make_request
