@@ -5,6 +5,7 @@ import json
 import re
 import threading
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -93,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
             "size": path.stat().st_size,
         }
         if path.suffix in (".safetensors", ".bin"):
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            sha256 = _sha256(path)
             entry["lfs"] = {"sha256": sha256, "size": path.stat().st_size, "pointerSize": 130}
         return entry
 
@@ -116,8 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.state.redirects_to and body:
             self.send_response(302)
             self.send_header("Location", f"{self.state.redirects_to}{self.path}")
-            linked = hashlib.sha256(path.read_bytes()).hexdigest()
-            self.send_header("X-Linked-Etag", f'"{linked}"')
+            self.send_header("X-Linked-Etag", f'"{_sha256(path)}"')
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -154,6 +154,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(raw)
+
+
+def _sha256(path: Path) -> str:
+    status = path.stat()
+    return _hashed(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hashed(path: Path, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:
