@@ -6,8 +6,10 @@ from typing import Protocol
 
 import numpy as np
 
+from expo.checkpoint.contents import mistaken
+from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
-from expo.errors import CheckpointError
+from expo.errors import CheckpointError, MistakenFileError
 from expo.threads import Stopped
 
 TRIES = 6  # without a byte between them
@@ -105,10 +107,16 @@ def changed(name: str) -> CheckpointError:
 def read_range(
     reader: RangeReader, begin: int, end: int, heads: dict[str, bytes], name: str
 ) -> bytes:
-    """Bytes begin … end of a file; in `heads` its start is kept, so that no byte of it is asked for twice."""
+    """Bytes begin … end of a file; in `heads` its start is kept, so that no byte of it is asked for twice.
+
+    Raises:
+        MistakenFileError: it begins as no file of a model does.
+    """
     content = np.empty(max(end - begin, 0), dtype=np.uint8)
     reader.copy(begin, content)
     known = heads.get(name, b"")
     if begin <= len(known) < begin + content.size:
         heads[name] = known[:begin] + content.tobytes()
+    if begin == 0 and (fault := mistaken(content.tobytes())):
+        raise MistakenFileError(f"{printable(name)} {fault}")
     return content.tobytes()
