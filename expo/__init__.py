@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from expo.verbs.merge import extrapolate, merge
     from expo.verbs.plan import plan
     from expo.verbs.spectrum import spectrum
+    from expo.verbs.sweep import sweep
     from expo.verbs.verify import verify
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ __all__ = [
     "merge",
     "plan",
     "spectrum",
+    "sweep",
     "verify",
 ]
 

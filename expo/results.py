@@ -282,6 +282,90 @@ class ExtractResult:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """A mean over `n` prompts, the interval that covers it at the level asked for, its standard error."""
+
+    mean: float
+    low: float
+    high: float
+    standard_error: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """A candidate: what it is (`at`), and what it came to on the prompts it was tried on.
+
+    `alpha` and `paper_alpha` are None where something else was swept. `difference` is the paired
+    difference of its reward to the baseline's, None of the baseline itself. `length` is in tokens;
+    `repetition` the share of 4-grams that came before; `log_likelihood` that of its answers under the
+    baseline, in nats a token, and `perplexity` its exponential. `beyond_cliff` is a bound: such a
+    candidate is not chosen.
+    """
+
+    at: dict[str, float]
+    alpha: float | None
+    paper_alpha: float | None
+    prompts: int
+    reward: Paired
+    difference: Paired | None
+    second_reward: Paired | None
+    length: float
+    unfinished: float
+    repetition: float
+    log_likelihood: float
+    perplexity: float
+    beyond_cliff: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the sweep came to. `at` is what to publish: the candidate where it beats the baseline, else the
+    baseline.
+
+    The candidate was chosen on one half of the prompts; `reward` is its mean on the other half, the
+    differences are candidate − baseline there, the pairs (baseline, candidate). `detectable` is the
+    difference that this half would have shown in four of five trials.
+    """
+
+    at: dict[str, float]
+    beats: bool
+    candidate: dict[str, float]
+    best: dict[str, float]
+    prompts: int
+    reward: Paired
+    difference: Paired
+    second_reward: Paired | None
+    at_matched_length: Paired | None
+    length: tuple[float, float]
+    unfinished: tuple[float, float]
+    repetition: tuple[float, float]
+    accuracy: tuple[float, float] | None
+    accuracy_difference: Paired | None
+    detectable: float
+    text: str
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A finished sweep; `points` in rising order. `chosen` is the spec of `verdict.at`."""
+
+    out: Path
+    baseline: dict[str, float]
+    points: tuple[SweepPoint, ...]
+    verdict: Verdict
+    prompts: int
+    answers: int
+    chosen: Path
+    plot: Path | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class DemoPoint:
     """One model of the demo. `reward` is the mean probability of the preferred answer."""
 

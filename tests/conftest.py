@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 settings.register_profile("same every time", derandomize=True, deadline=None)
 settings.load_profile("same every time")
 
+torch.set_num_threads(1)  # of models this small, two only wait for each other
+
 Tensors = dict[str, torch.Tensor]
 
 extrapolate = partial(door.extrapolate, verify=False)

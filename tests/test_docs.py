@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import expo
 from expo.cli.main import cli
-from expo.demo.toy import MODELS
+from expo.demo.toy import MODELS, words
 from expo.operators.methods import IN_MERGEKIT, TRANSFORMS
 from expo.operators.methods import METHODS as METHOD_TABLE
 from expo.verification.run import CHECKS
@@ -47,6 +47,10 @@ def workplace(tmp_path: Path) -> Path:
     for side in ("sft", "aligned"):
         shutil.copytree(MODELS / side, tmp_path / side)
     (tmp_path / "spec.yml").write_text(blocks("yaml")[0])
+    prompts = "".join(f'{{"prompt": "{word}"}}\n' for word in words(64, 99))
+    (tmp_path / "prompts.jsonl").write_text(prompts)
+    asked = "".join(f'{{"question": "{w}", "answer": "ok {w}"}}\n' for w in words(16, 7))
+    (tmp_path / "questions.jsonl").write_text(asked)
     (tmp_path / "texts.txt").write_text("ok world\nno gnome\num birds\nok plane\n")
     shutil.copytree(ROOT / "merge_configs", tmp_path / "merge_configs")
     return tmp_path
@@ -89,6 +93,20 @@ def test_the_commands_of_the_remote_page(workplace: Path, hub: Hub) -> None:
 
 
 @pytest.mark.slow
+def test_the_commands_of_the_sweep_page(workplace: Path, hub: Hub) -> None:
+    (linear,) = blocks("yaml", SWEEP)
+    (workplace / "linear.yml").write_text(linear)
+    assert run_commands(SWEEP, workplace, hub) == 5
+    assert (workplace / "best" / "expo.json").exists()
+
+
+@pytest.mark.slow
+def test_the_snippet_of_the_sweep_page(workplace: Path, hub: Hub) -> None:
+    (snippet,) = blocks("python", SWEEP)
+    assert "aligned model" in run([sys.executable, "-c", snippet], workplace, hub)
+
+
+@pytest.mark.slow
 def test_the_commands_of_the_readme(workplace: Path, hub: Hub) -> None:
     assert run_commands(README, workplace, hub) >= 6
     assert (workplace / "delta.png").exists()
@@ -124,8 +142,9 @@ def test_a_recipe_plans_by_name_from_the_hub(workplace: Path, hub: Hub) -> None:
     assert "21 extrapolated, 0 copied, 0 missing" in run(command, workplace, hub)
 
 
-METHODS, LOW_RANK, REMOTE = (
-    (ROOT / "docs" / name).read_text() for name in ("methods.md", "low_rank.md", "remote.md")
+METHODS, LOW_RANK, REMOTE, SWEEP = (
+    (ROOT / "docs" / name).read_text()
+    for name in ("methods.md", "low_rank.md", "remote.md", "sweep.md")
 )
 
 

@@ -14,6 +14,8 @@ ORDER = (
     ("planning",),
     ("output",),
     ("compute", "verification", "demo", "plots"),
+    ("sampling",),
+    ("sweeping",),
     ("verbs",),
     ("cli",),
 )

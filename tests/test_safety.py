@@ -142,7 +142,7 @@ def test_interrupted_says_how_to_resume_and_does(
     out, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert err.strip().endswith(
-        f"expo: {word}; finished shards are kept, run the same command again to resume"
+        f"expo: {word}; what is finished is kept, run the same command again to resume"
     )
     assert "Traceback" not in err
     assert out == ""

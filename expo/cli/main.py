@@ -20,6 +20,7 @@ from expo.cli.output import WRITTEN
 from expo.cli.plan import plan
 from expo.cli.spectrum import spectrum
 from expo.cli.streams import Unprinted, guarded
+from expo.cli.sweep import sweep
 from expo.cli.verify import verify
 from expo.errors import ExpoError, SpecError
 
@@ -44,7 +45,19 @@ def cli() -> None:
     """
 
 
-for _command in (extrapolate, merge, plan, diff, verify, info, spectrum, laser, extract_lora, demo):
+for _command in (
+    extrapolate,
+    merge,
+    plan,
+    diff,
+    verify,
+    info,
+    spectrum,
+    laser,
+    extract_lora,
+    sweep,
+    demo,
+):
     cli.add_command(_command)
 
 
@@ -83,7 +96,7 @@ def _on_sigterm(_signal: int, _frame: object) -> NoReturn:
 
 
 def _stopped(what: str, code: int) -> int:
-    resume = "; finished shards are kept, run the same command again to resume" if RESUMABLE else ""
+    resume = "; what is finished is kept, run the same command again to resume" if RESUMABLE else ""
     click.echo(f"expo: {what}{resume}", err=True)
     return code
 
