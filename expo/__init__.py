@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from expo.errors import (
         CheckpointError,
+        EndpointError,
         ExpoError,
         HubError,
         OutputError,
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
         VerifyResult,
     )
     from expo.verbs.apply import apply
+    from expo.verbs.compare import compare
     from expo.verbs.diff import diff
+    from expo.verbs.evaluate import evaluate
     from expo.verbs.extract_lora import extract_lora
     from expo.verbs.info import info
     from expo.verbs.merge import extrapolate, merge
@@ -39,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "DiffResult",
+    "EndpointError",
     "ExpoError",
     "ExtractResult",
     "HubError",
@@ -50,7 +54,9 @@ __all__ = [
     "TokenizerError",
     "VerifyResult",
     "apply",
+    "compare",
     "diff",
+    "evaluate",
     "extract_lora",
     "extrapolate",
     "info",

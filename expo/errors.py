@@ -6,6 +6,7 @@ ExpoError                 exit 1: the run failed, one line says what, where and 
 │   └── MistakenFileError   a file is a pointer or a page, not what its name says
 ├── TokenizerError        a tokenizer cannot be read or does not fit
 ├── HubError              the Hub could not be reached or refused
+├── EndpointError         a server of models did not answer, or refused
 └── OutputError           OUT cannot be written, is taken, or ran out of space
 """
 
@@ -32,6 +33,10 @@ class TokenizerError(ExpoError):
 
 class HubError(ExpoError):
     """The Hub did not answer, refused, or has no such repository or revision."""
+
+
+class EndpointError(ExpoError):
+    """A server of models did not answer, refused, or does not speak as OpenAI's does."""
 
 
 class OutputError(ExpoError):

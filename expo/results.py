@@ -366,6 +366,80 @@ class SweepResult:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """A mean over `n` prompts, the interval that covers it at the level asked for, its standard error."""
+
+    mean: float
+    low: float
+    high: float
+    standard_error: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """A file of answers. `reward` is the mean of the answers kept, `first_reward` of each prompt's first.
+
+    `length` is in tokens a conversation, None where a server did not say; `unfinished_share` of the
+    conversations had no room to end.
+    """
+
+    out: Path
+    format: str
+    generator: str
+    prompts: int
+    candidates: int
+    length: float | None
+    unfinished_share: float
+    reward: Paired | None
+    first_reward: float | None
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of a results file (`expo.results/1`).
+
+    `task` is the dataset's own name of a part of it, `interval` the value's (low, high), `source` a link.
+    """
+
+    dataset: str
+    metric: str
+    value: float
+    task: str | None = None
+    interval: tuple[float, float] | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """B against A on the same prompts. `difference` is B − A, `win_rate` the share on which B is better.
+
+    The `matched` ones hold were the answers equally long (`length_unit`), None with fewer than four prompts.
+    `detectable` is the difference that these prompts would have shown in four of five trials.
+    """
+
+    a: str
+    b: str
+    prompts: int
+    mean_a: float
+    mean_b: float
+    difference: Paired
+    win_rate: Paired
+    matched_difference: Paired | None
+    matched_win_rate: Paired | None
+    detectable: float
+    length_a: float
+    length_b: float
+    length_unit: Literal["tokens", "characters"]
+
+
+@dataclass(frozen=True)
 class DemoPoint:
     """One model of the demo. `reward` is the mean probability of the preferred answer."""
 

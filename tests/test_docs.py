@@ -1,5 +1,6 @@
 """Every command and snippet of README and docs runs; every help text in docs is the real one."""
 
+import json
 import os
 import re
 import shlex
@@ -10,19 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 import expo
 from expo.cli.main import cli
 from expo.demo.toy import MODELS, words
-from expo.operators.methods import IN_MERGEKIT, TRANSFORMS
+from expo.evaluation.formats import FORMATS
+from expo.operators.methods import IN_MERGEKIT, NOT_IN_MERGEKIT, TRANSFORMS
 from expo.operators.methods import METHODS as METHOD_TABLE
 from expo.verification.run import CHECKS
 
+from .chat_server import Chat, serving
 from .hub_server import Hub
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+METHODS, LOW_RANK, REMOTE, SWEEP, EVALUATE = (
+    (ROOT / "docs" / name).read_text()
+    for name in ("methods.md", "low_rank.md", "remote.md", "sweep.md", "evaluate.md")
+)
 HUB_MODELS = ("openchat/openchat-3.5-0106", "Nexusflow/Starling-LM-7B-beta")
 
 
@@ -44,8 +52,8 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    for side in ("sft", "aligned"):
-        shutil.copytree(MODELS / side, tmp_path / side)
+    for name in ("sft", "aligned", "step-100", "step-200"):
+        shutil.copytree(MODELS / ("sft" if name == "sft" else "aligned"), tmp_path / name)
     (tmp_path / "spec.yml").write_text(blocks("yaml")[0])
     prompts = "".join(f'{{"prompt": "{word}"}}\n' for word in words(64, 99))
     (tmp_path / "prompts.jsonl").write_text(prompts)
@@ -53,7 +61,35 @@ def workplace(tmp_path: Path) -> Path:
     (tmp_path / "questions.jsonl").write_text(asked)
     (tmp_path / "texts.txt").write_text("ok world\nno gnome\num birds\nok plane\n")
     shutil.copytree(ROOT / "merge_configs", tmp_path / "merge_configs")
+    write_benchmarks(tmp_path)
+    (tmp_path / "rewards.py").write_text(blocks("python", EVALUATE)[0])
     return tmp_path
+
+
+def write_benchmarks(folder: Path) -> None:
+    """Prompts in three benchmarks' forms, and a task of lm-evaluation-harness."""
+    words = ("hello", "world", "plane", "birds")
+    rows: dict[str, list[dict]] = {
+        "question.jsonl": [{"question_id": 81, "category": "writing", "turns": [*words[:2]]}],
+        "judgement.jsonl": [{"word": w, "good": f"ok {w}", "bad": f"ok {w[::-1]}"} for w in words],
+    }
+    for name, lines in rows.items():
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    alpaca = [{"dataset": "koala", "instruction": word} for word in words]
+    (folder / "alpaca_eval.json").write_text(json.dumps(alpaca))
+    task = {
+        "task": "judgement",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "judgement.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{word}}",
+        "doc_to_choice": "{{[good, bad]}}",
+        "doc_to_target": 0,
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "judgement.yaml").write_text(yaml.safe_dump(task))
 
 
 def run(command: list[str], folder: Path, hub: Hub) -> str:
@@ -107,6 +143,21 @@ def test_the_snippet_of_the_sweep_page(workplace: Path, hub: Hub) -> None:
 
 
 @pytest.mark.slow
+def test_the_commands_of_the_evaluation_page(workplace: Path, hub: Hub) -> None:
+    (function,) = blocks("python", EVALUATE)
+    (workplace / "judge.py").write_text(function)
+    with serving(Chat()) as chat:
+        text = EVALUATE.replace("http://localhost:8000/v1", chat.url)
+        assert run_commands(text, workplace, hub) == 12
+    (shown,) = map(json.loads, blocks("json", EVALUATE))
+    written = json.loads((workplace / "aligned-results.json").read_text())
+    for score in (*shown["results"], *written["results"]):
+        score |= {"value": 0, "interval": 0, "source": ""}
+    assert shown == written
+    assert all(f"`{name}`" in EVALUATE for name in FORMATS)
+
+
+@pytest.mark.slow
 def test_the_commands_of_the_readme(workplace: Path, hub: Hub) -> None:
     assert run_commands(README, workplace, hub) >= 6
     assert (workplace / "delta.png").exists()
@@ -142,12 +193,6 @@ def test_a_recipe_plans_by_name_from_the_hub(workplace: Path, hub: Hub) -> None:
     assert "21 extrapolated, 0 copied, 0 missing" in run(command, workplace, hub)
 
 
-METHODS, LOW_RANK, REMOTE, SWEEP = (
-    (ROOT / "docs" / name).read_text()
-    for name in ("methods.md", "low_rank.md", "remote.md", "sweep.md")
-)
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("text", blocks("yaml", METHODS + LOW_RANK), ids=lambda t: t.split()[1])
 def test_the_specs_of_the_docs_run(
@@ -165,7 +210,8 @@ def test_the_methods_in_the_docs_are_those_of_the_code() -> None:
         for row in re.findall(r"^\| (`\w+`[^|]*)\|", own, flags=re.M)
         for m in re.findall(r"`(\w+)`", row)
     }
-    assert named == METHOD_TABLE.keys() - {"expo"}
+    assert named == METHOD_TABLE.keys() - {*NOT_IN_MERGEKIT}
+    assert all(f"merge_method: {name}" in METHODS for name in NOT_IN_MERGEKIT)
     assert all(f"{{{name}: " in METHODS for name in TRANSFORMS)
     assert all(f"`{name}`" in METHODS for name in IN_MERGEKIT)
 

@@ -15,7 +15,7 @@ ORDER = (
     ("output",),
     ("compute", "verification", "demo", "plots"),
     ("sampling",),
-    ("sweeping",),
+    ("evaluation", "sweeping"),
     ("verbs",),
     ("cli",),
 )

@@ -8,8 +8,10 @@ from typing import NoReturn
 import click
 
 from expo import __version__
+from expo.cli.compare import compare
 from expo.cli.demo import demo
 from expo.cli.diff import diff
+from expo.cli.evaluate import evaluate
 from expo.cli.extract_lora import extract_lora
 from expo.cli.extrapolate import extrapolate
 from expo.cli.info import info
@@ -56,6 +58,8 @@ for _command in (
     laser,
     extract_lora,
     sweep,
+    evaluate,
+    compare,
     demo,
 ):
     cli.add_command(_command)

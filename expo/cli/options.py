@@ -76,6 +76,14 @@ class RunOptions:
     threads: int = DEFAULT_THREADS
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen: by a preset or the model's own settings, under what is given."""
+
+    preset: str | None
+    given: dict[str, float]
+
+
 def _bundle(name: str, make: Callable[..., object], options: dict[str, Decorator]) -> Decorator:
     """Add options to a command, which gets what `make` makes of them as its argument `name`."""
 
@@ -183,6 +191,22 @@ running = _bundle(
     },
 )
 
+decoding = _bundle(
+    "decoding",
+    lambda preset, **given: Decoding(preset, {k: v for k, v in given.items() if v is not None}),
+    {
+        "preset": click.option("--preset", help="Decoding settings by name: expo-paper."),
+        "temperature": click.option(
+            "--temperature", type=float, help="0 is greedy. [default: the format's, or the model's]"
+        ),
+        "top_k": click.option("--top-k", type=int, help="0 leaves every token."),
+        "top_p": click.option("--top-p", type=float, help="1 leaves every token."),
+        "min_p": click.option("--min-p", type=float, help="0 leaves every token."),
+        "presence_penalty": click.option("--presence-penalty", type=float, help="As OpenAI's."),
+        "frequency_penalty": click.option("--frequency-penalty", type=float, help="As OpenAI's."),
+        "max_new_tokens": click.option("--max-new-tokens", type=int, help="Of one answer."),
+    },
+)
 strictness = click.option(
     "--strict", is_flag=True, help="Refuse keys that are not known, also in mergekit's specs."
 )

@@ -242,7 +242,7 @@ def exact_values(
         shared=rule.shared,
         elects_sign=rule.elects_sign,
         masks=prepared.masks,
-        arc=prepared.arc,
+        found=prepared.found,
         begin=begin,
         width=job.shape[-1] if job.shape else 1,
     )

@@ -13,7 +13,7 @@ from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import is_legal, is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError
-from expo.operators.methods import METHODS
+from expo.operators.methods import METHODS, NOT_IN_MERGEKIT
 from expo.planning.asked import check_asked, tables_differ
 from expo.planning.edits import with_edits
 from expo.planning.findings import Findings, summarize
@@ -90,8 +90,10 @@ def _routed(request: Request, opened: Mapping[Reference, Checkpoint], donor: Che
         reason = f"slices end at layer {covered[1]}, {donor.label} has {layers}"
         if covered[1] > layers:
             raise SpecError(f"{reason}: take fewer of them")
-    if request.method == "expo" or request.rounding != "nearest":
-        raise SpecError(f"{reason}: that needs mergekit's engine, which knows no ExPO or rounding")
+    if request.method in NOT_IN_MERGEKIT or request.rounding != "nearest":
+        raise SpecError(
+            f"{reason}: that needs mergekit's engine, which knows no ExPO, RELEX or rounding"
+        )
     floats = [tensor.dtype for tensor in donor.tensors.values() if tensor.dtype in FLOATS]
     out_dtype = request.dtype or (TORCH_NAMES[floats[0]] if floats else "float32")
     models = {str(reference): reference for reference in request.references()}

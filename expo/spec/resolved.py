@@ -106,7 +106,7 @@ def mergekit_spec(
 
     Its arithmetic is set to float32, as ours is; it takes config and tokenizer from the base.
     """
-    if request.edits or request.low_rank:
+    if request.edits or request.low_rank or request.method == "relex":
         return None
     plain = not (request.transforms or request.onto or request.excluded)
     if request.method != "expo":
