@@ -366,21 +366,6 @@ class SweepResult:
 
 
 @dataclass(frozen=True)
-class Paired:
-    """A mean over `n` prompts, the interval that covers it at the level asked for, its standard error."""
-
-    mean: float
-    low: float
-    high: float
-    standard_error: float
-    n: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-
-@dataclass(frozen=True)
 class EvaluateResult:
     """A file of answers. `reward` is the mean of the answers kept, `first_reward` of each prompt's first.
 
