@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 Rounding = Literal["nearest", "stochastic"]
 Status = Literal["pass", "info", "warning", "error", "skipped"]
@@ -390,8 +390,11 @@ class EvaluateResult:
 class Score:
     """One line of a results file (`expo.results/1`).
 
-    `task` is the dataset's own name of a part of it, `interval` the value's (low, high), `source` a link.
+    `task` is the dataset's own name of a part of it, `interval` the value's (low, high), `source` a link to the run,
+    `model` another model that was measured alike: it gets a column beside this one's.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
     dataset: str
     metric: str
@@ -399,6 +402,7 @@ class Score:
     task: str | None = None
     interval: tuple[float, float] | None = None
     source: str | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True)

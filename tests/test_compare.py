@@ -9,8 +9,8 @@ import pytest
 
 import expo as door
 from expo.errors import SpecError
-from expo.evaluation.scores import write_scores
 from expo.operators.paired import paired, win_rate
+from expo.output.scores import write_scores
 from expo.results import CompareResult, Score
 
 from .conftest import Ran

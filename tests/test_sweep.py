@@ -16,6 +16,7 @@ import yaml
 import expo as door
 from expo.demo.toy import MODELS, words
 from expo.errors import ExpoError, OutputError, SpecError
+from expo.output.scores import read_scores
 from expo.sweeping import bench
 
 from .conftest import Ran
@@ -114,10 +115,8 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert len(lines) == len({(line["alpha"], line["prompt"]) for line in lines}) == 192
     assert [p.alpha for p in result.points] == [1.0, 2.0, 3.0]
     assert result.points[0].difference is None
-    written = json.loads((out / "results.json").read_text())
-    assert written["schema"] == "expo.results/1"
-    assert written["results"][0]["dataset"] == "prompts-64"
-    assert written["results"][0]["value"] == result.verdict.reward.mean
+    score, *_ = read_scores(out / "results.json")  # as the card does
+    assert (score.dataset, score.value) == ("prompts-64", result.verdict.reward.mean)
     merged = door.merge(result.chosen, tmp_path / "model", verify=False)
     assert merged.alpha == result.verdict.at["alpha"]
 

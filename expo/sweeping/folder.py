@@ -7,7 +7,8 @@ from pathlib import Path
 
 from expo.errors import OutputError
 from expo.output.durable import write_file
-from expo.results import SweepResult
+from expo.output.scores import scores_json
+from expo.results import Score, SweepResult
 from expo.sweeping.journal import Configuration, Journal, difference, is_ours
 
 KIND = "expo.sweep/1"
@@ -89,15 +90,15 @@ def sweep_json(result: SweepResult, about: dict[str, object]) -> str:
 def results_json(result: SweepResult, dataset: str, reward: str) -> str:
     """What `expo publish --results` takes, of the half of the prompts that nothing was chosen on."""
     verdict = result.verdict
-    entry = {"dataset": dataset, "source": "expo sweep"}
     rows = [("mean", verdict.reward)]
     if verdict.beats:
         rows.append(("over the aligned model", verdict.difference))
-    results = [
-        entry | {"metric": f"{reward}, {what}", "value": one.mean, "interval": [one.low, one.high]}
-        for what, one in rows
-    ]
-    return _json({"schema": "expo.results/1", "results": results})
+    return scores_json(
+        [
+            Score(dataset, f"{reward}, {what}", one.mean, interval=(one.low, one.high))
+            for what, one in rows
+        ]
+    )
 
 
 def _json(value: object) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from expo.checkpoint.reference import parse_reference
 from expo.errors import OutputError, SpecError
 from expo.evaluation.harness import run_tasks
-from expo.evaluation.scores import write_scores
+from expo.output.scores import write_scores
 from expo.results import Score
 
 
