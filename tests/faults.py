@@ -174,6 +174,7 @@ STRUCTURE = {
     "index points to the other shard": Fault("index", edit(INDEX, lambda i: i["weight_map"].update({GATE: {FIRST: SECOND, SECOND: FIRST}[i["weight_map"][GATE]]}))),
     "index points outside": Fault("index", edit(INDEX, lambda i: i["weight_map"].__setitem__(GATE, "../x.safetensors"))),
     "index without weight_map": Fault("index", drop(INDEX, "weight_map")),
+    "a page for the generation config": Fault("contents", write("generation_config.json", "<!doctype html><html>"), says="generation_config.json"),
     "index is no JSON": Fault("json", write(INDEX, "{")),
     "stale model.safetensors": Fault("stale-weights", lambda f: os.link(f / FIRST, f / "model.safetensors")),
     "orphan shard": Fault("orphans", lambda f: os.link(f / FIRST, f / "model-00003-of-00003.safetensors"), status="warning"),

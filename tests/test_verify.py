@@ -38,7 +38,9 @@ def test_the_table_has_every_check_once() -> None:
     }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if f.reads else n for n, f in FAULTS.items()]
+)
 def test_a_fault_is_named_by_its_check(clean: Clean, folder: Path, name: str) -> None:
     fault = FAULTS[name]
     before = clean.checks(folder, "")[fault.check].status

@@ -117,7 +117,7 @@ def test_what_a_cut_came_to_is_short_and_the_rest_on_request(
     words = ("laser", pair.sft, tmp_path / "o", "--keep", "rank=2", "--target", "mlp")
     asked, got, _ = expo(*words).out.splitlines()
     assert asked == "asked  matrices cut to rank=2, bfloat16, rounded to nearest"
-    assert got.startswith("got    2 matrices cut: ")
+    assert got.startswith("got    2 of 2 matrices cut: ")
     assert len(got) < 100
     told = expo(*words, "-v", "--overwrite").out
-    assert "cut 2 matrices: rank 2 of up to 10" in told
+    assert "cut 2 of 2 matrices: rank 2 of up to 10" in told

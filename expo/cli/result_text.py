@@ -47,8 +47,10 @@ def _got(result: "MergeResult", request: Request) -> str:
     cut = [_cut(result.edits)] if result.edits else []
     if result.method == "expo" and not total.elements:
         return "nothing was extrapolated: every tensor is a copy of the aligned model's"
-    if result.method == "expo" and total.effective_alpha is not None:
-        return "; ".join([*cut, _effective(total, result)])
+    if result.method == "expo":
+        same = "SFT and aligned do not differ, so alpha changed nothing"
+        came = same if total.effective_alpha is None else _effective(total, result)
+        return "; ".join([*cut, came])
     if cut and result.method == "passthrough":
         return cut[0]
     if total.effective_alpha is None or result.method == "passthrough":

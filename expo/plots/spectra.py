@@ -42,7 +42,8 @@ def spectra_figure(
     for axes, one in zip(places, ranked, strict=True):
         _draw_spectrum(axes, one, values[one.tensor].numpy())
     places[0].set_ylabel("how many", fontsize=8)
-    places[0].legend(fontsize=7, loc="upper left")
+    if places[0].get_legend_handles_labels()[0]:  # none where every value is 0
+        places[0].legend(fontsize=7, loc="upper left")
     figure.suptitle(title, fontsize=10)
     axes = lower.subplots()
     axes.set_title("SNR of every matrix: ΣS² above the edge / ΣS² below", fontsize=9)
