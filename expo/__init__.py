@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from expo.errors import (
         CheckpointError,
+        EndpointError,
         ExpoError,
         HubError,
         OutputError,
@@ -27,13 +28,17 @@ if TYPE_CHECKING:
     )
     from expo.verbs.apply import apply
     from expo.verbs.card import card
+    from expo.verbs.compare import compare
     from expo.verbs.diff import diff
+    from expo.verbs.evaluate import evaluate
     from expo.verbs.extract_lora import extract_lora
+    from expo.verbs.info import info
     from expo.verbs.merge import extrapolate, merge
     from expo.verbs.plan import plan
     from expo.verbs.publish import publish
     from expo.verbs.scale_adapter import extrapolate_adapter
     from expo.verbs.spectrum import spectrum
+    from expo.verbs.sweep import sweep
     from expo.verbs.verify import verify
 
 __version__ = "0.1.0"
@@ -41,6 +46,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "DiffResult",
+    "EndpointError",
     "ExpoError",
     "ExtractResult",
     "HubError",
@@ -54,14 +60,18 @@ __all__ = [
     "VerifyResult",
     "apply",
     "card",
+    "compare",
     "diff",
+    "evaluate",
     "extract_lora",
     "extrapolate",
     "extrapolate_adapter",
+    "info",
     "merge",
     "plan",
     "publish",
     "spectrum",
+    "sweep",
     "verify",
 ]
 

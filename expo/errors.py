@@ -3,8 +3,10 @@
 ExpoError                 exit 1: the run failed, one line says what, where and the cure
 ├── SpecError             exit 2: the request itself is invalid
 ├── CheckpointError       a checkpoint on disk cannot be used as it is
+│   └── MistakenFileError   a file is a pointer or a page, not what its name says
 ├── TokenizerError        a tokenizer cannot be read or does not fit
 ├── HubError              the Hub could not be reached or refused
+├── EndpointError         a server of models did not answer, or refused
 ├── OutputError           OUT cannot be written, is taken, or ran out of space
 └── VerificationError     exit 3: a model does not verify, so it is not published
 """
@@ -22,12 +24,20 @@ class CheckpointError(ExpoError):
     """An input checkpoint is damaged, unsupported, or does not fit the other one."""
 
 
+class MistakenFileError(CheckpointError):
+    """A download has left something else under the name of a file: a Git LFS pointer, a web page."""
+
+
 class TokenizerError(ExpoError):
     """A tokenizer cannot be read or does not fit the model."""
 
 
 class HubError(ExpoError):
     """The Hub did not answer, refused, or has no such repository or revision."""
+
+
+class EndpointError(ExpoError):
+    """A server of models did not answer, refused, or does not speak as OpenAI's does."""
 
 
 class OutputError(ExpoError):

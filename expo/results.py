@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 Rounding = Literal["nearest", "stochastic"]
 Status = Literal["pass", "info", "warning", "error", "skipped"]
@@ -81,8 +81,11 @@ class VerifyResult:
 class MergeResult:
     """A placed output; `modules` holds the parts of `statistics`.
 
-    `edits` are the matrices that were cut, in the order of the files.
-    `alpha` is None where it differs between tensors or models, or the method is not ExPO;
+    `engine` is "expo" or "mergekit", whose statistics are of no element. `edits` are the matrices that
+    were cut, in the order of the files.
+    `alpha` is None where it differs between tensors or models, or the method is not ExPO; `alpha_range` is
+    what was asked for, from the lowest to the highest. `statistics.alpha` is what the exact result has of Δ:
+    less where a part of Δ was cut.
     `verified` is None where the verification was skipped, else whether no check found an error.
     """
 
@@ -99,6 +102,9 @@ class MergeResult:
     warnings: tuple[str, ...]
     verified: bool | None
     checks: tuple[CheckResult, ...]
+    engine: str = "expo"
+    alpha_range: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,9 @@ class TensorReport:
 class PlanReport:
     """What a merge would do. It runs only where `refusals` is empty.
 
+    Of a spec of several documents, `expo.plan` gives the last one's, or that of the first one that would be
+    refused; `earlier` are those before it.
+
     `sources` are all models by their role; `sft` and `aligned` are None where there is no such role.
     `alpha` is None where it differs between tensors or models, `alpha_range` what it ranges over.
     """
@@ -147,6 +156,7 @@ class PlanReport:
     read_bytes: int
     write_bytes: int
     download_bytes: int
+    stream_bytes: int
     memory_bytes: int
     free_disk_bytes: int
     shards: dict[str, int]
@@ -156,6 +166,7 @@ class PlanReport:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     refusals: tuple[str, ...]
+    earlier: "tuple[PlanReport, ...]" = ()
 
     @property
     def ok(self) -> bool:
@@ -270,6 +281,7 @@ class ExtractResult:
     seconds: float
     verified: bool | None
     checks: tuple[CheckResult, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -281,6 +293,153 @@ class CardResult:
     license: str | None
     warnings: tuple[str, ...]
     files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A mean over `n` prompts, the interval that covers it at the level asked for, its standard error."""
+
+    mean: float
+    low: float
+    high: float
+    standard_error: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """A candidate: what it is (`at`), and what it came to on the prompts it was tried on.
+
+    `alpha` and `paper_alpha` are None where something else was swept. `difference` is the paired
+    difference of its reward to the baseline's, None of the baseline itself. `length` is in tokens;
+    `repetition` the share of 4-grams that came before; `log_likelihood` that of its answers under the
+    baseline, in nats a token, and `perplexity` its exponential. `beyond_cliff` is a bound: such a
+    candidate is not chosen.
+    """
+
+    at: dict[str, float]
+    alpha: float | None
+    paper_alpha: float | None
+    prompts: int
+    reward: Paired
+    difference: Paired | None
+    second_reward: Paired | None
+    length: float
+    unfinished: float
+    repetition: float
+    log_likelihood: float
+    perplexity: float
+    beyond_cliff: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the sweep came to. `at` is what to publish: the candidate where it beats the baseline, else the
+    baseline.
+
+    The candidate was chosen on one half of the prompts; `reward` is its mean on the other half, the
+    differences are candidate − baseline there, the pairs (baseline, candidate). `detectable` is the
+    difference that this half would have shown in four of five trials.
+    """
+
+    at: dict[str, float]
+    beats: bool
+    candidate: dict[str, float]
+    best: dict[str, float]
+    prompts: int
+    reward: Paired
+    difference: Paired
+    second_reward: Paired | None
+    at_matched_length: Paired | None
+    length: tuple[float, float]
+    unfinished: tuple[float, float]
+    repetition: tuple[float, float]
+    accuracy: tuple[float, float] | None
+    accuracy_difference: Paired | None
+    detectable: float
+    text: str
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A finished sweep; `points` in rising order. `chosen` is the spec of `verdict.at`."""
+
+    out: Path
+    baseline: dict[str, float]
+    points: tuple[SweepPoint, ...]
+    verdict: Verdict
+    prompts: int
+    answers: int
+    chosen: Path
+    plot: Path | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """A file of answers. `reward` is the mean of the answers kept, `first_reward` of each prompt's first.
+
+    `length` is in tokens a conversation, None where a server did not say; `unfinished_share` of the
+    conversations had no room to end.
+    """
+
+    out: Path
+    format: str
+    generator: str
+    prompts: int
+    candidates: int
+    length: float | None
+    unfinished_share: float
+    reward: Paired | None
+    first_reward: float | None
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of a results file (`expo.results/1`).
+
+    `task` is the dataset's own name of a part of it, `interval` the value's (low, high), `source` a link to the run,
+    `model` another model that was measured alike: it gets a column beside this one's.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+
+    dataset: str
+    metric: str
+    value: float
+    task: str | None = None
+    interval: tuple[float, float] | None = None
+    source: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """B against A on the same prompts. `difference` is B − A, `win_rate` the share on which B is better.
+
+    The `matched` ones hold were the answers equally long (`length_unit`), None with fewer than four prompts.
+    `detectable` is the difference that these prompts would have shown in four of five trials.
+    """
+
+    a: str
+    b: str
+    prompts: int
+    mean_a: float
+    mean_b: float
+    difference: Paired
+    win_rate: Paired
+    matched_difference: Paired | None
+    matched_win_rate: Paired | None
+    detectable: float
+    length_a: float
+    length_b: float
+    length_unit: Literal["tokens", "characters"]
 
 
 @dataclass(frozen=True)

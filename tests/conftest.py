@@ -1,10 +1,12 @@
 """Fixtures: small checkpoints made on the spot, and the command line called in-process."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,10 +16,15 @@ from safetensors.torch import save_file
 import expo as door
 from expo.cli.main import main
 
+if TYPE_CHECKING:
+    from .clean import Clean
+
 settings.register_profile("same every time", derandomize=True, deadline=None)
 settings.load_profile("same every time")
 
 pytest_plugins = ("tests.publishing",)
+
+torch.set_num_threads(1)  # of models this small, two only wait for each other
 
 Tensors = dict[str, torch.Tensor]
 
@@ -104,6 +111,21 @@ def pair(tmp_path: Path) -> Pair:
         sft,
         aligned,
     )
+
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> "Clean":
+    from .clean import make_clean
+
+    return make_clean(tmp_path_factory.mktemp("openchat"))
+
+
+@pytest.fixture
+def folder(clean: "Clean", tmp_path: Path) -> Iterator[Path]:
+    """A copy of the clean merge, to be changed."""
+    shutil.copytree(clean.out, tmp_path / "out")
+    yield tmp_path / "out"
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
 @dataclass(frozen=True)

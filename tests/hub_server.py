@@ -5,6 +5,7 @@ import json
 import re
 import threading
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,6 +20,7 @@ class Hub:
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     honours_ranges: bool = True
     redirects_to: str | None = None
+    is_ill: bool = False
     url: str = ""
 
     def ranges(self) -> list[str]:
@@ -64,7 +66,9 @@ class Handler(BaseHTTPRequestHandler):
         self.state.requests.append(
             (self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         )
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+        if self.state.is_ill:
+            self._json(503, {"error": "unavailable"})
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._metadata(found[1], found[2] or "main")
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/(.+)", path):
             self._tree(found[1])
@@ -95,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
             "size": path.stat().st_size,
         }
         if path.suffix in (".safetensors", ".bin"):
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            sha256 = _sha256(path)
             entry["lfs"] = {"sha256": sha256, "size": path.stat().st_size, "pointerSize": 130}
         return entry
 
@@ -118,6 +122,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.state.redirects_to and body:
             self.send_response(302)
             self.send_header("Location", f"{self.state.redirects_to}{self.path}")
+            self.send_header("X-Linked-Etag", f'"{_sha256(path)}"')
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -154,6 +159,17 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(raw)
+
+
+def _sha256(path: Path) -> str:
+    status = path.stat()
+    return _hashed(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hashed(path: Path, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -56,11 +56,11 @@ class Evil:
 
 
 CASES: dict[str, tuple[Break, str]] = {
-    "truncated": (lambda p: os.truncate(_single(p), _single(p).stat().st_size - 1), "sft/model.safetensors is truncated"),
+    "truncated": (lambda p: os.truncate(_single(p), _single(p).stat().st_size - 1), "sft/model.safetensors is truncated: the header describes 3124 bytes, the file has 3123; download it again"),
     "trailing bytes": (lambda p: _single(p).write_bytes(_single(p).read_bytes() + b"x"), "sft/model.safetensors has trailing bytes"),
     "header larger than the file": (lambda p: _single(p).write_bytes((5000).to_bytes(8, "little") + b"{}"), "claims a header of 5000 bytes but the file has 10"),
     "empty file": (lambda p: _single(p).write_bytes(b""), "too short for a safetensors header"),
-    "an LFS pointer": (lambda p: _single(p).write_text("version https://git-lfs.github.com/spec/v1\n"), "claims a header of"),
+    "an LFS pointer": (lambda p: _single(p).write_text("version https://git-lfs.github.com/spec/v1\n"), "sft/model.safetensors is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder"),
     "index points outside": (lambda p: _edit_index(p, lambda i: i["weight_map"].update({"lm_head.weight": "../sft/model.safetensors"})), "points outside its directory: ../sft/model.safetensors"),
     "index points to the root": (lambda p: _edit_index(p, lambda i: i["weight_map"].update({"lm_head.weight": "/etc/passwd"})), "points outside its directory: /etc/passwd"),
     "missing shard": (lambda p: (p.aligned / "model-00002-of-00003.safetensors").unlink(), "names model-00002-of-00003.safetensors, which is missing"),

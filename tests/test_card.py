@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 import expo as door
 from expo.errors import CheckpointError, SpecError
 from expo.output.manifest import Manifest
+from expo.output.scores import read_scores
 from expo.publishing.card import BEGIN, END, card, renewed
-from expo.publishing.evaluations import eval_results, read_results
+from expo.publishing.evaluations import eval_results
 from expo.publishing.licences import terms
 from expo.publishing.presentation import HEAT_MAP, cells, presented
 
@@ -280,7 +281,7 @@ def write_results(folder: Path) -> Path:
 def test_results_are_a_table_and_what_the_hub_reads(
     starling: tuple[Path, Hub], tmp_path: Path
 ) -> None:
-    results = read_results(write_results(tmp_path))
+    results = read_scores(write_results(tmp_path))
     manifest = Manifest.of_folder(starling[0])
     assert manifest is not None
     table = card(manifest, results=results).partition("## Evaluation")[2].partition("##")[0]
@@ -319,9 +320,9 @@ def test_the_results_of_the_docs(starling: tuple[Path, Hub], tmp_path: Path) -> 
 def test_results_that_are_none(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(SpecError, match=re.escape(words)):
-        read_results(tmp_path / "r.json")
+        read_scores(tmp_path / "r.json")
     with pytest.raises(SpecError, match="cannot be read"):
-        read_results(tmp_path / "none.json")
+        read_scores(tmp_path / "none.json")
 
 
 def test_the_python_door(starling: tuple[Path, Hub], tmp_path: Path) -> None:

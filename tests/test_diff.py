@@ -107,7 +107,7 @@ def test_the_heat_map_shows_the_modules(pair: Pair) -> None:
     rows = [label.get_text() for label in axes.get_yticklabels()]
     assert set(rows) >= {"self_attn.q_proj", "mlp.up_proj", "embed_tokens", "lm_head"}
     columns = [label.get_text() for label in axes.get_xticklabels()]
-    assert columns == ["0", "1", "none"]
+    assert columns == ["0", "1", "outside"]
     assert axes.images[0].get_array().shape == (len(rows), len(columns))
 
 

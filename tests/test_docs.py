@@ -11,21 +11,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 import expo
 from expo.cli.main import cli
-from expo.demo.toy import MODELS
-from expo.operators.methods import IN_MERGEKIT, TRANSFORMS
+from expo.demo.toy import MODELS, words
+from expo.evaluation.formats import FORMATS
+from expo.operators.methods import IN_MERGEKIT, NOT_IN_MERGEKIT, TRANSFORMS
 from expo.operators.methods import METHODS as METHOD_TABLE
 from expo.verification.run import CHECKS
 
+from .chat_server import Chat, serving
 from .hub_server import Hub
 from .hub_writing import Account, WritableHub
 from .publishing import TOKEN
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+METHODS, LOW_RANK, REMOTE, SWEEP, EVALUATE = (
+    (ROOT / "docs" / name).read_text()
+    for name in ("methods.md", "low_rank.md", "remote.md", "sweep.md", "evaluate.md")
+)
 HUB_MODELS = ("openchat/openchat-3.5-0106", "Nexusflow/Starling-LM-7B-beta")
 
 
@@ -47,12 +54,44 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    for side in ("sft", "aligned"):
-        shutil.copytree(MODELS / side, tmp_path / side)
+    for name in ("sft", "aligned", "step-100", "step-200"):
+        shutil.copytree(MODELS / ("sft" if name == "sft" else "aligned"), tmp_path / name)
     (tmp_path / "spec.yml").write_text(blocks("yaml")[0])
+    prompts = "".join(f'{{"prompt": "{word}"}}\n' for word in words(64, 99))
+    (tmp_path / "prompts.jsonl").write_text(prompts)
+    asked = "".join(f'{{"question": "{w}", "answer": "ok {w}"}}\n' for w in words(16, 7))
+    (tmp_path / "questions.jsonl").write_text(asked)
     (tmp_path / "texts.txt").write_text("ok world\nno gnome\num birds\nok plane\n")
     shutil.copytree(ROOT / "merge_configs", tmp_path / "merge_configs")
+    write_benchmarks(tmp_path)
+    (tmp_path / "rewards.py").write_text(blocks("python", EVALUATE)[0])
     return tmp_path
+
+
+def write_benchmarks(folder: Path) -> None:
+    """Prompts in three benchmarks' forms, and a task of lm-evaluation-harness."""
+    words = ("hello", "world", "plane", "birds")
+    rows: dict[str, list[dict]] = {
+        "question.jsonl": [{"question_id": 81, "category": "writing", "turns": [*words[:2]]}],
+        "judgement.jsonl": [{"word": w, "good": f"ok {w}", "bad": f"ok {w[::-1]}"} for w in words],
+    }
+    for name, lines in rows.items():
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    alpaca = [{"dataset": "koala", "instruction": word} for word in words]
+    (folder / "alpaca_eval.json").write_text(json.dumps(alpaca))
+    task = {
+        "task": "judgement",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "judgement.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{word}}",
+        "doc_to_choice": "{{[good, bad]}}",
+        "doc_to_target": 0,
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "judgement.yaml").write_text(yaml.safe_dump(task))
 
 
 def run(command: list[str], folder: Path, hub: Hub) -> str:
@@ -85,6 +124,42 @@ def test_the_commands_of_the_low_rank_page(workplace: Path, hub: Hub) -> None:
 
 
 @pytest.mark.slow
+def test_the_commands_of_the_remote_page(workplace: Path, hub: Hub) -> None:
+    from_hub, *_ = re.split(r"^## From an object store", REMOTE, flags=re.M)
+    assert run_commands(from_hub, workplace, hub) == 3
+    assert (workplace / "out" / "expo.json").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_sweep_page(workplace: Path, hub: Hub) -> None:
+    (linear,) = blocks("yaml", SWEEP)
+    (workplace / "linear.yml").write_text(linear)
+    assert run_commands(SWEEP, workplace, hub) == 5
+    assert (workplace / "best" / "expo.json").exists()
+
+
+@pytest.mark.slow
+def test_the_snippet_of_the_sweep_page(workplace: Path, hub: Hub) -> None:
+    (snippet,) = blocks("python", SWEEP)
+    assert "aligned model" in run([sys.executable, "-c", snippet], workplace, hub)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_evaluation_page(workplace: Path, hub: Hub) -> None:
+    (function,) = blocks("python", EVALUATE)
+    (workplace / "judge.py").write_text(function)
+    with serving(Chat()) as chat:
+        text = EVALUATE.replace("http://localhost:8000/v1", chat.url)
+        assert run_commands(text, workplace, hub) == 12
+    (shown,) = map(json.loads, blocks("json", EVALUATE))
+    written = json.loads((workplace / "aligned-results.json").read_text())
+    for score in (*shown["results"], *written["results"]):
+        score |= {"value": 0, "interval": 0, "source": ""}
+    assert shown == written
+    assert all(f"`{name}`" in EVALUATE for name in FORMATS)
+
+
+@pytest.mark.slow
 def test_the_commands_of_the_readme(workplace: Path, hub: Hub) -> None:
     assert run_commands(README, workplace, hub) >= 6
     assert (workplace / "delta.png").exists()
@@ -94,7 +169,7 @@ def test_the_commands_of_the_readme(workplace: Path, hub: Hub) -> None:
 @pytest.mark.slow
 def test_the_snippets_of_the_readme(workplace: Path, hub: Hub) -> None:
     (snippet,) = blocks("python")
-    assert len(run([sys.executable, "-c", snippet], workplace, hub).splitlines()) == 4
+    assert len(run([sys.executable, "-c", snippet], workplace, hub).splitlines()) == 5
 
 
 def test_the_line_of_the_readme_is_what_a_run_prints(workplace: Path, hub: Hub) -> None:
@@ -139,9 +214,6 @@ def test_the_publishing_page(workplace: Path) -> None:
     assert said == f"{receipt['url']} 0\n"
 
 
-METHODS, LOW_RANK = ((ROOT / "docs" / name).read_text() for name in ("methods.md", "low_rank.md"))
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("text", blocks("yaml", METHODS + LOW_RANK), ids=lambda t: t.split()[1])
 def test_the_specs_of_the_docs_run(
@@ -159,7 +231,8 @@ def test_the_methods_in_the_docs_are_those_of_the_code() -> None:
         for row in re.findall(r"^\| (`\w+`[^|]*)\|", own, flags=re.M)
         for m in re.findall(r"`(\w+)`", row)
     }
-    assert named == METHOD_TABLE.keys() - {"expo"}
+    assert named == METHOD_TABLE.keys() - {*NOT_IN_MERGEKIT}
+    assert all(f"merge_method: {name}" in METHODS for name in NOT_IN_MERGEKIT)
     assert all(f"{{{name}: " in METHODS for name in TRANSFORMS)
     assert all(f"`{name}`" in METHODS for name in IN_MERGEKIT)
 

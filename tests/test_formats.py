@@ -120,6 +120,23 @@ def test_an_adapter_is_what_peft_merges(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["plain", "rslora", "patterns", "embedding"])
+def test_expo_of_an_adapter_is_the_adapter_scaled(tmp_path: Path, kind: str) -> None:
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    tiny_model().save_pretrained(base)
+    trained_adapter(base, lora, 1, **ADAPTERS[kind])
+    extrapolate(base, f"{base}+{lora}", tmp_path / "far", alpha=1.5)
+    config = json.loads((lora / "adapter_config.json").read_text())
+    config["lora_alpha"] *= 1.5
+    config["alpha_pattern"] = {name: 1.5 * a for name, a in config["alpha_pattern"].items()}
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    extrapolate(base, f"{base}+{lora}", tmp_path / "scaled", alpha=1.0)
+    scaled = load(tmp_path / "scaled")
+    for name, tensor in load(tmp_path / "far").items():
+        assert torch.allclose(tensor, scaled[name], rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_adapters_on_both_sides_and_the_donor_of_the_tokenizer(tmp_path: Path) -> None:
     base = tmp_path / "base"
     tiny_model().bfloat16().save_pretrained(base)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from expo.errors import HubError
+
 from .conftest import Pair
 from .hub_server import COMMIT, Hub
 from .test_merge import assert_same, load, naive
@@ -150,7 +152,7 @@ def test_a_non_default_endpoint_is_named_in_the_plan(client: Client) -> None:
 
 
 FAULTS = {
-    "no repository": ("org/none", "org/none is not on the Hub, or is private: check the name, or `hf auth login`"),
+    "no repository": ("org/none", "org/none: no such directory here, and no such repository on the Hub, or a private one: check the name, or `hf auth login`"),
     "no revision": ("org/sft@v9", "org/sft@v9: the repository has no such revision"),
     "gated": ("org/sft@gated", "org/sft@gated is gated: ask for access on its page, then `hf auth login`"),
 }  # fmt: skip
@@ -167,16 +169,49 @@ def test_what_the_hub_refuses_is_one_line(client: Client, name: str) -> None:
 def test_a_hub_out_of_reach_is_one_line(client: Client) -> None:
     ran = client.expo("plan", "org/sft", "org/aligned", HF_ENDPOINT="http://127.0.0.1:9")
     assert ran.returncode == 1
-    assert "is out of reach" in ran.stderr
-    assert len(ran.stderr.splitlines()) == 1
+    assert ran.stderr == (
+        "expo: org/sft: no such directory here, and the Hub at http://127.0.0.1:9 does not answer "
+        "(ConnectError); the local cache does not hold it either: check path and connection "
+        "(with HF_HUB_OFFLINE=1 only the cache is looked at)\n"
+    )
+
+
+@pytest.mark.parametrize("ill", [False, True], ids=["out of reach", "answers 503"])
+def test_without_the_hub_the_cache_is_used_with_a_note(client: Client, ill: bool) -> None:
+    """A model that is on this disk needs no connection."""
+    assert client.expo("diff", "org/sft", "org/aligned").returncode == 0
+    client.hub.is_ill = ill
+    away = {} if ill else {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    ran = client.expo("plan", "org/sft", "org/aligned", "--alpha", 1.5, "--json", **away)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    assert report["sft"]["commit"] == COMMIT
+    where, why = (client.hub.url, "503") if ill else ("http://127.0.0.1:9", "ConnectError")
+    note = (
+        f"org/sft: the Hub at {where} does not answer ({why}); commit {COMMIT} of the local cache is "
+        "used (HF_HUB_OFFLINE=1 does so without asking)"
+    )
+    assert note in report["notes"]
 
 
 def test_offline_without_a_cache_is_one_line(client: Client) -> None:
     ran = client.expo("plan", "org/sft", "org/aligned", HF_HUB_OFFLINE="1")
     assert ran.returncode == 1
-    assert "org/sft is not in the local cache" in ran.stderr
-    assert "`hf download` it while online" in ran.stderr
-    assert len(ran.stderr.splitlines()) == 1
+    assert ran.stderr == (
+        "expo: org/sft: no such directory here, and not in the local cache, and HF_HUB_OFFLINE=1 forbids "
+        "to ask the Hub: unset it, or `hf download` it while online\n"
+    )
+
+
+def test_a_connection_lost_in_a_download_is_not_called_offline() -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from expo.checkpoint.hub import _explained
+
+    with pytest.raises(HubError) as caught, _explained("org/sft/config.json"):
+        raise LocalEntryNotFoundError("no connection")
+    assert "does not answer (LocalEntryNotFoundError): check the connection" in str(caught.value)
+    assert "forbids" not in str(caught.value)
 
 
 def test_an_adapter_of_hub_models_names_its_base(client: Client, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_the_verb_on_the_demo_pair(expo) -> None:
     assert expo("spectrum", MODELS / "aligned", "--target", "(").code == 2
     nothing = expo("spectrum", MODELS / "aligned", "--target", "no_such")
     assert nothing.code == 1
-    assert "has no matrix that is asked for" in nothing.err
+    assert "finds no matrix of" in nothing.err
 
 
 def test_the_files_for_trainers(tmp_path: Path, expo, monkeypatch: pytest.MonkeyPatch) -> None:

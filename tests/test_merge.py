@@ -363,9 +363,8 @@ def _write_packed(path: Path, tensors: Tensors) -> None:
 def test_overwrite_keeps_the_old_model_until_the_new_one_is_whole(
     pair: Pair, tmp_path: Path, expo: Callable[..., Ran]
 ) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old.txt").write_text("old")
+    out = write_checkpoint(tmp_path / "out", pair.sft_tensors)
+    (out / "vocab.json").write_text("old")
     refused = expo("extrapolate", pair.sft, pair.aligned, out, "--alpha", 1.5)
     assert refused.code == 1
     assert "exists and is not empty: choose another, or add --overwrite" in refused.err
@@ -376,9 +375,9 @@ def test_overwrite_keeps_the_old_model_until_the_new_one_is_whole(
         expo("extrapolate", pair.sft, tmp_path / "bad", out, "--alpha", 1.5, "--overwrite").code
         == 1
     )
-    assert (out / "old.txt").read_text() == "old"
+    assert (out / "vocab.json").read_text() == "old"
     assert expo("extrapolate", pair.sft, pair.aligned, out, "--alpha", 1.5, "--overwrite").code == 0
-    assert not (out / "old.txt").exists()
+    assert not (out / "vocab.json").exists()
     assert (out / "expo.json").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["aligned", "bad", "out", "sft"]
 

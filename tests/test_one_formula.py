@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import expo as door
-from expo.compute.arithmetic import plain_arithmetic
 from expo.compute.blending import Target
+from expo.compute.choice import plain_arithmetic
 from expo.compute.inputs import Inputs, Readers
 from expo.compute.stream import Tuning, stream, tensors
 from expo.compute.worker import BlockWorker

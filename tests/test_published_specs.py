@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import expo as door
 from expo.errors import SpecError
+from expo.operators.methods import NOT_IN_MERGEKIT
 from expo.spec.inputs import KNOWN
 from expo.spec.read import read_spec
 from expo.spec.stages import read_stages
@@ -289,7 +290,7 @@ def test_methods_are_mergekits() -> None:
     from mergekit.merge_methods.registry import registered_methods
 
     theirs = {method.spec.name: method.spec for method in registered_methods()}
-    assert KNOWN.keys() - {"expo"} == theirs.keys()
+    assert KNOWN.keys() - {*NOT_IN_MERGEKIT} == theirs.keys()
     for name, spec in theirs.items():
         takes = KNOWN[name]
         wanted = {p.name for p in spec.parameters} - {"int8_mask"}

@@ -249,5 +249,5 @@ def test_a_spec_says_how_its_output_is_verified(pair, tmp_path: Path) -> None:
     assert failed.verified is False
     assert [c.name for c in failed.checks if c.status == "error"] == ["vectors"]
     assert door.merge(spec | {"verify": {"stop_at": "warning"}}, tmp_path / "b").verified is True
-    with pytest.raises(SpecError, match=r"verify\.vectors: nowhere is no file"):
+    with pytest.raises(SpecError, match=r"verify\.vectors: nowhere is neither a file nor golden"):
         door.plan(spec | {"verify": {"vectors": "nowhere"}})

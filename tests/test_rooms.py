@@ -14,7 +14,8 @@ ORDER = (
     ("planning",),
     ("output",),
     ("compute", "verification", "demo", "plots"),
-    ("publishing",),
+    ("sampling",),
+    ("evaluation", "publishing", "sweeping"),
     ("verbs",),
     ("cli",),
 )

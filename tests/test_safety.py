@@ -142,7 +142,7 @@ def test_interrupted_says_how_to_resume_and_does(
     out, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert err.strip().endswith(
-        f"expo: {word}; finished shards are kept, run the same command again to resume"
+        f"expo: {word}; what is finished is kept, run the same command again to resume"
     )
     assert "Traceback" not in err
     assert out == ""
@@ -318,7 +318,7 @@ def test_too_little_space_is_said_before(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
     ran = expo("extrapolate", pair.sft, pair.aligned, tmp_path / "out", "--alpha", 1.5, "-q")
     assert ran.code == 1
-    assert "GB but its disk has 0.00 GB free: make room, or name an OUT on another disk" in ran.err
+    assert " are needed, 100 bytes are free; make room, or name an OUT on another disk" in ran.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["aligned", "sft"]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import expo as door
-from expo.compute.arithmetic import arithmetic_for, needs_torch
+from expo.compute.choice import arithmetic_for, needs_torch
 from expo.planning.build import build_plan
 from expo.spec.read import read_spec
 from expo.spec.request import make_request

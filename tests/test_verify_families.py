@@ -1,5 +1,6 @@
 """Verify: healthy models of the large families raise no alarm, alone or against their aligned model."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from expo.checkpoint.checkpoint import open_checkpoint
 from expo.checkpoint.files import open_directory
 from expo.checkpoint.reference import parse_reference
-from expo.verification.run import judge
+from expo.verification.run import CHECKS, judge
 from expo.verification.subject import Reports, Subject
 from expo.verification.tensors import read_tensors
 
@@ -36,3 +37,14 @@ def test_the_families_are_of_many_kinds() -> None:
     assert len({family.model_type for family in FAMILIES.values()}) > 12
     assert any(family.generation is None for family in FAMILIES.values())
     assert any(isinstance(family.template, dict) for family in FAMILIES.values())
+
+
+def test_the_docs_say_of_every_check_what_it_does_to_a_healthy_model() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "verification.md").read_text()
+    stated = text.partition("| checks | why")[2].partition("\n## ")[0]
+    names = [
+        name
+        for line in stated.splitlines()
+        for name in re.findall(r"`([\w-]+)`", line.split("|")[1] if "|" in line else "")
+    ]
+    assert sorted(names) == sorted(check.name for check in CHECKS)

@@ -1,22 +1,30 @@
 """Verify: what the child processes leave behind, and what they say when they fail."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import expo as door
 from expo.checkpoint.checkpoint import open_checkpoint
 from expo.checkpoint.files import open_directory
 from expo.checkpoint.reference import parse_reference
+from expo.verification import probe, tokenizer
 from expo.verification.process import Process, Report, _what_matters, temporary_folder
 from expo.verification.run import judge
 from expo.verification.subject import Reports, Subject
 
-from .openchat import write_model
+from .clean import Clean
+from .openchat import TEMPLATE, write_model, write_tokenizer
+
+HELLO = {"messages": [{"role": "user", "content": "Hello"}], "add_generation_prompt": True}
 
 _SAYS = """
 Traceback (most recent call last):
@@ -45,7 +53,64 @@ def test_a_tokenizer_that_needs_a_package_is_an_error_for_whoever_has_it(
     subject = Subject(open_directory(model), aligned, reports=Reports(failed, failed))
     (found,) = [check for check in judge(subject).checks if check.name == "tokenizer-loads"]
     assert found.status == "error"
-    assert f"pip install {package}" in found.message
+    assert found.message.startswith(f"not checked, it needs a newer {package} than ")
+    assert found.cure == f"pip install --upgrade {package}"
+
+
+@pytest.mark.parametrize(
+    ("files", "needs"),
+    [
+        (("tokenizer.model",), ["sentencepiece", "protobuf"]),
+        (("spiece.model", "config.json"), ["sentencepiece", "protobuf"]),
+        (("tekken.json",), ["mistral-common"]),
+        (("qwen.tiktoken",), ["tiktoken"]),
+        (("tokenizer.model", "tokenizer.json"), []),
+    ],
+)
+def test_a_kind_of_vocabulary_names_the_packages_that_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...], needs: list[str]
+) -> None:
+    """transformers says "Error parsing line" where sentencepiece is missing."""
+    monkeypatch.setattr(tokenizer, "_installed", lambda package: None)
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    failure = "ValueError: Error parsing line b'x' in the folder/tokenizer.model"
+    assert tokenizer.needed_packages(open_directory(tmp_path), failure) == needs
+    if needs:
+        subject = Subject(open_directory(tmp_path), reports=Reports(Report((), failure)))
+        (found,) = [check for check in judge(subject).checks if check.name == "tokenizer-loads"]
+        assert found.status == "error"
+        assert found.message == f"not checked, it needs {' and '.join(needs)}"
+        assert found.cure == f"pip install {' '.join(needs)}"
+
+
+def test_a_vocabulary_of_sentencepiece_loads(tmp_path: Path) -> None:
+    package = find_spec("mistral_common")
+    assert package is not None
+    assert package.origin is not None
+    pieces = Path(package.origin).parent / "data" / "tokenizer.model.v1"
+    shutil.copy(pieces, tmp_path / "tokenizer.model")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    request = {"task": "tokenizer", "folder": str(tmp_path), "texts": [], "conversations": []}
+    with Process(request) as process:
+        report = process.report()
+    assert report.failure is None
+    loaded = report.first("loaded")
+    assert loaded is not None
+    assert loaded["loaded"]["tokens"] == 32000
+
+
+def test_added_tokens_of_a_tokenizer_that_refuses_to_list_them() -> None:
+    class Refuses:
+        """As mistral-common's: a method in the place of the property."""
+
+        all_special_tokens = ("<s>", "</s>")
+        all_special_ids = (1, 2)
+
+        def added_tokens_decoder(self) -> None:
+            raise NotImplementedError
+
+    assert probe._added(Refuses()) == {"<s>": 1, "</s>": 2}
 
 
 def test_a_failure_reads_the_same_for_two_folders(tmp_path: Path) -> None:
@@ -74,9 +139,9 @@ def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": str(scratch)}
     command = [sys.executable, "-m", "expo", "verify", str(model), "--against", str(model)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as run:
-        assert _within_a_minute(lambda: len(list(scratch.glob("expo-*"))) >= 3)
+        assert _eventually(lambda: len(list(scratch.glob("expo-*"))) >= 3)
         run.send_signal(signal.SIGKILL)
-    assert _within_a_minute(lambda: not list(scratch.glob("expo-*")) and not _headers(model))
+    assert _eventually(lambda: not list(scratch.glob("expo-*")) and not _headers(model))
 
 
 def _headers(model: Path) -> list[Path]:
@@ -85,5 +150,68 @@ def _headers(model: Path) -> list[Path]:
     return [link for link in links if link.resolve() == (model / "config.json").resolve()]
 
 
-def _within_a_minute(holds) -> bool:
-    return any(holds() or time.sleep(0.05) for _ in range(1200))
+def _eventually(holds) -> bool:
+    """Wait for what happens in any case, however slow the machine is."""
+    return any(holds() or time.sleep(0.05) for _ in range(20_000))
+
+
+def test_a_template_that_never_ends(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(endless + TEMPLATE)
+    request = {
+        "task": "tokenizer",
+        "folder": str(tmp_path),
+        "texts": ["Hello"],
+        "conversations": [HELLO],
+    }
+    with Process(request) as process:
+        assert _eventually(lambda: b'"text"' in process.said)  # it is loaded, and goes on
+        report = process.report(seconds=0)
+    assert report.failure == "did not end within 0 s"
+    assert report.first("loaded") is not None
+    assert report.first("conversation") is None
+
+
+def test_a_template_that_eats_memory(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    (tmp_path / "chat_template.jinja").write_text("{{ 'a' * 10000000000 }}")
+    request = {
+        "task": "tokenizer",
+        "folder": str(tmp_path),
+        "texts": [],
+        "conversations": [HELLO],
+    }
+    with Process(request, memory_bytes=1 << 30) as process:
+        report = process.report()
+    came = report.first("conversation")
+    assert came is None or "MemoryError" in came["error"]
+
+
+def test_the_child_sees_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from expo.verification.process import _environment
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    environment = _environment(str(tmp_path))
+    assert not {"hf_secret", "secret"} & set(environment.values())
+    assert environment["HOME"] == environment["HF_HOME"] == str(tmp_path)
+    assert environment["HF_HUB_OFFLINE"] == "1"
+
+
+def test_remote_code_is_not_run(clean: Clean, folder: Path, tmp_path: Path) -> None:
+    """A folder that brings its own tokenizer class: nothing of it may run."""
+    witness = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(witness)!r}, 'w').write('x')\nclass T: pass\n")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    model = json.loads((folder / "config.json").read_text())
+    model |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.T", "AutoModel": "evil.T"}}
+    (folder / "config.json").write_text(json.dumps(model))
+    result = door.verify(folder, quick=True)
+    assert not witness.exists()
+    assert not (folder / "__pycache__").exists()
+    assert {check.name: check for check in result.checks}["tokenizer-loads"].status != "pass"

@@ -9,6 +9,7 @@ from expo.checkpoint.files import open_directory
 from expo.checkpoint.templates import template_in_force, templates_in_force
 from expo.verification.check import CheckResult
 from expo.verification.poison import suspicions
+from expo.verification.process import Report
 from expo.verification.run import judge
 from expo.verification.subject import Reports, Subject
 
@@ -101,3 +102,20 @@ def test_a_turn_that_the_config_does_not_end(tmp_path: Path) -> None:
     generation = json.loads((folder / "generation_config.json").read_text()) | {"eos_token_id": 2}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     assert checks(folder)["turn-end"].status == "error"
+
+
+@pytest.mark.parametrize(
+    ("after", "status"), [((), "info"), ((13, 2), "info"), ((13, 105, 6, 7, 8, 9), "error")]
+)
+def test_what_generate_did_decides_where_a_turn_ends(
+    tmp_path: Path, after: tuple[int, ...], status: str
+) -> None:
+    """Gemma 1 writes EOS after the token that ends a turn; a ChatML model without EOS goes on."""
+    folder = write_family(tmp_path / "gemma", FAMILIES["gemma"])
+    report = report_tokenizer(folder)
+    end = report.lines[0]["loaded"]["added"]["<end_of_turn>"]
+    line = {"generated": 0, "of": "out", "ids": [5, 6, end, *after], "text": "x"}
+    reports = Reports(report, generation=Report((line,), None))
+    subject = Subject(open_directory(folder), reports=reports)
+    (found,) = [check for check in judge(subject).checks if check.name == "turn-end"]
+    assert found.status == status, found

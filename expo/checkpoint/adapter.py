@@ -1,12 +1,11 @@
 """A PEFT LoRA adapter as a change to a base checkpoint: θ = W + s·B·A (arXiv 2106.09685)."""
 
-import json
 import math
 import re
 from dataclasses import dataclass
 from typing import NoReturn
 
-from expo.checkpoint.files import Files
+from expo.checkpoint.files import Files, read_json
 from expo.checkpoint.headers import Shard, TensorInfo, printable
 from expo.errors import CheckpointError
 
@@ -41,12 +40,14 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter does to its base, by the base tensor's name."""
+    """What an adapter does to its base, by the base tensor's name; `base` is what it was made for, as its
+    configuration says."""
 
     files: Files
     shard: Shard
     updates: dict[str, LowRank]
     replaced: dict[str, TensorInfo]
+    base: str = ""
 
 
 def read_adapter(files: Files, shard: Shard, base: dict[str, TensorInfo]) -> Adapter:
@@ -80,7 +81,9 @@ def read_adapter(files: Files, shard: Shard, base: dict[str, TensorInfo]) -> Ada
                 replaced[module] = tensor
             case _:
                 _refuse(files.label, f"holds {printable(key)}, which expo does not know")
-    return Adapter(files, shard, updates, replaced)
+    return Adapter(
+        files, shard, updates, replaced, str(config.get("base_model_name_or_path") or "")
+    )
 
 
 def read_config(files: Files) -> dict:
@@ -89,10 +92,7 @@ def read_config(files: Files) -> dict:
     Raises:
         CheckpointError: it is none, or one that expo cannot add.
     """
-    try:
-        config = json.loads(files.read(CONFIG))
-    except ValueError as error:
-        raise CheckpointError(f"adapter {files.label}: {CONFIG} is not JSON: {error}") from error
+    config = read_json(files, CONFIG)
     _check_config(files.label, config)
     return config
 

@@ -1,9 +1,8 @@
 """A checkpoint as its headers describe it: every tensor, where it lies, and what is around it."""
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -11,7 +10,14 @@ from pathlib import PurePosixPath
 from expo.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
 from expo.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from expo.checkpoint.adapter import Adapter, LowRank, read_adapter
-from expo.checkpoint.files import Files, Overlay, open_location
+from expo.checkpoint.files import (
+    Directory,
+    Files,
+    Overlay,
+    check_contents,
+    open_location,
+    read_json,
+)
 from expo.checkpoint.headers import Shard, TensorInfo, header_bytes, parse_header, printable
 from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import is_tokenizer_file
@@ -20,6 +26,7 @@ from expo.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_LISTED = 5  # names in a note before "and N more"
 _FIRST_READ_BYTES = 100_000  # holds the header of nearly every shard on the Hub
 
 _QUANTIZED_NAME = re.compile(
@@ -53,6 +60,13 @@ class Weight:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.stored.shape
+
+    @property
+    def parts(self) -> Iterator[tuple[Files, TensorInfo]]:
+        """What it is made of: the stored tensor, and the factors of an adapter."""
+        yield self.files, self.stored
+        if self.update is not None and self.update_files is not None:
+            yield from ((self.update_files, info) for info in (self.update.a, self.update.b))
 
 
 @dataclass(frozen=True)
@@ -128,15 +142,19 @@ class Checkpoint:
         return Weight(stored, files, tensor.dtype, update, self.adapter.files if update else None)
 
 
-def open_checkpoint(reference: Reference) -> Checkpoint:
+def open_checkpoint(reference: Reference, *, streams: bool = False) -> Checkpoint:
     """Read the headers of a model. Hub files are read by range, unless they are in the cache.
+
+    Args:
+        streams: read the weights by range as well, when they are needed.
 
     Raises:
         CheckpointError: no usable weights, or a damaged, quantized or unsupported file.
         HubError: the Hub refuses or is out of reach.
     """
-    files = open_location(reference.model)
+    files = open_location(reference.model, streams=streams)
     names, index, notes = _weight_files(files)
+    notes = [*_remarks(files), *notes]
     shards = tuple(read_shard(files, name) for name in names)
     if index:
         shards, more = _check_index(files.label, index, shards)
@@ -148,40 +166,18 @@ def open_checkpoint(reference: Reference) -> Checkpoint:
     _refuse_quantized(checkpoint)
     if reference.adapter is None:
         return checkpoint
-    adapter_files = open_location(reference.adapter)
+    adapter_files = open_location(reference.adapter, streams=streams)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if name not in adapter_files.sizes:
             raise CheckpointError(f"adapter {adapter_files.label} has no {name}")
     shard = read_shard(adapter_files, ADAPTER_WEIGHTS)
     adapter = read_adapter(adapter_files, shard, checkpoint.tensors)
-    return Checkpoint(
-        reference, files, shards, checkpoint.index_metadata, adapter, checkpoint.notes
-    )
+    notes = [*checkpoint.notes, *_remarks(adapter_files)]
+    return Checkpoint(reference, files, shards, checkpoint.index_metadata, adapter, tuple(notes))
 
 
-def read_json(files: Files, name: str) -> dict:
-    """A JSON object among the files of a checkpoint.
-
-    Raises:
-        CheckpointError: it cannot be read or is not an object.
-    """
-    try:
-        value = parse_json(files, name)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{files.label}/{name} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{files.label}/{name} is not a JSON object")
-    return value
-
-
-def parse_json(files: Files, name: str) -> object:
-    """Any JSON value.
-
-    Raises:
-        ValueError, RecursionError: it is not JSON.
-        CheckpointError: it cannot be read.
-    """
-    return json.loads(files.read(name))
+def _remarks(files: Files) -> tuple[str, ...]:
+    return files.notes if isinstance(files, Directory) else ()
 
 
 def _weight_files(files: Files) -> tuple[list[str], dict, list[str]]:
@@ -225,6 +221,7 @@ def _shard_names(files: Files, index_name: str, index: dict) -> list[str]:
 
 def read_shard(files: Files, name: str) -> Shard:
     if name.endswith(".bin"):
+        check_contents(files, name)
         from expo.checkpoint.pickled import read_pickle
 
         return read_pickle(files, name)
@@ -257,16 +254,26 @@ def _check_index(
         if weight_map.get(tensor.name, shard.file) != shard.file
     ]
     unlisted = sorted({name for name, _ in present} - weight_map.keys())
-    notes = [
-        f"{label}: {printable(name)} is also in {file}; the index's copy is read"
-        for name, file in elsewhere
-    ] + [f"{label}: the index does not list {printable(name)}; it is read" for name in unlisted]
+    notes = []
+    if elsewhere:
+        twice = ", ".join(f"{printable(name)} also in {file}" for name, file in elsewhere[:_LISTED])
+        notes.append(f"{label}: the index's copies are read: {twice}{_more(elsewhere)}")
+    if unlisted:
+        count = (
+            "a tensor, which is" if len(unlisted) == 1 else f"{len(unlisted)} tensors, which are"
+        )
+        names = ", ".join(map(printable, unlisted[:_LISTED]))
+        notes.append(f"{label}: the index does not list {count} read: {names}{_more(unlisted)}")
     dropped = set(elsewhere)
     kept = tuple(
         Shard(s.file, s.metadata, _without(s.tensors, dropped), s.file_bytes, s.header_sha256)
         for s in shards
     )
     return kept, notes
+
+
+def _more(names: Sequence[object]) -> str:
+    return f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
 
 
 def _without(

@@ -1,5 +1,6 @@
 """The files of one location, wherever they lie: list them, read a range, bring one to the disk."""
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from expo.checkpoint.contents import FIRST_BYTES, mistaken
+from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import FileReader, Reader
 from expo.checkpoint.reference import Location
-from expo.errors import CheckpointError
+from expo.errors import CheckpointError, MistakenFileError
 
 _SKIPPED_DIRECTORIES = {".git", ".cache", "__pycache__"}
 
@@ -32,7 +35,14 @@ class Files(Protocol):
         """The Hub commit, where there is one."""
         ...
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes: ...
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes start … stop.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+            MistakenFileError: it begins as no file of a model does.
+        """
+        ...
 
     def local_path(self, name: str) -> Path:
         """Where the whole file lies on this disk, downloaded now if it has to be."""
@@ -41,7 +51,12 @@ class Files(Protocol):
     def is_local(self, name: str) -> bool: ...
 
     def reader(self, name: str) -> Reader:
-        """For ranges of a weight file, which is on this disk or in memory."""
+        """For ranges of a weight file, which is on this disk or in memory, or is streamed."""
+        ...
+
+    @property
+    def streams(self) -> bool:
+        """Whether weights that are not on this disk are read by range where they lie, not downloaded."""
         ...
 
     def identity(self, name: str) -> dict[str, str | int]:
@@ -57,14 +72,12 @@ class Directory:
     sizes: Mapping[str, int]
     label: str
     commit: str | None = None
+    notes: tuple[str, ...] = ()
+    """What the user should know of how it was found."""
+    streams: bool = False
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
-        with _readable(f"{self.label}/{name}"), self.local_path(name).open("rb") as file:
-            if stop is None:
-                return file.read()
-            if hasattr(os, "posix_fadvise"):  # a header needs no megabytes of read-ahead
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            return os.pread(file.fileno(), stop - start, start)
+        return read_local(self.local_path(name), start, stop, f"{self.label}/{name}")
 
     def local_path(self, name: str) -> Path:
         if name not in self.sizes:
@@ -108,6 +121,10 @@ class Overlay:
     def commit(self) -> str | None:
         return self.lower.commit
 
+    @property
+    def streams(self) -> bool:
+        return self.lower.streams
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         return self._holder(name).read(name, start, stop)
 
@@ -127,18 +144,26 @@ class Overlay:
         return self.upper if self.chosen(name) else self.lower
 
 
-def open_location(location: Location) -> Files:
+def open_location(location: Location, *, streams: bool = False) -> Files:
     """List the files at `location`. A Hub repository is pinned to a commit, nothing is downloaded.
 
+    Args:
+        streams: read the weights of a Hub repository by range, where they lie; a store's always are.
+
     Raises:
-        CheckpointError: the directory cannot be listed.
+        CheckpointError: the directory or the store cannot be listed.
         HubError: the Hub has no such repository or revision, refuses it, or is out of reach.
+        SpecError: stores need a library that is not installed.
     """
     if location.path is not None:
         return open_directory(location.path)
+    if location.url is not None:
+        from expo.checkpoint.store import open_store
+
+        return open_store(location.url)
     from expo.checkpoint.hub import open_repository
 
-    return open_repository(location)
+    return open_repository(location, streams=streams)
 
 
 def open_directory(root: Path, *, label: str | None = None, commit: str | None = None) -> Directory:
@@ -150,6 +175,60 @@ def open_directory(root: Path, *, label: str | None = None, commit: str | None =
             if path.is_file():
                 sizes[PurePosixPath(path.relative_to(root)).as_posix()] = path.stat().st_size
     return Directory(root, sizes, label or root.resolve().name, commit)
+
+
+def read_local(path: Path, start: int, stop: int | None, what: str) -> bytes:
+    """Bytes start … stop of a file on this disk, which messages call `what`.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        MistakenFileError: it begins as no file of a model does.
+    """
+    with _readable(what), path.open("rb") as file:
+        if stop is not None and hasattr(os, "posix_fadvise"):
+            # a header needs no megabytes of read-ahead
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        file.seek(start)
+        content = file.read() if stop is None else os.pread(file.fileno(), stop - start, start)
+    if start == 0 and (fault := mistaken(content)):
+        raise MistakenFileError(f"{printable(what)} {fault}")
+    return content
+
+
+def check_contents(files: Files, name: str) -> None:
+    """Look at the first bytes of a file that is only copied.
+
+    Raises:
+        CheckpointError: as `Files.read`.
+    """
+    if files.is_local(name):
+        files.read(name, 0, FIRST_BYTES)
+
+
+def read_json(files: Files, name: str) -> dict:
+    """A JSON object among the files of a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read or is not an object.
+    """
+    where = f"{files.label}/{name}"
+    try:
+        value = parse_json(files, name)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is not JSON ({error}): download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where} is not a JSON object: download it again")
+    return value
+
+
+def parse_json(files: Files, name: str) -> object:
+    """Any JSON value.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON.
+        CheckpointError: it cannot be read.
+    """
+    return json.loads(files.read(name))
 
 
 @contextmanager

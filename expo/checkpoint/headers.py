@@ -16,6 +16,7 @@ from typing import NoReturn
 from expo.checkpoint.dtypes import ITEM_BYTES
 from expo.errors import CheckpointError
 
+_AGAIN = "download it again"
 MAX_HEADER_BYTES = 100_000_000
 ALIGNMENT = 4096
 """Data of our own shards starts on this boundary, so that direct I/O works from the first byte."""
@@ -68,12 +69,15 @@ def header_bytes(first8: bytes, file: str, file_bytes: int) -> int:
         CheckpointError: the file cannot hold such a header.
     """
     if len(first8) < 8:
-        _refuse(file, f"is {file_bytes} bytes long, too short for a safetensors header")
+        _refuse(file, f"is {file_bytes} bytes long, too short for a safetensors header: {_AGAIN}")
     length = int.from_bytes(first8, "little")
     if length > MAX_HEADER_BYTES:
-        _refuse(file, f"claims a header of {length} bytes, the format allows {MAX_HEADER_BYTES}")
+        _refuse(
+            file,
+            f"is not safetensors: a header of {length} bytes, the format allows {MAX_HEADER_BYTES}; {_AGAIN}",
+        )
     if 8 + length > file_bytes:
-        _refuse(file, f"claims a header of {length} bytes but the file has {file_bytes}")
+        _refuse(file, f"claims a header of {length} bytes but the file has {file_bytes}: {_AGAIN}")
     return length
 
 
@@ -95,10 +99,11 @@ def parse_header(raw: bytes, file: str, file_bytes: int) -> Shard:
         if begin != previous_end:
             fault = "overlaps the tensor before it" if begin < previous_end else "follows a hole"
             at = f"starts at {begin}, expected {previous_end}"
-            _refuse(file, f"{printable(name)} {fault}: {at}")
+            _refuse(file, f"is damaged, {printable(name)} {fault}: {at}; {_AGAIN}")
     if start + ends[-1] != file_bytes:
         fault = "is truncated" if start + ends[-1] > file_bytes else "has trailing bytes"
-        _refuse(file, f"{fault}: the header describes {start + ends[-1]} bytes, not {file_bytes}")
+        sizes = f"the header describes {start + ends[-1]} bytes, the file has {file_bytes}"
+        _refuse(file, f"{fault}: {sizes}; {_AGAIN}")
     tensors = tuple(TensorInfo(n, d, s, file, start + begin) for n, d, s, begin, _ in spans)
     return Shard(file, metadata, tensors, file_bytes, hashlib.sha256(raw).hexdigest())
 
@@ -132,7 +137,7 @@ def _load_json(raw: bytes, file: str) -> dict:
     try:
         entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        _refuse(file, f"has a header that is not JSON ({error})")
+        _refuse(file, f"has a header that is not JSON ({error}): {_AGAIN}")
     if not isinstance(entries, dict):
         _refuse(file, "has a header that is not a JSON object")
     return entries

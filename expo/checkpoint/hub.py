@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import huggingface_hub
@@ -17,9 +17,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from expo.checkpoint.files import Directory, open_directory
+from expo.checkpoint.files import Directory, open_directory, read_local
+from expo.checkpoint.ranges import RangeReader, read_range
 from expo.checkpoint.reader import FileReader, Reader
 from expo.checkpoint.reference import Location
 from expo.errors import HubError
@@ -37,6 +37,9 @@ class Repository:
     sizes: Mapping[str, int]
     sha256: Mapping[str, str]
     """The LFS hash of each large file, from the repository's metadata."""
+    streams: bool = False
+    heads: dict[str, bytes] = field(default_factory=dict)
+    """What was read of the start of a file: it need not be asked for again."""
 
     @property
     def label(self) -> str:
@@ -44,16 +47,15 @@ class Repository:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         if stop is None or self.is_local(name):
-            with self.local_path(name).open("rb") as file:
-                file.seek(start)
-                return file.read() if stop is None else file.read(stop - start)
-        return self._read_range(name, start, min(stop, self.sizes[name]))
+            return read_local(self.local_path(name), start, stop, f"{self.label}/{name}")
+        end = min(stop, self.sizes[name])
+        return read_range(self._remote(name), start, end, self.heads, name)
 
     def local_path(self, name: str) -> Path:
         cached = self._cached(name)
         if cached is not None:
             return cached
-        with _explained(f"{self.repo_id}/{name}"):
+        with explained(f"{self.repo_id}/{name}"):
             # By the revision's name, not the commit: so the cache learns what the name stands for
             # and finds it again offline.
             path = Path(huggingface_hub.hf_hub_download(self.repo_id, name, revision=self.revision))
@@ -65,7 +67,17 @@ class Repository:
         return self._cached(name) is not None
 
     def reader(self, name: str) -> Reader:
+        if self.streams and not self.is_local(name):
+            return self._remote(name)
         return FileReader(self.local_path(name), f"{self.label}/{name}")
+
+    def _remote(self, name: str) -> RangeReader:
+        from expo.checkpoint.hub_file import HubFile
+
+        where = f"{self.repo_id}/{name}"
+        url = huggingface_hub.hf_hub_url(self.repo_id, name, revision=self.commit)
+        source = HubFile(url, where, self.sizes[name], self.sha256.get(name))
+        return RangeReader(source, where, self.heads.get(name, b""))
 
     def _cached(self, name: str) -> Path | None:
         cached = huggingface_hub.try_to_load_from_cache(self.repo_id, name, revision=self.commit)
@@ -75,40 +87,29 @@ class Repository:
         identity: dict[str, str | int] = {"bytes": self.sizes[name], "commit": self.commit}
         return identity | ({"sha256": self.sha256[name]} if name in self.sha256 else {})
 
-    def _read_range(self, name: str, start: int, stop: int) -> bytes:
-        if stop <= start:
-            return b""
-        url = huggingface_hub.hf_hub_url(self.repo_id, name, revision=self.commit)
-        headers = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}"}
-        content = bytearray()
-        with (
-            _explained(f"{self.repo_id}/{name}"),
-            get_session().stream("GET", url, headers=headers, timeout=30) as response,
-        ):
-            hf_raise_for_status(response)
-            # A server without ranges answers 200 from byte 0: read no further than needed.
-            skipped = 0 if response.status_code == 206 else start
-            for block in response.iter_bytes():
-                content += block
-                if len(content) >= skipped + stop - start:
-                    break
-        return bytes(content[skipped : skipped + stop - start])
 
+def open_repository(location: Location, *, streams: bool = False) -> Repository | Directory:
+    """Pin `location` to a commit; where the Hub cannot be asked, take the snapshot that the cache holds.
 
-def open_repository(location: Location) -> Repository | Directory:
-    """Pin `location` to a commit; offline, take the snapshot that the cache holds.
+    Args:
+        streams: read what is not in the cache by range, where it lies.
 
     Raises:
-        HubError: no such repository or revision, no access, or no connection.
+        HubError: no such repository or revision, no access, or no answer and nothing in the cache.
     """
     repo_id = location.repo_id
     assert repo_id is not None
-    with _explained(str(location)):
+    with explained(str(location), instead="no such directory here, and "):
         if constants.HF_HUB_OFFLINE:
             return _cached_snapshot(repo_id, location.revision)
-        info = huggingface_hub.HfApi().model_info(
-            repo_id, revision=location.revision, files_metadata=True
-        )
+        try:
+            info = huggingface_hub.HfApi().model_info(
+                repo_id, revision=location.revision, files_metadata=True
+            )
+        except (HTTPError, OSError) as error:
+            if not _is_silence(error):
+                raise
+            return _without_the_hub(location, error)
     files = {file.rfilename: file for file in info.siblings or []}
     return Repository(
         repo_id,
@@ -116,7 +117,38 @@ def open_repository(location: Location) -> Repository | Directory:
         str(info.sha),
         sizes={name: file.size or 0 for name, file in files.items()},
         sha256={name: file.lfs.sha256 for name, file in files.items() if file.lfs},
+        streams=streams,
     )
+
+
+def _is_silence(error: Exception) -> bool:
+    """Whether the Hub has said nothing about the repository: out of reach, or ill."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    return not isinstance(error, HFValidationError)
+
+
+def _without_the_hub(location: Location, error: Exception) -> Directory:
+    """What the cache holds, with a note that nobody looked for something newer."""
+    repo_id, silence = str(location.repo_id), _silence(error)
+    try:
+        cached = _cached_snapshot(repo_id, location.revision)
+    except LocalEntryNotFoundError:
+        raise HubError(
+            f"{location}: no such directory here, and {silence}; the local cache does not hold it either: "
+            "check path and connection (with HF_HUB_OFFLINE=1 only the cache is looked at)"
+        ) from error
+    note = (
+        f"{location}: {silence}; commit {cached.commit} of the local cache is used "
+        "(HF_HUB_OFFLINE=1 does so without asking)"
+    )
+    return replace(cached, notes=(note,))
+
+
+def _silence(error: Exception) -> str:
+    response = error.response if isinstance(error, HfHubHTTPError) else None
+    why = type(error.__cause__ or error).__name__ if response is None else str(response.status_code)
+    return f"the Hub at {constants.ENDPOINT} does not answer ({why})"
 
 
 def endpoint_note() -> str | None:
@@ -133,8 +165,12 @@ def _cached_snapshot(repo_id: str, revision: str | None) -> Directory:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn the library's errors into one line each that names `what` and the cure."""
+def explained(what: str, *, instead: str = "") -> Iterator[None]:
+    """Turn the library's errors into one line each that names `what` and the cure.
+
+    Args:
+        instead: what else `what` could have been, and is not.
+    """
     try:
         yield
     except GatedRepoError as error:
@@ -145,12 +181,15 @@ def _explained(what: str) -> Iterator[None]:
         raise HubError(f"{what}: the repository has no such revision") from error
     except RepositoryNotFoundError as error:
         raise HubError(
-            f"{what} is not on the Hub, or is private: check the name, or `hf auth login`"
+            f"{what}: {instead}no such repository on the Hub, or a private one: "
+            "check the name, or `hf auth login`"
         ) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        if not constants.HF_HUB_OFFLINE:  # a download that lost its connection says so too
+            raise HubError(_unanswered(what, error)) from error
         raise HubError(
-            f"{what} is not in the local cache and the Hub cannot be asked "
-            "(HF_HUB_OFFLINE, or no connection): `hf download` it while online"
+            f"{what}: {instead}not in the local cache, and HF_HUB_OFFLINE=1 forbids to ask the Hub: "
+            "unset it, or `hf download` it while online"
         ) from error
     except HFValidationError as error:
         raise HubError(f"{what} is not a valid Hub id: {error}") from error
@@ -158,6 +197,11 @@ def _explained(what: str) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else "no answer"
         raise HubError(f"{what}: the Hub answered {status}; try again later") from error
     except (HTTPError, OSError) as error:
-        raise HubError(
-            f"{what}: the Hub at {constants.ENDPOINT} is out of reach ({type(error).__name__})"
-        ) from error
+        raise HubError(_unanswered(what, error)) from error
+
+
+def _unanswered(what: str, error: Exception) -> str:
+    return (
+        f"{what}: {_silence(error)}: check the connection and run again, what is downloaded stays; "
+        "with HF_HUB_OFFLINE=1 models of the local cache are used without asking"
+    )

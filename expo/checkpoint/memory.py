@@ -51,6 +51,7 @@ class Memory:
     label: str
     contents: Mapping[str, Bytes]
     commit: None = None
+    streams: bool = False
 
     @property
     def sizes(self) -> Mapping[str, int]:

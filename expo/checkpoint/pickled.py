@@ -90,7 +90,7 @@ def _describe(file: str, name: str, tensor, file_bytes: int) -> TensorInfo:
     begin = storage._checkpoint_offset + tensor.storage_offset() * tensor.element_size()
     info = TensorInfo(name, dtype, tuple(tensor.shape), file, begin)
     if begin + info.nbytes > file_bytes:
-        _refuse(file, f"is truncated: {printable(name)} ends after the file")
+        _refuse(file, f"is truncated: {printable(name)} ends after the file; download it again")
     return info
 
 

@@ -121,7 +121,9 @@ class FileReader:
         while done < needed:
             count = os.preadv(fd, [view[done:].data], begin + done)
             if count == 0:
-                raise CheckpointError(f"{self._name} was cut short while it was read")
+                raise CheckpointError(
+                    f"{self._name} was cut short while it was read: download it again"
+                )
             done += count
 
     def _cached_pages(self, begin: int, nbytes: int) -> NDArray[np.bool_]:

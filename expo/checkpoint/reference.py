@@ -1,25 +1,33 @@
-"""What a user may write for a model: a path, `org/name@revision`, `model+adapter`."""
+"""What a user may write for a model: a path, `org/name@revision`, `s3://bucket/prefix`, `model+adapter`."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from expo.errors import SpecError
+
+STORES = ("s3", "gs", "az", "https", "http")
+"""The schemes of object stores."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Location:
-    """One place that holds files: a local directory, or a Hub repository at a revision."""
+    """One place that holds files: a local directory, a Hub repository at a revision, or a prefix of an
+    object store."""
 
     path: Path | None = None
     repo_id: str | None = None
     revision: str | None = None
+    url: str | None = None
 
     def __str__(self) -> str:
         if self.path is not None:
             return str(self.path)
+        if self.url is not None:
+            return self.url
         return f"{self.repo_id}@{self.revision}" if self.revision else str(self.repo_id)
 
 
@@ -38,7 +46,7 @@ def parse_reference(text: str, *, role: str = "model") -> Reference:
     """Read what the user wrote. What exists as a path is a path; `hf://` and `./` force it.
 
     Raises:
-        SpecError: it is neither an existing directory nor a Hub id.
+        SpecError: it is neither an existing directory, nor a Hub id, nor the address of a store.
     """
     if not text:
         raise SpecError(f"{role}: is empty; name a directory or a Hub id")
@@ -53,7 +61,12 @@ def parse_reference(text: str, *, role: str = "model") -> Reference:
 
 
 def _is_known(text: str) -> bool:
-    return Path(text).expanduser().exists() or _hub_parts(text) is not None
+    named = _hub_parts(text) is not None or _scheme(text) in STORES
+    return named or Path(text).expanduser().exists()
+
+
+def _scheme(text: str) -> str | None:
+    return text.partition("://")[0].lower() if "://" in text else None
 
 
 def _hub_parts(text: str) -> tuple[str, str | None] | None:
@@ -67,6 +80,8 @@ def _hub_parts(text: str) -> tuple[str, str | None] | None:
 
 def _location(text: str, role: str) -> Location:
     path = Path(text).expanduser()
+    if _scheme(text) in STORES:
+        return Location(url=_checked_url(text, role))
     if not text.startswith("hf://") and path.exists():
         if not path.is_dir():
             raise SpecError(f"{role}: {text} is a file; name the directory that holds the model")
@@ -76,3 +91,17 @@ def _location(text: str, role: str) -> Location:
     raise SpecError(
         f"{role}: {text} is neither an existing directory nor a Hub id (org/name[@revision])"
     )
+
+
+def _checked_url(text: str, role: str) -> str:
+    """The address of a prefix, as messages and the manifest may show it."""
+    parts = urlsplit(text)
+    shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path.rstrip('/')}"
+    if not parts.hostname:
+        raise SpecError(
+            f"{role}: {shown} names no bucket or host: write {parts.scheme}://NAME/PREFIX"
+        )
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        cure = "credentials come from the environment, and a model is a prefix"
+        raise SpecError(f"{role}: {shown} may have no user, password or query: {cure}")
+    return f"{parts.scheme}{text[len(parts.scheme) :]}".rstrip("/")

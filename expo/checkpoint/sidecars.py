@@ -29,10 +29,32 @@ VOCABULARIES = (
 
 LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "license*")
 
-MODEL = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "image_processor_config.json", "video_preprocessor_config.json", *LEGAL,
+PROCESSORS = (
+    "preprocessor_config.json", "processor_config.json", "image_processor_config.json",
+    "video_preprocessor_config.json",
 )  # fmt: skip
+
+CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", *PROCESSORS)
+
+MODEL = ("config.json", "generation_config.json", *PROCESSORS, *LEGAL)
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+BESIDE = (
+    CARD, MANIFEST, "adapter_config.json", ".gitattributes", ".gitignore", ".eval_results/*",
+    "model.sig", "*.sigstore", "*.sigstore.json",
+)  # fmt: skip
+"""What is neither model nor tokenizer and still lies in a published one: card, results, signature."""
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
+
+
+def is_part_of_model(name: str, card: str) -> bool:
+    """Whether a file in a model's directory belongs to the model; images do that the `card` names."""
+    known = (*WEIGHTS, *MODEL, *TOKENIZER, *BESIDE)
+    if any(fnmatch(name, p) and name.count("/") == p.count("/") for p in known):
+        return True
+    return name.lower().endswith(_IMAGES) and name in card
 
 
 def is_tokenizer_file(name: str) -> bool:
@@ -70,14 +92,6 @@ def is_weights(name: str) -> bool:
     return name.endswith(_WEIGHTS) and not is_training_state(name)
 
 
-def auto_map_files(config: dict) -> set[str]:
-    """The `.py` files that a configuration's `auto_map` names (`file.Class`, `repo--file.Class`)."""
-    entries = config.get("auto_map")
-    if not isinstance(entries, dict):
-        return set()
-    flat = [item for value in entries.values() for item in _as_list(value) if isinstance(item, str)]
-    return {f"{entry.split('--')[-1].split('.')[0]}.py" for entry in flat}
-
-
-def _as_list(value: object) -> list:
-    return value if isinstance(value, list) else [value]
+def is_config(name: str) -> bool:
+    """Whether loaders look for `auto_map` there: any part of a model can bring its own code."""
+    return any(fnmatch(name, pattern) for pattern in CONFIGS)

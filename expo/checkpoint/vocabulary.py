@@ -1,7 +1,7 @@
 """Which token string owns which embedding row, read from tokenizer files without running them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from expo.checkpoint.files import Files
 from expo.errors import TokenizerError
@@ -12,43 +12,65 @@ def read_vocabulary(files: Files) -> dict[int, str] | None:
 
     Raises:
         TokenizerError: a tokenizer file is damaged.
+        CheckpointError: one cannot be read.
     """
-    try:
-        tokens = _tokens(files)
-        if tokens is not None:
-            tokens |= _added(files)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise TokenizerError(
-            f"{files.label} has a damaged tokenizer file ({type(error).__name__}: {error})"
-        ) from error
-    return tokens
-
-
-def _tokens(files: Files) -> dict[int, str] | None:
-    if "tokenizer.json" in files.sizes:
-        tokenizer = json.loads(files.read("tokenizer.json"))
-        vocabulary = tokenizer["model"]["vocab"]
-        # Unigram lists [piece, score] in id order, the other models map token to id.
-        if isinstance(vocabulary, list):
-            tokens = {index: piece for index, (piece, _) in enumerate(vocabulary)}
-        else:
-            tokens = {index: token for token, index in vocabulary.items()}
-        return tokens | {t["id"]: t["content"] for t in tokenizer.get("added_tokens") or []}
-    if "tokenizer.model" in files.sizes:
-        return dict(enumerate(_sentencepieces(files.read("tokenizer.model"))))
-    if "vocab.json" in files.sizes:
-        return {index: token for token, index in json.loads(files.read("vocab.json")).items()}
+    for name, parse in _VOCABULARIES.items():
+        if name in files.sizes:
+            return _parsed(files, name, parse) | _added(files)
     return None
 
 
 def _added(files: Files) -> dict[int, str]:
     added: dict[int, str] = {}
-    if "added_tokens.json" in files.sizes:
-        added = {index: t for t, index in json.loads(files.read("added_tokens.json")).items()}
-    if "tokenizer_config.json" in files.sizes:
-        decoder = json.loads(files.read("tokenizer_config.json")).get("added_tokens_decoder") or {}
-        added |= {int(index): token["content"] for index, token in decoder.items()}
+    for name, parse in _ADDED.items():
+        if name in files.sizes:
+            added |= _parsed(files, name, parse)
     return added
+
+
+def _parsed(files: Files, name: str, parse: Callable[[bytes], dict[int, str]]) -> dict[int, str]:
+    content = files.read(name)
+    try:
+        return parse(content)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise TokenizerError(
+            f"{files.label}/{name} is damaged ({what}): download it again"
+        ) from error
+
+
+def _of_tokenizers(content: bytes) -> dict[int, str]:
+    tokenizer = json.loads(content)
+    vocabulary = tokenizer["model"]["vocab"]
+    # Unigram lists [piece, score] in id order, the other models map token to id.
+    if isinstance(vocabulary, list):
+        tokens = {index: piece for index, (piece, _) in enumerate(vocabulary)}
+    else:
+        tokens = {index: token for token, index in vocabulary.items()}
+    return tokens | {t["id"]: t["content"] for t in tokenizer.get("added_tokens") or []}
+
+
+def _of_sentencepiece(content: bytes) -> dict[int, str]:
+    return dict(enumerate(_sentencepieces(content)))
+
+
+def _of_map(content: bytes) -> dict[int, str]:
+    return {index: token for token, index in json.loads(content).items()}
+
+
+def _of_decoder(content: bytes) -> dict[int, str]:
+    decoder = json.loads(content).get("added_tokens_decoder") or {}
+    return {int(index): token["content"] for index, token in decoder.items()}
+
+
+_VOCABULARIES = {
+    "tokenizer.json": _of_tokenizers,
+    "tokenizer.model": _of_sentencepiece,
+    "vocab.json": _of_map,
+}
+"""The first of these that is there says what the tokens are."""
+_ADDED = {"added_tokens.json": _of_map, "tokenizer_config.json": _of_decoder}
+"""All of these add to it."""
 
 
 def _sentencepieces(model: bytes) -> Iterator[str]:

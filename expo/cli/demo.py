@@ -26,6 +26,7 @@ def demo(out: Path, output: Output) -> None:
     from expo.verbs.demo import run_demo
 
     result = run_demo(out, say=output.say)
+    output.wrote(out, f"{len(result.points)} models")
     output.result(result, lambda: demo_text(result))
 
 

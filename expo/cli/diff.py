@@ -27,6 +27,7 @@ Examples:
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw a heat map (.png or .svg).")
 @click.option("--top", type=click.IntRange(1), default=15, show_default=True, help="Rows to print.")
 @click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
+@options.streaming
 @options.talk
 def diff(
     a: str,
@@ -34,6 +35,7 @@ def diff(
     plot: Path | None,
     top: int,
     threads: int,
+    stream_inputs: bool,
     output: Output,
 ) -> None:
     """Show how far checkpoint B is from checkpoint A, per tensor and per module.
@@ -47,12 +49,12 @@ def diff(
 
         check_plot(plot)
     with output.progress("diff") as progress:
-        result = run(a, b, threads=threads, progress=progress)
+        result = run(a, b, threads=threads, stream_inputs=stream_inputs, progress=progress)
     if plot is not None:
         from expo.plots.heatmap import draw_heatmap
 
         draw_heatmap(result, plot)
-        output.say(f"{plot}: heat map of the relative change, layer × module")
+        output.wrote(plot, "heat map of the relative change, layer × module")
     output.result(result, lambda: diff_text(result, top))
     if not result.same_structure:
         raise click.exceptions.Exit(_STRUCTURE_DIFFERS)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from expo.cli import options as flags
-from expo.cli.output import Output, gigabytes, percent, table
+from expo.cli.output import Output, percent, table
 from expo.cli.verify import FOUND_AN_ERROR
 from expo.cli.verify_text import findings
 from expo.errors import SpecError
+from expo.planning.findings import gigabytes
 from expo.results import VerifyResult
+from expo.spec.request import ADAPTER_DTYPES
 
 if TYPE_CHECKING:
     from expo.results import ExtractResult
@@ -44,12 +46,12 @@ Examples:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=flags.Dtype(ADAPTER_DTYPES),
     default="float32",
     show_default=True,
     help="Of the adapter.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what OUT holds, once all is done.")
+@click.option("--overwrite", is_flag=True, help="Replace the adapter in OUT, once all is done.")
 @click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
 @flags.amount
 @flags.talk
@@ -83,6 +85,7 @@ def extract_lora(
             rank=rank,
             energy=energy,
             alpha=1.0 if alpha is None else alpha,
+            interpolate=True,  # the flags have been checked
             dtype=dtype,
             save_whole=save_whole,
             overwrite=overwrite,
@@ -93,10 +96,13 @@ def extract_lora(
 
 
 def report_adapter(result: "ExtractResult", text: Callable[[], str], output: Output) -> None:
-    """The result on stdout; on stderr its size and what the verification found."""
-    output.say(f"{result.out}: {gigabytes(result.written_bytes)} in {result.seconds:.1f} s")
-    if result.verified is not None and not output.json:
-        output.say(findings(VerifyResult(result.verified, result.checks), str(result.out)))
+    """The result on stdout; on stderr warnings, its size and what the verification found."""
+    for warning in result.warnings:
+        output.say(f"warning: {warning}")
+    output.wrote(result.out, f"{gigabytes(result.written_bytes)} in {result.seconds:.1f} s")
+    found = findings(VerifyResult(bool(result.verified), result.checks)) if result.checks else ""
+    if found and not output.json:
+        output.say(found)
     output.result(result, text)
     if result.verified is False:
         raise click.exceptions.Exit(FOUND_AN_ERROR)

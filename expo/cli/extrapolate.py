@@ -44,8 +44,8 @@ def extrapolate(
 ) -> None:
     """Write θ_sft + α·(θ_aligned − θ_sft) to the directory OUT.
 
-    SFT and ALIGNED are directories, Hub ids (org/name, org/name@revision), or model+adapter for a
-    LoRA adapter. An interrupted run resumes when the same command is run again.
+    SFT and ALIGNED are directories, Hub ids (org/name, org/name@revision), prefixes of object stores
+    (s3://bucket/prefix, gs://, az://, https://), or model+adapter for a LoRA adapter. An interrupted run resumes when the same command is run again.
     """
     from expo.errors import SpecError
     from expo.spec.request import make_request
@@ -55,7 +55,7 @@ def extrapolate(
     if as_adapter:
         _adapter((sft, aligned, out), alpha, print_spec, overrides, options, output)
         return
-    request = overrides.apply(make_request(sft, aligned, alpha=alpha))
+    request = overrides.apply(make_request(sft, aligned, alpha=alpha, interpolate=True))
     if print_spec:
         from expo.spec.resolved import resolved, to_yaml
 

@@ -1,6 +1,5 @@
 """The entry point: the verbs, and what every error and signal turns into."""
 
-import os
 import signal
 import sys
 import traceback
@@ -10,16 +9,22 @@ import click
 
 from expo import __version__
 from expo.cli.card import card
+from expo.cli.compare import compare
 from expo.cli.demo import demo
 from expo.cli.diff import diff
+from expo.cli.evaluate import evaluate
 from expo.cli.extract_lora import extract_lora
 from expo.cli.extrapolate import extrapolate
+from expo.cli.info import info
 from expo.cli.laser import laser
 from expo.cli.merge import merge
 from expo.cli.merging import RESUMABLE
+from expo.cli.output import WRITTEN
 from expo.cli.plan import plan
 from expo.cli.publish import publish
 from expo.cli.spectrum import spectrum
+from expo.cli.streams import Unprinted, guarded
+from expo.cli.sweep import sweep
 from expo.cli.verify import FOUND_AN_ERROR, verify
 from expo.errors import ExpoError, SpecError, VerificationError
 
@@ -45,8 +50,22 @@ def cli() -> None:
 
 
 for _command in (
-    extrapolate, merge, plan, diff, verify, spectrum, laser, extract_lora, card, publish, demo,
-):  # fmt: skip
+    extrapolate,
+    merge,
+    plan,
+    diff,
+    verify,
+    info,
+    spectrum,
+    laser,
+    extract_lora,
+    sweep,
+    evaluate,
+    compare,
+    card,
+    publish,
+    demo,
+):
     cli.add_command(_command)
 
 
@@ -54,6 +73,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _on_sigterm)
+    RESUMABLE.clear()
+    WRITTEN.clear()
+    with guarded():
+        code = _run(arguments)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         code = cli.main(arguments, prog_name="expo", standalone_mode=False)
     except click.exceptions.Exit as exit_:
@@ -67,10 +94,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = _stopped("terminated", _TERMINATED)
     except ExpoError as error:
         code = _failed(error, debug="--debug" in arguments)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+    except Unprinted as reason:
+        code = _unprinted(reason)
+    return code if isinstance(code, int) else 0
 
 
 def _on_sigterm(_signal: int, _frame: object) -> NoReturn:
@@ -78,9 +104,15 @@ def _on_sigterm(_signal: int, _frame: object) -> NoReturn:
 
 
 def _stopped(what: str, code: int) -> int:
-    resume = "; finished shards are kept, run the same command again to resume" if RESUMABLE else ""
+    resume = "; what is finished is kept, run the same command again to resume" if RESUMABLE else ""
     click.echo(f"expo: {what}{resume}", err=True)
     return code
+
+
+def _unprinted(reason: Unprinted) -> int:
+    where = f"; in place: {', '.join(map(str, WRITTEN))}" if WRITTEN else ""
+    click.echo(f"expo: what came out could not be printed ({reason}){where}", err=True)
+    return 1
 
 
 def _failed(error: ExpoError, *, debug: bool) -> int:

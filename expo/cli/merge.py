@@ -120,7 +120,7 @@ def _run_all(
         run_merge(final(request), place, how, collected or output)
 
     try:
-        run_stages(stages, out, run)
+        run_stages(stages, out, run, overwrite=options.overwrite)
     finally:
         if collected is not None and collected.results:
             output.data(to_json(collected.results))

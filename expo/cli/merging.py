@@ -1,23 +1,26 @@
 """What `extrapolate`, `merge` and `plan` share: plan, show it or run it, report."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from expo.cli.options import RunOptions
-from expo.cli.output import Output, gigabytes, number, percent, to_json
+from expo.cli.output import STEPS, WRITTEN, Output, speed, to_json
+from expo.cli.result_text import details, result_text
 from expo.cli.verify import FOUND_AN_ERROR
 from expo.cli.verify_text import findings
+from expo.planning.findings import gigabytes
 from expo.results import VerifyResult
-from expo.spec.request import Request, both_conventions
+from expo.spec.request import Request
 
 if TYPE_CHECKING:
     from expo.planning.plan import Plan
-    from expo.results import EditReport, MergeResult, PlanReport
+    from expo.results import MergeResult
     from expo.spec.stages import Stage
+
+_NOTES = 8  # shown before a run
 
 RESUMABLE: list[Path] = []
 """The outputs that this process has begun to write, for the message on an interruption."""
@@ -34,10 +37,13 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
     from expo.compute.stream import Tuning
     from expo.verbs.merge import run_plan
 
-    for warning in () if plan.refusals else plan.warnings:
-        output.say(f"warning: {warning}")
+    if not plan.refusals:
+        _remark(plan, output)
     RESUMABLE.append(out)
-    with output.progress(out.name) as progress:
+    with (
+        output.progress(out.name) as progress,
+        output.progress("verifying", unit=STEPS) as checking,
+    ):
         result = run_plan(
             plan,
             out,
@@ -46,50 +52,42 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
             verify=options.verify,
             tuning=Tuning(threads=options.threads),
             progress=progress,
+            checking=checking,
             say=output.say,
         )
-    _report(result, output)
+    for warning in result.warnings:
+        if warning not in plan.warnings:  # what only the tensors could tell
+            output.say(f"warning: {warning}")
+    RESUMABLE.remove(out)
+    WRITTEN.append(out)
+    if progress.done:
+        took = f"{progress.seconds:.1f} s, {speed(progress.rate)}"
+        output.say(f"wrote {gigabytes(progress.done)} in {took}")
+    _report(result, plan, out, output)
     if result.verified is False:
         raise click.exceptions.Exit(FOUND_AN_ERROR)
 
 
-def _report(result: "MergeResult", output: Output) -> None:
-    """The result on stdout, and on stderr how fast it came and what the verification found."""
+def _remark(plan: "Plan", output: Output) -> None:
+    """Every warning, and what is copied and dropped, as far as it fits a screen."""
+    for warning in plan.warnings:
+        output.say(f"warning: {warning}")
+    for note in plan.notes[:_NOTES]:
+        output.say(f"note: {note}")
+    if len(plan.notes) > _NOTES:
+        output.say(f"note: {len(plan.notes) - _NOTES} more are in expo.json, and in expo plan")
+
+
+def _report(result: "MergeResult", plan: "Plan", out: Path, output: Output) -> None:
+    """What the verification found on stderr, what came out on stdout."""
     if output.json:
         output.result(result, lambda: "")
         return
-    rate = result.written_bytes / max(result.seconds, 1e-9) / 1e9
-    output.say(
-        f"{result.out}: {gigabytes(result.written_bytes)} in {result.seconds:.1f} s ({rate:.2f} GB/s)"
-    )
-    if result.verified is not None:
-        found = VerifyResult(result.verified, result.checks)
-        output.say(findings(found, str(result.out)))
-    if result.edits:
-        output.say(edits_text(result.edits))
-    output.data(outcome(result))
-
-
-def edits_text(edits: "tuple[EditReport, ...]") -> str:
-    """One line about the matrices that were cut."""
-    ranks = sorted(edit.rank for edit in edits)
-    removed = sorted(edit.removed_energy for edit in edits)
-    fits = sorted(edit.bulk_fit for edit in edits if edit.bulk_fit is not None)
-    text = (
-        f"cut {len(edits)} matrices: rank {_spread(ranks, 'd')} of up to "
-        f"{max(edit.full_rank for edit in edits)}, {_spread([100 * r for r in removed], '.3g')} % of "
-        "the energy removed"
-    )
-    if fits:
-        text += f"; the bulk is {_spread(fits, '.2g')} from pure noise (0 to 1)"
-    return text
-
-
-def _spread(ordered: Sequence[float], form: str) -> str:
-    low, middle, high = (ordered[0], ordered[len(ordered) // 2], ordered[-1])
-    if low == high:
-        return f"{low:{form}}"
-    return f"{low:{form}} to {high:{form}} (median {middle:{form}})"
+    if result.checks and (found := findings(VerifyResult(bool(result.verified), result.checks))):
+        output.say(found)
+    output.data(result_text(result, plan, str(out)))
+    if output.verbose:
+        output.data(details(result))
 
 
 def show_plan(plan: "Plan", out: Path | None, options: RunOptions, output: Output) -> None:
@@ -112,61 +110,14 @@ def show_plans(
 ) -> None:
     """Print the plan of every document, as one JSON list where that is asked for."""
     from expo.cli.plan_text import plan_text
-    from expo.planning.preview import planned
-    from expo.verbs.plan import plan_report
+    from expo.verbs.plan import plan_stages
 
-    reports: list[PlanReport] = []
-    with planned(stages, change) as (folder, plans):
-        for number, plan in enumerate(plans, 1):
-            place = out if number == len(stages) else None
-            shown = plan_report(plan, place, overwrite=options.overwrite, threads=options.threads)
-            reports.append(_without(folder, shown))
+    reports = plan_stages(stages, change, out, overwrite=options.overwrite, threads=options.threads)
     if output.json:
         output.data(to_json(reports))
-    for number, (stage, shown) in enumerate(zip(stages, reports, strict=False), 1):
+    for place, (stage, shown) in enumerate(zip(stages, reports, strict=False), 1):
         if not output.json:
-            name = "OUT" if number == len(stages) else stage.name
-            output.data(f"document {number} of {len(stages)}: {name}\n{plan_text(shown)}\n")
+            name = "OUT" if place == len(stages) else stage.name
+            output.data(f"document {place} of {len(stages)}: {name}\n{plan_text(shown)}\n")
     if not all(shown.ok for shown in reports):
         raise click.exceptions.Exit(1)
-
-
-def _without(folder: Path, shown: "PlanReport") -> "PlanReport":
-    """The report with the names of earlier documents where it has the places of their previews."""
-    sources = {
-        role: replace(source, model=Path(source.model).name, kind="of an earlier document")
-        if Path(source.model).parent == folder
-        else source
-        for role, source in shown.sources.items()
-    }
-    pair = {role: sources[role] for role in ("sft", "aligned") if role in sources}
-    return replace(shown, sources=sources, **pair)
-
-
-def outcome(result: "MergeResult") -> str:
-    """The one line that a run ends with."""
-    if not result.statistics.elements:
-        return "merged by mergekit's engine, which says nothing about what came out"
-    total, other = result.statistics, result.alternative
-    if result.method != "expo":
-        survived = percent(total.effective_alpha)
-        return (
-            f"{result.method}: {survived} of the intended change survived rounding; rounding noise "
-            f"{number(total.rounding_noise, '.2g')} of it; {percent(total.unmoved_share)} of the weights "
-            "did not move"
-        )
-    asked = both_conventions(total.alpha if result.alpha is None else result.alpha)
-    average = " on average" if result.alpha is None else ""
-    parts = [
-        f"asked {asked}{average}",
-        f"effective alpha {number(total.effective_alpha)}",
-        f"rounding noise {number(total.rounding_noise, '.2g')} of the increment",
-        f"{percent(total.zero_share)} of the deltas are 0",
-        f"{percent(total.unmoved_share)} of the weights did not move",
-    ]
-    if other is not None and total.effective_alpha is not None:
-        parts.append(
-            f"{other.rounding} rounding would give about {number(other.effective_alpha)} "
-            f"(noise {number(other.rounding_noise, '.2g')}), float32 exactly {number(total.alpha)}"
-        )
-    return "; ".join(parts)

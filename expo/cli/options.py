@@ -55,9 +55,10 @@ class Overrides:
     allow_missing: str | None
     include: tuple[str, ...]
     max_shard_bytes: int | None
+    stream_inputs: bool = False
 
     def apply(self, request: Request) -> Request:
-        given = {name: value for name, value in vars(self).items() if value not in (None, ())}
+        given = {n: v for n, v in vars(self).items() if v not in (None, ()) and v is not False}
         if request.foreign is not None and (wrong := given.keys() & _ONLY_OURS):
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(wrong))
             raise SpecError(f"{flags}: not with mergekit's engine ({request.foreign.reasons[0]})")
@@ -73,6 +74,14 @@ class RunOptions:
     hash_inputs: bool = False
     verify: bool = True
     threads: int = DEFAULT_THREADS
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen: by a preset or the model's own settings, under what is given."""
+
+    preset: str | None
+    given: dict[str, float]
 
 
 def _bundle(name: str, make: Callable[..., object], options: dict[str, Decorator]) -> Decorator:
@@ -92,8 +101,10 @@ def _bundle(name: str, make: Callable[..., object], options: dict[str, Decorator
     return decorate
 
 
-def _talk(*, as_json: bool, quiet: bool, debug: bool) -> Output:
-    return Output(json=as_json, quiet=quiet)  # the entry point looks for --debug itself
+def _talk(*, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> Output:
+    return Output(
+        json=as_json, quiet=quiet, verbose=verbose
+    )  # the entry point looks for --debug itself
 
 
 def _running(*, no_verify: bool, **flags: bool | int) -> RunOptions:
@@ -114,6 +125,12 @@ amount = _bundle(
         ),
         "interpolate": click.option("--interpolate", is_flag=True, help="Allow 0 < alpha < 1."),
     },
+)
+
+streaming = click.option(
+    "--stream-inputs",
+    is_flag=True,
+    help="Read weights on the Hub by range as they are needed, without a download.",
 )
 
 overrides = _bundle(
@@ -146,6 +163,7 @@ overrides = _bundle(
             type=ByteSize(),
             help="Re-shard, e.g. 5GB. [default: as aligned]",
         ),
+        "stream_inputs": streaming,
     },
 )
 
@@ -155,7 +173,7 @@ running = _bundle(
     {
         "dry_run": click.option("--dry-run", is_flag=True, help="Print the plan, write nothing."),
         "overwrite": click.option(
-            "--overwrite", is_flag=True, help="Replace what OUT holds, once all is done."
+            "--overwrite", is_flag=True, help="Replace the model in OUT, once all is done."
         ),
         "no_verify": click.option(
             "--no-verify", is_flag=True, help="Skip the verification of the output."
@@ -173,6 +191,22 @@ running = _bundle(
     },
 )
 
+decoding = _bundle(
+    "decoding",
+    lambda preset, **given: Decoding(preset, {k: v for k, v in given.items() if v is not None}),
+    {
+        "preset": click.option("--preset", help="Decoding settings by name: expo-paper."),
+        "temperature": click.option(
+            "--temperature", type=float, help="0 is greedy. [default: the format's, or the model's]"
+        ),
+        "top_k": click.option("--top-k", type=int, help="0 leaves every token."),
+        "top_p": click.option("--top-p", type=float, help="1 leaves every token."),
+        "min_p": click.option("--min-p", type=float, help="0 leaves every token."),
+        "presence_penalty": click.option("--presence-penalty", type=float, help="As OpenAI's."),
+        "frequency_penalty": click.option("--frequency-penalty", type=float, help="As OpenAI's."),
+        "max_new_tokens": click.option("--max-new-tokens", type=int, help="Of one answer."),
+    },
+)
 strictness = click.option(
     "--strict", is_flag=True, help="Refuse keys that are not known, also in mergekit's specs."
 )
@@ -183,6 +217,7 @@ talk = _bundle(
     {
         "as_json": click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         "quiet": click.option("-q", "--quiet", is_flag=True, help="Print data only, no talk."),
+        "verbose": click.option("-v", "--verbose", is_flag=True, help="Print all that is known."),
         "debug": click.option("--debug", is_flag=True, help="Show the traceback of an error."),
     },
 )

@@ -2,26 +2,41 @@
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from expo.planning.findings import gigabytes
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 _LOG_SECONDS = 15.0
+
+STEPS = "steps"
+"""A unit whose parts take very different times: there is no telling when it ends."""
+
+WRITTEN: list[Path] = []
+"""What this process has put in its place, for the message where that cannot be printed."""
 
 
 class Output:
-    """Where a command's words go. `json` turns its data into JSON, `quiet` silences the talk."""
+    """Where a command's words go. `json` turns its data into JSON, `quiet` silences the talk, `verbose` asks
+    for all that is known."""
 
-    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+    def __init__(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.json = json
         self.quiet = quiet
+        self.verbose = verbose
 
     def data(self, text: str) -> None:
-        click.echo(text)
+        click.echo(text, color=None if _colours(sys.stdout) else False)
 
     def result(self, value: object, text: Callable[[], str]) -> None:
         """Print a dataclass as JSON, or as what `text` makes of it."""
@@ -29,19 +44,59 @@ class Output:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            click.echo(text, err=True)
+            click.echo(text, err=True, color=None if _colours(sys.stderr) else False)
+
+    def wrote(self, path: Path, what: str) -> None:
+        """Say what is in its place by now."""
+        WRITTEN.append(path)
+        self.say(f"{path}: {what}")
 
     @contextmanager
-    def progress(self, label: str, *, unit: str = "B") -> Iterator[Callable[[int, int], None]]:
+    def progress(self, label: str, *, unit: str = "B") -> "Iterator[Meter]":
         """A bar on a terminal, a line now and then elsewhere; called with (done, in all), in bytes
         unless another `unit` is named."""
         if self.quiet:
-            yield lambda _done, _total: None
+            yield Meter(lambda *_: None)
         elif sys.stderr.isatty():
-            with _bar(label, unit) as update:
-                yield update
+            bar = _Bar(label, unit)
+            try:
+                yield Meter(bar)
+            finally:
+                bar.close()
         else:
-            yield _log_lines(label, unit, self.say)
+            yield Meter(_log_lines(label, unit, self.say))
+
+
+class Meter:
+    """The progress of one step, shown by `show`(done, in all, rate).
+
+    It counts from its first call on: what was there before, and the wait until then, are no part of
+    the rate.
+    """
+
+    def __init__(self, show: Callable[[int, int, float], None]) -> None:
+        self._show = show
+        self._first = self._last = (0.0, 0)
+
+    def __call__(self, done: int, total: int) -> None:
+        self._last = time.monotonic(), done
+        if self._first == (0.0, 0):
+            self._first = self._last
+        self._show(done, total, self.rate)
+
+    @property
+    def seconds(self) -> float:
+        return self._last[0] - self._first[0]
+
+    @property
+    def done(self) -> int:
+        """What was done since the first call."""
+        return self._last[1] - self._first[1]
+
+    @property
+    def rate(self) -> float:
+        """Done a second."""
+        return self.done / self.seconds if self.seconds else 0.0
 
 
 def to_json(value: object) -> str:
@@ -55,8 +110,9 @@ def to_json(value: object) -> str:
     return json.dumps(value, default=plain, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+def speed(rate: float) -> str:
+    """Of bytes a second."""
+    return f"{rate / 1e9:.2f} GB/s" if rate >= 1e8 else f"{rate / 1e6:.1f} MB/s"
 
 
 def number(value: float | None, form: str = ".4g") -> str:
@@ -80,35 +136,63 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def _bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
-
-    with tqdm(desc=label, unit=unit, unit_scale=unit == "B", leave=False, file=sys.stderr) as bar:
-
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield update
+def _colours(stream: TextIO) -> bool:
+    """Whether colour is wanted there; click leaves it out off a terminal by itself."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
-def _log_lines(label: str, unit: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
-    started = last = time.monotonic()
+class _Bar:
+    """tqdm's bar, from the first sign of work until it is done: the next step's comes in its place."""
 
-    def update(done: int, total: int) -> None:
+    def __init__(self, label: str, unit: str) -> None:
+        self._label, self._unit = label, unit
+        self._bar: tqdm | None = None
+
+    def __call__(self, done: int, total: int, _rate: float) -> None:
+        if self._bar is None:
+            self._bar = self._open(done, total)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _open(self, done: int, total: int) -> "tqdm":
+        from tqdm import tqdm
+
+        unit = "B" if self._unit == "B" else f" {self._unit}"
+        return tqdm(
+            desc=self._label,
+            unit=unit,
+            unit_scale=self._unit == "B",
+            initial=done,
+            total=total,
+            leave=False,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}]"
+            if self._unit == STEPS
+            else None,
+            file=sys.stderr,
+        )
+
+
+def _log_lines(
+    label: str, unit: str, say: Callable[[str], None]
+) -> Callable[[int, int, float], None]:
+    last = time.monotonic()
+
+    def show(done: int, total: int, rate: float) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last < _LOG_SECONDS:
             return
         last = now
-        rate = done / (now - started)
         if unit != "B":
             say(f"{label}: {done} of {total} {unit}")
             return
-        left = (total - done) / rate if rate else float("inf")
-        say(
-            f"{label}: {gigabytes(done)} of {gigabytes(total)}, {rate / 1e9:.2f} GB/s, {left:.0f} s left"
-        )
+        far = f"{label}: {gigabytes(done)} of {gigabytes(total)}"
+        left = f", {speed(rate)}, {(total - done) / rate:.0f} s left" if rate else " so far"
+        say(far + left)
 
-    return update
+    return show

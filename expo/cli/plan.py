@@ -1,16 +1,12 @@
 """`expo plan`: what would happen, from headers alone."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from expo.cli import options
 from expo.cli.merging import show_plan, show_plans
 from expo.cli.output import Output, to_json
-
-if TYPE_CHECKING:
-    from expo.spec.request import Request
 
 
 @click.command(
@@ -48,7 +44,8 @@ def plan(
     from expo.errors import SpecError
     from expo.planning.build import build_plan
     from expo.spec.request import make_request
-    from expo.spec.stages import read_stages
+    from expo.spec.resolved import resolved as resolved_spec
+    from expo.spec.stages import read_stages, resolved_stages
 
     if schema:
         from expo.spec.schema import json_schema
@@ -61,25 +58,28 @@ def plan(
             raise SpecError("alpha belongs into the spec here; --alpha goes with SFT ALIGNED")
         case (spec,):
             stages = read_stages(Path(spec), strict=strict)
-            if len(stages) > 1 and not resolved:
-                show_plans(stages, overrides.apply, out, running, output)
+            if resolved:
+                _show_specs(resolved_stages(stages, overrides.apply), output)
                 return
             if len(stages) > 1:
-                raise stages[1].document.error((), "--resolved takes one document")
+                show_plans(stages, overrides.apply, out, running, output)
+                return
             request = overrides.apply(stages[0].request({}))
         case (sft, aligned):
-            request = overrides.apply(make_request(sft, aligned, alpha=alpha))
+            request = overrides.apply(make_request(sft, aligned, alpha=alpha, interpolate=True))
         case _:
             raise SpecError("plan takes one spec, or SFT and ALIGNED")
     if resolved:
-        _show_spec(request, output)
+        _show_specs([resolved_spec(request)], output)
     else:
         show_plan(build_plan(request), out, running, output)
 
 
-def _show_spec(request: "Request", output: Output) -> None:
-    """The spec that says the same with every default filled in."""
-    from expo.spec.resolved import resolved, to_yaml
+def _show_specs(specs: list[dict[str, object]], output: Output) -> None:
+    """Specs that say the same with every default filled in."""
+    from expo.spec.resolved import to_yaml
 
-    spec = resolved(request)
-    output.data(to_json(spec) if output.json else to_yaml(spec).rstrip())
+    if output.json:
+        output.data(to_json(specs if len(specs) > 1 else specs[0]))
+    else:
+        output.data("---\n".join(map(to_yaml, specs)).rstrip())

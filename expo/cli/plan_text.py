@@ -2,7 +2,7 @@
 
 from expo.checkpoint.headers import printable
 from expo.checkpoint.hub import endpoint_note
-from expo.cli.output import gigabytes
+from expo.planning.findings import gigabytes
 from expo.planning.report import PlanReport, SourceReport
 from expo.spec.request import both_conventions
 
@@ -35,7 +35,7 @@ def plan_text(plan: PlanReport) -> str:
         ("tensors", f"{tensors.matched} {'extrapolated' if plan.method == 'expo' else 'merged'}, {tensors.copied} copied, {unmatched}"),
         *((("edits", f"{tensors.edited_matrices} matrices are cut"),) if tensors.edited_matrices else ()),
         ("engine", "expo's own, streaming" if plan.engine == "expo" else "the mergekit library's"),
-        ("reads", f"{gigabytes(plan.read_bytes)}, {gigabytes(plan.download_bytes)} to download"),
+        ("reads", _reads(plan)),
         ("writes", f"{gigabytes(plan.write_bytes)} in {len(plan.shards)} files, {'/'.join(plan.dtypes)}"),
         ("disk", f"{gigabytes(plan.free_disk_bytes)} free"),
         ("memory", f"about {gigabytes(plan.memory_bytes)} beside the libraries"),
@@ -55,6 +55,14 @@ def plan_text(plan: PlanReport) -> str:
     ):
         text += [f"{name:<10} {remark}" for remark in remarks]
     return "\n".join(text)
+
+
+def _reads(plan: PlanReport) -> str:
+    read, download = gigabytes(plan.read_bytes), gigabytes(plan.download_bytes)
+    if not plan.stream_bytes:
+        return f"{read}, {download} to download"
+    streamed = f"{gigabytes(plan.stream_bytes)} of it streamed by range (each byte once)"
+    return f"{read}, {streamed}, {download if plan.download_bytes else 'no weights'} to download"
 
 
 def _source(source: SourceReport) -> str:

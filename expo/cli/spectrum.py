@@ -51,6 +51,7 @@ Examples:
     help="Where to write them.",
 )
 @click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
+@options.streaming
 @options.talk
 def spectrum(
     model: str,
@@ -62,6 +63,7 @@ def spectrum(
     by: "By",
     train_dir: Path,
     threads: int,
+    stream_inputs: bool,
     output: Output,
 ) -> None:
     """Singular values of the matrices of MODEL, summed up: noise level, edge, ranks, SNR.
@@ -78,7 +80,13 @@ def spectrum(
     values: dict[str, Tensor] | None = None if plot is None else {}
     with output.progress("spectrum", unit="matrices") as progress:
         result = run(
-            model, minus=minus, target=target, threads=threads, progress=progress, values=values
+            model,
+            minus=minus,
+            target=target,
+            threads=threads,
+            stream_inputs=stream_inputs,
+            progress=progress,
+            values=values,
         )
     if plot is not None and values is not None:
         _draw(result, values, plot, model if minus is None else f"{model} − {minus}", output)
@@ -98,7 +106,7 @@ def _draw(
     from expo.plots.spectra import spectra_figure
 
     save(spectra_figure(result, values, title), plot)
-    output.say(f"{plot}: spectra with the fitted bulk, and SNR by layer × module")
+    output.wrote(plot, "spectra with the fitted bulk, and SNR by layer × module")
 
 
 def _write(
@@ -115,8 +123,8 @@ def _write(
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "_", model).strip("_.") or "model"
     files = write_training_files(chosen, folder, slug)
     names = ", ".join(file.name for file in files)
-    output.say(
-        f"{folder}: {len(chosen.trained)} of {len(chosen.scores)} tensors to train ({names})"
+    output.wrote(
+        folder, f"{len(chosen.trained)} of {len(chosen.scores)} tensors to train ({names})"
     )
 
 

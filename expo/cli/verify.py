@@ -75,7 +75,7 @@ def verify(
             signature=signature,
             progress=progress,
         )
-    output.result(result, lambda: verify_text(result, str(out)))
+    output.result(result, lambda: verify_text(result, str(out), verbose=output.verbose))
     if not result.ok:
         raise click.exceptions.Exit(FOUND_AN_ERROR)
 
@@ -91,4 +91,4 @@ def _record(out: Path, file: Path, output: Output) -> None:
         file.write_text(content, encoding="utf-8")
     except OSError as error:
         raise unwritable(error, file) from error
-    output.say(f"{file}: golden vectors of {out}, marked as self-recorded")
+    output.wrote(file, f"golden vectors of {out}, marked as self-recorded")

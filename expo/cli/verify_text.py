@@ -3,32 +3,45 @@
 import textwrap
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from expo.results import CheckResult, VerifyResult
 
 _WIDTH = 100
 
+VERIFIED = "verified"
+NOT_VERIFIED = click.style("NOT verified", fg="red")
 
-def verify_text(result: "VerifyResult", out: str) -> str:
-    """Every finding, what could not be checked and why, what passed, and the verdict."""
+
+def verify_text(result: "VerifyResult", out: str, *, verbose: bool = False) -> str:
+    """The verdict, every finding worst first, and where `verbose` what passed or could not be checked."""
+    lines = [verdict(result, out), *_findings(result, ("error", "warning", "info"))]
+    if verbose:
+        lines += [*_unchecked(result), *_passed(result)]
+    return "\n".join(lines)
+
+
+def findings(result: "VerifyResult") -> str:
+    """Errors and warnings."""
+    return "\n".join(_findings(result, ("error", "warning")))
+
+
+def _unchecked(result: "VerifyResult") -> list[str]:
     reasons: dict[str, list[str]] = {}
     for check in result.checks:
         if check.status == "skipped":
             reasons.setdefault(check.message, []).append(check.name)
-    skipped = [
+    return [
         line
         for reason, names in reasons.items()
         for line in _wrapped(f"{'unknown':<8} ", f"{', '.join(names)}: not checked, {reason}")
     ]
-    passed = [check.name for check in result.checks if check.status == "pass"]
-    passes = _wrapped(f"{'pass':<8} ", ", ".join(passed)) if passed else []
-    found = _findings(result, ("error", "warning", "info"))
-    return "\n".join([*found, *skipped, *passes, verdict(result, out)])
 
 
-def findings(result: "VerifyResult", out: str) -> str:
-    """Errors and warnings, and the verdict."""
-    return "\n".join([*_findings(result, ("error", "warning")), verdict(result, out)])
+def _passed(result: "VerifyResult") -> list[str]:
+    names = [check.name for check in result.checks if check.status == "pass"]
+    return _wrapped(f"{'pass':<8} ", ", ".join(names)) if names else []
 
 
 def _findings(result: "VerifyResult", statuses: tuple[str, ...]) -> list[str]:
@@ -53,7 +66,7 @@ def verdict(result: "VerifyResult", out: str) -> str:
         for count, status in counts
         if count
     ]
-    return f"{out}: {'verified' if result.ok else 'NOT verified'}, {', '.join(shown)}"
+    return f"{out}: {VERIFIED if result.ok else NOT_VERIFIED}, {', '.join(shown)}"
 
 
 def _finding(check: "CheckResult") -> list[str]:
@@ -62,7 +75,11 @@ def _finding(check: "CheckResult") -> list[str]:
     lines = [*_wrapped(lead, first), *(" " * 9 + line for line in more)]
     if check.cure:
         lines += _wrapped(" " * 9 + "→ ", check.cure)
-    return lines
+    return [_red(line) for line in lines] if check.status == "error" else lines
+
+
+def _red(text: str) -> str:
+    return click.style(text, fg="red")
 
 
 def _wrapped(lead: str, text: str) -> list[str]:

@@ -10,7 +10,8 @@ from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import ITEM_BYTES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
-from expo.compute.arithmetic import Arithmetic, Done, Draws, Stored, plain_arithmetic
+from expo.compute.arithmetic import Arithmetic, Done, Draws, Stored
+from expo.compute.choice import plain_arithmetic
 from expo.compute.inputs import Range
 from expo.compute.preparing import Prepared
 from expo.errors import CheckpointError
@@ -241,7 +242,7 @@ def exact_values(
         shared=rule.shared,
         elects_sign=rule.elects_sign,
         masks=prepared.masks,
-        arc=prepared.arc,
+        found=prepared.found,
         begin=begin,
         width=job.shape[-1] if job.shape else 1,
     )
@@ -263,8 +264,13 @@ def doubled(loaded: Loaded, weight: Weight) -> Stored:
     return _as_stored(loaded.values(weight).astype(np.float64))
 
 
-def refuse_nonfinite(job: TensorJob, loaded: Loaded, exact: Array | None) -> NoReturn:
+def refuse_nonfinite(
+    job: TensorJob, loaded: Loaded, exact: Array | None, *, compares: bool = False
+) -> NoReturn:
     """Say which input is damaged, or that the result does not fit its dtype.
+
+    Args:
+        compares: neither of a pair is SFT or aligned.
 
     Raises:
         CheckpointError: always.
@@ -272,7 +278,8 @@ def refuse_nonfinite(job: TensorJob, loaded: Loaded, exact: Array | None) -> NoR
     name = printable(job.name)
     for weight in loaded.weights:
         if not bool(np.isfinite(loaded.values(weight)).all()):
-            raise CheckpointError(f"{name} holds NaN or Inf in {_side(job, weight)}: it is damaged")
+            side = weight.files.label if compares else _side(job, weight)
+            raise CheckpointError(f"{name} holds NaN or Inf in {side}: it is damaged")
     largest = float("inf") if exact is None else float(np.abs(exact).max())
     raise CheckpointError(
         f"{name} overflows {job.dtype} (its largest value is {largest:g}): "

@@ -9,12 +9,12 @@ import torch
 
 from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.headers import printable
-from expo.compute.arithmetic import arithmetic_of, plain_arithmetic
+from expo.compute.choice import arithmetic_of, plain_arithmetic
 from expo.errors import CheckpointError
 from expo.operators.decompose import Cut, cut
 from expo.operators.methods import Array
 from expo.operators.rules import Keep
-from expo.planning.jobs import Blend, MatrixJob, TensorJob, Term
+from expo.planning.jobs import Blend, MatrixJob, TensorJob
 from expo.results import EditReport
 from expo.spec.request import MatrixEdit
 
@@ -80,7 +80,7 @@ def _cut_deltas(
     """Every Δ with only a part kept; None where nothing was removed of any."""
     if matrix.delta is None:
         return None, []
-    cuts = [_cut_delta(rule, term, matrix, matrix.delta, seed, load) for term in rule.terms]
+    cuts = [_cut_delta(rule, n, matrix, matrix.delta, seed, load) for n in range(len(rule.terms))]
     reports = [report for *_, report in cuts]
     if not any(is_edited for _, is_edited, _ in cuts):
         return None, reports
@@ -88,14 +88,15 @@ def _cut_deltas(
 
 
 def _cut_delta(
-    rule: Blend, term: Term, matrix: MatrixJob, edit: MatrixEdit, seed: int, load: Load
+    rule: Blend, number: int, matrix: MatrixJob, edit: MatrixEdit, seed: int, load: Load
 ) -> tuple[Array, bool, EditReport]:
     """What is kept of one Δ, and whether that is not all of it."""
-    base, label = rule.base, term.weight.files.label
+    base, term = rule.base, rule.terms[number]
+    label = term.weight.files.label
     assert base is not None
     theta = load(term.weight)
     delta = torch.from_numpy(theta - load(base)).view(matrix.shape)
-    done = cut(delta, edit.keep, seed=seed, name=f"{matrix.label} {label}")
+    done = cut(delta, edit.keep, seed=seed, name=f"{matrix.label}#{number}")
     ratio = None
     if done.noise_sigma is not None:
         noise = one_rounding(theta, term.weight, base)

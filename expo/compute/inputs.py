@@ -9,6 +9,7 @@ from expo.checkpoint.checkpoint import Checkpoint, Weight
 from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.files import Files
 from expo.checkpoint.reader import Bytes, Reader, read_buffer
+from expo.compute.ahead import ReadAhead, Steps
 from expo.compute.arithmetic import Arithmetic, Stored
 from expo.operators.methods import Array
 from expo.planning.chunks import BLOCK_ELEMENTS
@@ -29,28 +30,53 @@ def fetch(plan: Plan) -> None:
 
 
 def fetch_weights(*checkpoints: Checkpoint) -> None:
-    """Bring the weights of models to this disk."""
+    """Bring the weights of models to this disk, unless they are read where they lie."""
     for checkpoint in checkpoints:
         for files, shard in checkpoint.inputs():
-            if not files.is_local(shard.file):
+            if not files.is_local(shard.file) and not files.streams:
                 files.local_path(shard.file)
 
 
 class Readers:
-    """A reader for every file of a run, opened when first needed and shared by all workers."""
+    """A reader for every file of a run, opened when first needed and shared by all workers.
+
+    What is not on this disk is fetched ahead of those that `expect` it.
+    """
 
     def __init__(self) -> None:
         self._readers: dict[tuple[int, str], Reader] = {}
         self._lock = threading.Lock()
+        self._ahead: ReadAhead | None = None
 
     def __enter__(self) -> "Readers":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
         for reader in self._readers.values():
             reader.close()
 
+    def expect(self, steps: Steps) -> None:
+        """What is going to be read, in this order; each step is to be said `done`."""
+        ahead = ReadAhead(steps, self._direct)
+        if not ahead.is_idle:
+            self._ahead = ahead
+            ahead.start()
+
+    def done(self, step: int) -> None:
+        if self._ahead is not None:
+            self._ahead.done(step)
+
+    def end(self) -> None:
+        """Fetch nothing more; whoever waits for a server is let go."""
+        if self._ahead is not None:
+            self._ahead.end()
+
     def reader(self, files: Files, name: str) -> Reader:
+        ahead = None if self._ahead is None else self._ahead.reader(files, name)
+        return self._direct(files, name) if ahead is None else ahead
+
+    def _direct(self, files: Files, name: str) -> Reader:
         key = (id(files), name)
         with self._lock:
             if key not in self._readers:

@@ -122,6 +122,7 @@ class Output:
         if self._file is None:
             self._file = self._sink.open(shard)
             self._file.write(0, _in_pages(shard.header))
+            self.written_bytes += len(shard.header)
             self._clear()
         self._file.write(sealed.offset, sealed.pages)
         self.written_bytes += sealed.computed.chunk.nbytes
@@ -163,8 +164,12 @@ def run_pipeline(
     *,
     chunk_bytes: int,
     tick: Callable[[], None],
+    done: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Bring every chunk into every output that wants its shard.
+
+    Args:
+        done: called with the number of each chunk that is computed.
 
     Raises:
         the first failure of any thread; whatever interrupts `tick` or this thread.
@@ -182,6 +187,7 @@ def run_pipeline(
             if chunk is None:
                 return
             _compute(worker, chunk, number, list(zip(outputs, buffers, strict=True)))
+            done(number)
 
     for worker in workers:
         crew.start(lambda worker=worker: work(worker))

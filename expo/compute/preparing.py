@@ -1,4 +1,4 @@
-"""What a blend has to know of whole tensors before its first block: masks, or the angle of an arc."""
+"""What a blend has to know of whole tensors before its first block: masks, angles, weights."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from expo.checkpoint.checkpoint import Weight
-from expo.compute.arithmetic import Arithmetic, Draws, working_dtype
+from expo.compute.arithmetic import Arithmetic, Draws
+from expo.compute.choice import working_dtype
 from expo.compute.inputs import Inputs, Range
-from expo.operators.methods import METHODS, Arc, Array, Mask, Whole
+from expo.operators.methods import METHODS, Arc, Array, Mask, Track, Whole
 from expo.planning.chunks import BLOCK_ELEMENTS
 from expo.planning.jobs import Blend, Stretch, TensorJob
 
@@ -18,7 +19,7 @@ class Prepared:
     """Of a whole tensor; nothing where the method needs nothing."""
 
     masks: tuple[Mask | None, ...] = ()
-    arc: Arc | None = None
+    found: Arc | Track | None = None
 
 
 def prepare(job: TensorJob, seed: int, inputs: Inputs, arithmetic: Arithmetic) -> Prepared:
@@ -31,7 +32,7 @@ def prepare(job: TensorJob, seed: int, inputs: Inputs, arithmetic: Arithmetic) -
         values = [term.parameters for term in rule.terms]
         whole = Whole(job.shape, tensors.blocks)
         with np.errstate(over="ignore", invalid="ignore"):  # blocks look at what is not finite
-            return Prepared(arc=make(arithmetic, whole, values, rule.shared))
+            return Prepared(found=make(arithmetic, whole, values, rule.shared))
     return Prepared(tuple(_mask(job, number, seed, tensors) for number in range(len(rule.terms))))
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.reader import Bytes
-from expo.compute.arithmetic import needs_torch
 from expo.compute.blending import Edited, Target
+from expo.compute.choice import needs_torch
 from expo.compute.inputs import Inputs, Readers, fetch
 from expo.compute.pipeline import Output, run_pipeline
 from expo.compute.preparations import Preparations
@@ -21,12 +21,14 @@ from expo.planning.chunks import (
     BLOCK_ELEMENTS,
     CHUNK_BYTES,
     Chunk,
+    Piece,
     buffer_bytes,
     cut,
     pieces,
 )
 from expo.planning.jobs import TensorJob
 from expo.planning.plan import Plan
+from expo.planning.reads import FileRange, piece_ranges
 from expo.threads import DEFAULT_THREADS, Crew, PerThread, side_by_side
 
 if TYPE_CHECKING:
@@ -85,8 +87,19 @@ def stream(
             preparations = _preparations(plans, left, tuning)
             workers = [_worker(readers, preparations, tuning) for _ in range(tuning.threads)]
             chunks = _chunks(plans[0], left, tuning)
-            run_pipeline(chunks, outputs, workers, crew, chunk_bytes=tuning.chunk_bytes, tick=tick)
+            readers.expect(map(_ranges, (chunk.pieces for chunk in chunks)))
+            tick()
+            run_pipeline(
+                chunks,
+                outputs,
+                workers,
+                crew,
+                chunk_bytes=tuning.chunk_bytes,
+                tick=tick,
+                done=readers.done,
+            )
         finally:
+            readers.end()
             crew.stop()
             for output in outputs:
                 output.close()
@@ -108,11 +121,16 @@ def tensors(plan: Plan, *, tuning: Tuning = Tuning()) -> "Iterator[tuple[str, Te
     jobs = list(plan.jobs)
     with Readers() as readers:
         worker = PerThread(lambda: _worker(readers, preparations, tuning))
+        readers.expect(_ranges(_cuts(job, tuning)) for job in jobs)
 
-        def compute(job: TensorJob) -> Bytes:
-            return _computed(worker(), job, plan, tuning)
+        def compute(numbered: tuple[int, TensorJob]) -> Bytes:
+            number, job = numbered
+            data = _computed(worker(), job, plan, tuning)
+            readers.done(number)
+            return data
 
-        for job, data in zip(jobs, side_by_side(compute, jobs, tuning.threads), strict=True):
+        results = side_by_side(compute, enumerate(jobs), tuning.threads)
+        for job, data in zip(jobs, results, strict=True):
             dtype = getattr(torch, TORCH_NAMES[job.dtype])
             flat = (
                 torch.frombuffer(data.data, dtype=dtype)
@@ -125,11 +143,18 @@ def tensors(plan: Plan, *, tuning: Tuning = Tuning()) -> "Iterator[tuple[str, Te
 def _computed(worker: Worker, job: TensorJob, plan: Plan, tuning: Tuning) -> Bytes:
     """The bytes of one tensor."""
     out = np.empty(job.nbytes, np.uint8)
-    cuts = pieces(job, 0, chunk_bytes=tuning.chunk_bytes, block_elements=tuning.block_elements)
-    for piece in cuts:
+    for piece in _cuts(job, tuning):
         room = out[piece.offset : piece.offset + piece.nbytes]
         worker.run(piece, [Target(job, room, plan.request.rounding, plan.request.seed)])
     return out
+
+
+def _cuts(job: TensorJob, tuning: Tuning) -> Iterator[Piece]:
+    return pieces(job, 0, chunk_bytes=tuning.chunk_bytes, block_elements=tuning.block_elements)
+
+
+def _ranges(cuts: Iterable[Piece]) -> Iterator[FileRange]:
+    return (one for piece in cuts for one in piece_ranges(piece))
 
 
 def _import_what_is_needed(plans: Sequence[Plan]) -> None:

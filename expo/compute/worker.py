@@ -10,7 +10,7 @@ from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import FLOATS
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
-from expo.compute.arithmetic import Arithmetic, arithmetic_for, plain_arithmetic, working_dtype
+from expo.compute.arithmetic import Arithmetic
 from expo.compute.blending import (
     Blending,
     Edited,
@@ -21,6 +21,7 @@ from expo.compute.blending import (
     exact_values,
     refuse_nonfinite,
 )
+from expo.compute.choice import arithmetic_for, plain_arithmetic, working_dtype
 from expo.compute.inputs import Inputs, read_tensor
 from expo.compute.preparations import Preparations, Unit
 from expo.compute.preparing import Prepared, prepare
@@ -100,7 +101,7 @@ class BlockWorker:
             sides = (loaded.stored(rule.start), loaded.stored(rule.terms[0].weight))
             done = arithmetic.compare(*sides)
             if not done.finite:
-                refuse_nonfinite(piece.job, loaded, None)
+                refuse_nonfinite(piece.job, loaded, None, compares=True)
             if not done.is_summed:
                 done = plain_arithmetic().compare(
                     *(doubled(loaded, w) for w in (rule.start, rule.terms[0].weight))

@@ -7,6 +7,7 @@ the end of the turn, averaged over held-out words: no sampling, no noise.
 
 import random
 import string
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,3 +74,23 @@ def reward(folder: Path) -> float:
     pairs = [encode(tokenizer, w, answer("ok", w)) for w in words(HELD_OUT, _HELD_OUT_SEED)]
     with torch.no_grad():
         return float(log_probability(model, pairs).exp().mean())
+
+
+def preferred(
+    conversations: Sequence[Sequence[Mapping[str, str]]], answers: Sequence[str]
+) -> list[float]:
+    """1 for the preferred answer to a word, else 0: a reward for `expo sweep`."""
+    asked = [conversation[-1]["content"] for conversation in conversations]
+    return [float(a == answer("ok", word)) for word, a in zip(asked, answers, strict=True)]
+
+
+def copied(
+    conversations: Sequence[Sequence[Mapping[str, str]]], answers: Sequence[str]
+) -> list[float]:
+    """The share of the word's letters that the answer copies, whatever it judges: a second reward."""
+    asked = [conversation[-1]["content"] for conversation in conversations]
+    said = [reply.partition(" ")[2] for reply in answers]
+    return [
+        sum(a == b for a, b in zip(word, copy, strict=False)) / max(len(word), len(copy), 1)
+        for word, copy in zip(asked, said, strict=True)
+    ]

@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from expo.errors import SpecError
+
 Array = NDArray[np.floating]
 
 Default = float | bool | None
@@ -44,11 +46,18 @@ class Arc:
 
 
 @dataclass(frozen=True)
+class Track:
+    """What every Δ of one run counts for in a tensor, where the run has come to another step."""
+
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Block:
     """One block of the tensors of a blend, flat, and the numbers that go with them.
 
     `base` is None where `thetas` are whole models, or deltas already. `masks` say which elements of each
-    Δ stay (None: all), `arc` is what `prepare` made. It holds the donor's elements from `begin`, `width` in a
+    Δ stay (None: all), `found` is what `prepare` made. It holds the donor's elements from `begin`, `width` in a
     row.
     """
 
@@ -59,7 +68,7 @@ class Block:
     shared: Mapping[str, float]
     elects_sign: bool = False
     masks: "Sequence[Mask | None]" = ()
-    arc: Arc | None = None
+    found: Arc | Track | None = None
     begin: int = 0
     width: int = 1
 
@@ -93,7 +102,9 @@ class Whole:
 
 
 Formula = Callable[[Operations, Block], Array]
-Prepare = Callable[[Operations, Whole, Sequence[Mapping[str, float]], Mapping[str, float]], Arc]
+Prepare = Callable[
+    [Operations, Whole, Sequence[Mapping[str, float]], Mapping[str, float]], Arc | Track
+]
 
 
 def task_vectors(ops: Operations, block: Block) -> Array:
@@ -104,6 +115,12 @@ def task_vectors(ops: Operations, block: Block) -> Array:
 def extrapolation(ops: Operations, block: Block) -> Array:
     """start + Σ αᵢΔᵢ. (One Δ on its own base goes by θ_aligned + (α − 1)·Δ instead: see `extrapolate`.)"""
     return ops.add_terms(block, [value["alpha"] for value in block.values])
+
+
+def along_track(ops: Operations, block: Block) -> Array:
+    """start + Σ wᵢΔᵢ, the weights from `track_weights`."""
+    assert isinstance(block.found, Track)
+    return ops.add_terms(block, block.found.weights)
 
 
 def mean(_: Operations, block: Block) -> Array:
@@ -135,8 +152,8 @@ def nuslerp(_: Operations, block: Block) -> Array:
 
 
 def _arc(block: Block, a: Array, b: Array) -> Array:
-    assert block.arc is not None
-    one, two = block.arc.of(block)
+    assert isinstance(block.found, Arc)
+    one, two = block.found.of(block)
     return one * a + two * b
 
 
@@ -213,6 +230,52 @@ def nuslerp_coefficients(
     return np.where(is_line, 1.0 - t, arc_a), np.where(is_line, t, arc_b)
 
 
+def relex_track(
+    ops: Operations,
+    whole: Whole,
+    values: Sequence[Mapping[str, float]],
+    shared: Mapping[str, float],
+) -> Track:
+    """The weights of every Δ, from all ⟨Δᵢ, Δⱼ⟩ of the tensor."""
+    count = len(values)
+    gram = np.zeros((count, count))
+    for _first, thetas, base in whole.blocks():
+        assert base is not None
+        deltas = [theta - base for theta in thetas]
+        for i in range(count):
+            for j in range(i + 1):
+                gram[i, j] += ops.dots(deltas[i], deltas[j])[2]
+    gram += np.tril(gram, -1).T
+    steps = np.array([value["step"] for value in values])
+    return Track(tuple(track_weights(gram, steps, shared["to_step"]).tolist()))
+
+
+def track_weights(gram: Array, steps: Array, to_step: float) -> Array:
+    """What every Δ of a run counts for at another step (RELEX, arXiv 2605.21468).
+
+    With M the matrix whose row i is Δᵢ, and its largest singular value σ with vectors u and v: the places
+    c = Mv = σu of the checkpoints along v lie on a line in the steps, whose value at `to_step`, times
+    v = Mᵀu/σ, is Σ wᵢΔᵢ.
+
+    Args:
+        gram: ⟨Δᵢ, Δⱼ⟩, float64 of shape (checkpoints, checkpoints).
+
+    Raises:
+        SpecError: all steps are the same.
+    """
+    values, vectors = np.linalg.eigh(gram)
+    if values[-1] <= 0:
+        return np.zeros(len(steps))
+    sigma, u = math.sqrt(values[-1]), vectors[:, -1]
+    away = steps - steps.mean()
+    if not away.any():
+        raise SpecError(
+            "relex: the models are of one step: give each its own, with parameters: {step: …}"
+        )
+    slope = sigma * (away @ u) / (away @ away)
+    return (sigma * u.mean() + slope * (to_step - steps.mean())) * u / sigma
+
+
 @dataclass(frozen=True)
 class Method:
     """A merge method, and the paper or code that it comes from.
@@ -267,7 +330,10 @@ METHODS: dict[str, Method] = {
     "slerp": Method("Shoemake 1985", slerp, "required", {}, {"t": None}, (1, 1), prepare=slerp_arc),
     "nuslerp": Method("mergekit's NuSLERP", nuslerp, "optional", {"weight": None}, {"nuslerp_row_wise": False, "nuslerp_flatten": True}, (2, 2), prepare=nuslerp_arc),
     "passthrough": Method("mergekit", scaled, "operand", {"scale": 1.0}, {}, (1, 1)),
+    "relex": Method("RELEX, arXiv 2605.21468", along_track, "required", {"step": None}, {"to_step": None}, (2, None), prepare=relex_track),
 }  # fmt: skip
+
+NOT_IN_MERGEKIT = ("expo", "relex")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,19 @@
 """Whether OUT may be written, and where a run works until it may appear."""
 
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
+from expo.checkpoint.headers import printable
+from expo.checkpoint.sidecars import CARD, is_part_of_model
 from expo.errors import OutputError
-from expo.output.manifest import Manifest
+from expo.output.manifest import manifest_of
+from expo.planning.findings import listing
 from expo.spec.request import Request
 
 INSIDE = ".expo-staging"
+_NOT_OURS = {INSIDE, "lost+found"}
 
 
 def staging_path(out: Path, *, inside: bool) -> Path:
@@ -14,29 +21,91 @@ def staging_path(out: Path, *, inside: bool) -> Path:
 
 
 def check_out(out: Path, request: Request, *, overwrite: bool) -> None:
-    """Refuse an OUT that holds something (unless it is to be replaced) or overlaps an input.
+    """Refuse an OUT that holds something (unless it is a model to be replaced) or overlaps an input.
 
     Raises:
         OutputError: OUT is a file, not empty, or is, holds or lies in an input.
     """
     out = out.resolve()
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file: name a directory for the output")
     for reference in request.references():
         for place in (reference.model, reference.adapter):
             if place is not None and place.path is not None:
                 _check_apart(out, place.path.resolve())
-    if out.is_dir() and not overwrite and not is_free(out):
-        raise OutputError(f"{out} exists and is not empty: choose another, or add --overwrite")
+    check_free(out, overwrite=overwrite)
+
+
+def check_free(out: Path, *, overwrite: bool) -> None:
+    """Refuse an OUT that holds something; with `overwrite` only what is not a model or an adapter.
+
+    Raises:
+        OutputError: OUT is a file, or not empty.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file: name a directory for the output")
+    if not out.is_dir() or is_free(out):
+        return
+    strange = strangers(out)
+    if not overwrite:
+        cure = "" if strange else ", or add --overwrite"
+        raise OutputError(f"{out} exists and is not empty: choose another{cure}")
+    if strange:
+        what = "more than a model" if _is_model(out) else "no model"
+        raise OutputError(
+            f"{out} holds {what}: {listing(map(printable, strange))}; --overwrite replaces models "
+            "only: move these away, or choose another OUT"
+        )
 
 
 def is_free(out: Path) -> bool:
     """Whether OUT holds nothing, or only what an interrupted run has left or moved so far."""
-    names = {entry.name for entry in out.iterdir()} - {INSIDE, "lost+found"}
+    names = {entry.name for entry in out.iterdir()} - _NOT_OURS
     if not names:
         return True
-    manifest = Manifest.of_folder(out / INSIDE)
-    return manifest is not None and names <= {Path(name).parts[0] for name in manifest.listed}
+    manifest = manifest_of(out / INSIDE)
+    files = manifest.listed if manifest is not None else {}
+    return names <= {part for name in files for part in Path(name).parts[:1]}
+
+
+def strangers(out: Path) -> list[str]:
+    """What a directory holds that is no part of a model: all of it where that is not a model at all.
+
+    A directory in which everything is strange is one entry, with a `/` at its end.
+    """
+    manifest = manifest_of(out)
+    named = set() if manifest is None else set(manifest.listed)
+    card = (out / CARD).read_text("utf-8", "replace") if (out / CARD).is_file() else ""
+    entries = list(_entries(out))
+    known = {name for name in entries if name in named or is_part_of_model(name, card)}
+    known = known if _is_model(out) else set()
+    homes = {parent for name in known for parent in PurePosixPath(name).parents}
+    return sorted({_highest(name, homes) for name in entries if name not in known})
+
+
+def _entries(out: Path) -> Iterator[str]:
+    """Every file, link and empty directory (with a `/`) below OUT, by its path there."""
+    for folder, directories, files in os.walk(out, onerror=_unlistable):
+        place = Path(folder).relative_to(out)
+        if place == Path():
+            directories[:] = [name for name in directories if name not in _NOT_OURS]
+        links = [name for name in directories if Path(folder, name).is_symlink()]
+        yield from ((place / name).as_posix() for name in sorted([*links, *files]))
+        if not directories and not files and place != Path():
+            yield f"{place.as_posix()}/"
+
+
+def _unlistable(error: OSError) -> NoReturn:
+    raise OutputError(f"{error.filename} cannot be listed: {error.strerror}") from error
+
+
+def _highest(name: str, homes: set[PurePosixPath]) -> str:
+    """The highest directory above a strange entry that is not also above a known one; or the entry."""
+    above = [parent for parent in PurePosixPath(name).parents if parent not in homes]
+    above = [parent for parent in above if parent != PurePosixPath()]
+    return f"{above[-1]}/" if above else name
+
+
+def _is_model(out: Path) -> bool:
+    return manifest_of(out) is not None or any(out.glob("*.safetensors"))
 
 
 def _check_apart(out: Path, source: Path) -> None:

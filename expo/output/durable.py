@@ -37,6 +37,21 @@ def write_file(path: Path, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def place_file(path: Path, content: bytes) -> None:
+    """Write a small file that appears whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    whole = path.with_name(f".{path.name}.expo-part")
+    try:
+        write_file(whole, content)
+        whole.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise unwritable(error, path) from error
+
+
 def copy_file(source: Path, target: Path) -> str:
     """Copy a file of any size, durably, and return its SHA-256."""
     digest = hashlib.sha256()

@@ -19,7 +19,7 @@ from expo.planning.jobs import Copy, Rule
 from expo.planning.plan import Plan
 from expo.results import EditReport
 
-FORMAT = 4  # of the journal and of the bytes of the output: a change starts every run afresh
+FORMAT = 5  # of the journal and of the bytes of the output: a change starts every run afresh
 
 
 @dataclass(frozen=True)

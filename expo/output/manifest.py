@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SCHEMA = "expo.manifest/1"
 ADAPTER_SCHEMA = "expo.adapter/2"
 
+Kind = TypeVar("Kind", "Manifest", "AdapterManifest")
+
 Identities = dict[str, dict[str, str | int]]
 """Every input by `role model/file`, with what tells it from a changed one."""
 
@@ -61,8 +63,8 @@ class Manifest:
     """What is known of an output.
 
     `plan` is the fingerprint of everything that decided its bytes. `alpha` is None where it differs between
-    tensors or models, or the method is not ExPO. `files` is the model, `beside` what tells of it and may change
-    (`is_apart`): SHA-256 by name. Of what mergekit's engine computed (`engine`, and why:
+    tensors or models, or the method is not ExPO, `alpha_range` the lowest and the highest. `files` is the model,
+    `beside` what tells of it and may change (`is_apart`): SHA-256 by name. Of what mergekit's engine computed (`engine`, and why:
     `reasons`) statistics are of no element. `donor` is None where mergekit made the tokenizer. `verified` is
     None where nobody looked. `flags` are those of the command line that the spec does not hold.
     """
@@ -76,6 +78,7 @@ class Manifest:
     mergekit_spec: dict[str, object] | None = None
     alpha: float | None = None
     paper_alpha: float | None = None
+    alpha_range: tuple[float, float] | None = None
     sources: dict[str, SourceEntry]
     donor: str | None = None
     inputs: Identities
@@ -117,10 +120,8 @@ class Manifest:
     @classmethod
     def of_folder(cls, folder: Path) -> "Manifest | None":
         """The manifest in a folder; None where there is none that can be read."""
-        try:
-            return cls.from_json((folder / MANIFEST).read_bytes())
-        except (OSError, CheckpointError):
-            return None
+        known = manifest_of(folder)
+        return known if isinstance(known, cls) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,7 @@ class AdapterManifest:
     energy: float
     modules: tuple[AdaptedModule, ...]
     others: tuple[OtherTensor, ...]
+    warnings: tuple[str, ...] = ()
     versions: dict[str, str]
     files: dict[str, str]
     inputs: Identities
@@ -173,6 +175,14 @@ def read_manifest(folder: Path) -> Manifest | AdapterManifest:
             f"{folder} has no {MANIFEST}: expo can tell only of what it made"
         ) from error
     return AdapterManifest.from_json(raw) if is_adapter(folder) else Manifest.from_json(raw)
+
+
+def manifest_of(folder: Path) -> Manifest | AdapterManifest | None:
+    """The manifest in a folder; None where there is none that can be read."""
+    try:
+        return read_manifest(folder)
+    except CheckpointError:
+        return None
 
 
 def is_adapter(folder: Path) -> bool:

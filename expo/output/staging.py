@@ -14,7 +14,7 @@ from pathlib import Path
 
 from expo.checkpoint.sidecars import MANIFEST
 from expo.errors import OutputError
-from expo.output.claim import check_out, is_free, staging_path
+from expo.output.claim import check_free, check_out, is_free, staging_path
 from expo.output.durable import seal_file, sync_directory, write_file
 from expo.output.journal import Fingerprint, Journal
 from expo.output.manifest import Manifest
@@ -120,7 +120,12 @@ class Staging:
         return shutil.disk_usage(self.folder).free
 
     def place(self) -> None:
-        """Make OUT appear. From here on the manifest, not the journal, says what is in it."""
+        """Make OUT appear. From here on the manifest, not the journal, says what is in it.
+
+        Raises:
+            OutputError: OUT holds by now what is not to be replaced.
+        """
+        check_free(self.out, overwrite=self._overwrite)
         self._journal.remove()
         sync_directory(self.folder)
         if self._is_inside:

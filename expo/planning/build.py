@@ -6,19 +6,23 @@ from dataclasses import replace
 from fnmatch import fnmatch
 
 from expo.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from expo.checkpoint.code import code_files
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
+from expo.checkpoint.files import check_contents
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import Reference
-from expo.checkpoint.sidecars import auto_map_files, is_legal, is_model_sidecar, is_tokenizer_file
+from expo.checkpoint.sidecars import is_legal, is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError
-from expo.operators.methods import METHODS
+from expo.operators.methods import METHODS, NOT_IN_MERGEKIT
 from expo.planning.asked import check_asked, tables_differ
 from expo.planning.edits import with_edits
 from expo.planning.findings import Findings, summarize
 from expo.planning.jobs import TensorJob
 from expo.planning.match import match
 from expo.planning.models import Models
+from expo.planning.patterns import check_patterns
 from expo.planning.plan import Plan, ShardPlan, Sidecar
+from expo.planning.sides import check_sides
 from expo.planning.values import layer_count
 from expo.spec.request import Foreign, Request
 from expo.spec.resolved import mergekit_spec
@@ -32,7 +36,9 @@ def build_plan(request: Request) -> Plan:
             between the models is in the plan's `refusals` instead, all of it at once.
         SpecError: `allow_missing` is not a regular expression.
     """
-    return plan_of(request, {r: open_checkpoint(r) for r in request.references()})
+    streams = request.stream_inputs
+    opened = {r: open_checkpoint(r, streams=streams) for r in request.references()}
+    return plan_of(request, opened)
 
 
 def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
@@ -42,15 +48,20 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
     donor = opened[donor_of(request)]
     request = _routed(request, opened, donor)
     check_asked(request, opened, donor, found)
+    check_patterns(request, opened, donor, found)
     jobs = match(request, _models(request, opened), allowed, found) if not request.foreign else {}
+    fit = check_sides(request, opened, jobs, found)
     jobs = with_edits(request, donor, jobs, found)
     sidecars, left_behind = _sidecars(donor, request.include, found)
     sidecars = _with_licences(sidecars, opened.values())
     if request.foreign is not None:
         sidecars = tuple(s for s in sidecars if not _is_mergekits(s.name, request.foreign))
     models = " → ".join(checkpoint.label for checkpoint in opened.values())
-    summarize(found, models, is_expo=request.method == "expo")
+    if fit:
+        summarize(found, models, is_expo=request.method == "expo")
     _remark(request, opened, donor, found)
+    if request.foreign is not None:
+        _refuse_streams(opened.values(), found)
     return Plan(
         request=request,
         sources=_roles(request, opened),
@@ -80,8 +91,10 @@ def _routed(request: Request, opened: Mapping[Reference, Checkpoint], donor: Che
         reason = f"slices end at layer {covered[1]}, {donor.label} has {layers}"
         if covered[1] > layers:
             raise SpecError(f"{reason}: take fewer of them")
-    if request.method == "expo" or request.rounding != "nearest":
-        raise SpecError(f"{reason}: that needs mergekit's engine, which knows no ExPO or rounding")
+    if request.method in NOT_IN_MERGEKIT or request.rounding != "nearest":
+        raise SpecError(
+            f"{reason}: that needs mergekit's engine, which knows no ExPO, RELEX or rounding"
+        )
     floats = [tensor.dtype for tensor in donor.tensors.values() if tensor.dtype in FLOATS]
     out_dtype = request.dtype or (TORCH_NAMES[floats[0]] if floats else "float32")
     models = {str(reference): reference for reference in request.references()}
@@ -109,6 +122,16 @@ def _is_mergekits(name: str, foreign: Foreign) -> bool:
     return name == "config.json" or (foreign.changes_tokenizer and is_tokenizer_file(name))
 
 
+def _refuse_streams(checkpoints: Iterable[Checkpoint], found: Findings) -> None:
+    """mergekit's engine reads from this disk alone."""
+    for checkpoint in checkpoints:
+        if any(files.streams for files, _ in checkpoint.inputs()):
+            cure = "leave out --stream-inputs, or bring the model to this disk first"
+            found.refusals.append(
+                f"{checkpoint.label} would be read where it lies, which mergekit's engine cannot: {cure}"
+            )
+
+
 def _models(request: Request, opened: Mapping[Reference, Checkpoint]) -> Models:
     base = request.base if METHODS[request.method].base != "operand" else None
     return Models(
@@ -116,7 +139,10 @@ def _models(request: Request, opened: Mapping[Reference, Checkpoint]) -> Models:
         base=None if base is None else opened[base],
         onto=None if request.onto is None else opened[request.onto],
         operands=tuple(opened[operand.reference] for operand in request.operands),
-        is_pair=request.is_pair and donor_of(request) == request.operands[0].reference,
+        is_pair=request.is_pair
+        and not request.compares
+        and donor_of(request) == request.operands[0].reference,
+        compares=request.compares,
     )
 
 
@@ -148,7 +174,7 @@ def _sidecars(
 ) -> tuple[tuple[Sidecar, ...], dict[str, int]]:
     """Split the donor's files into those that travel and those that stay, named with their size."""
     weights = {shard.file for shard in aligned.shards}
-    code = auto_map_files(aligned.config)
+    code = code_files(aligned.model_files)
     tokenizer = aligned.tokenizer_files
     chosen: dict[str, Sidecar] = {}
     left_behind: dict[str, int] = {}
@@ -157,15 +183,18 @@ def _sidecars(
         for name, size in files.sizes.items():
             wanted = (
                 (files is tokenizer and is_tokenizer_file(name))
-                or (files is aligned.files and (is_model_sidecar(name) or name in code))
+                or (files is aligned.files and is_model_sidecar(name))
+                or name in code
                 or any(fnmatch(name, pattern) for pattern in include)
             )
             if wanted and name not in chosen:
+                if not is_legal(name):
+                    check_contents(files, name)
                 chosen[name] = Sidecar(name, files)
             elif name not in weights and not name.endswith(".index.json"):
                 label = name if files is aligned.files else f"{files.label}/{name}"
                 left_behind[label] = size
-    for name in sorted(code & chosen.keys()):
+    for name in sorted(code.keys() & chosen.keys()):
         found.warnings.append(f"{printable(name)} is model code (auto_map): copied, read it first")
     return tuple(chosen[name] for name in sorted(chosen)), left_behind
 

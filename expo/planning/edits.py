@@ -1,10 +1,11 @@
 """Put the edits of matrices into the plan: which tensors they reach, and what becomes of their jobs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.headers import printable
+from expo.operators.rules import Keep
 from expo.planning.findings import Findings
 from expo.planning.jobs import Blend, Copy, MatrixJob, TensorJob, Term
 from expo.planning.matrices import Matrix, matrices
@@ -15,36 +16,62 @@ from expo.spec.request import MatrixEdit, Request
 def with_edits(
     request: Request, donor: Checkpoint, jobs: dict[str, TensorJob], found: Findings
 ) -> dict[str, TensorJob]:
-    """The jobs, those of edited tensors with their matrices."""
+    """The jobs, those of edited tensors with their matrices.
+
+    An edit that reaches nothing is warned of; where nothing else was to be done, it is refused.
+    """
     edited: dict[str, dict[str, MatrixJob]] = {}
-    for matrix in _chosen(request.low_rank, donor, found) if request.low_rank else ():
-        job = jobs.get(matrix.tensor)
-        if job is not None and isinstance(job.rule, Blend):
-            known = MatrixJob(matrix.label, matrix.begin, matrix.shape, request.low_rank)
-            edited.setdefault(matrix.tensor, {})[matrix.label] = known
-    for edit in request.edits:
-        for matrix in _chosen(edit, donor, found):
+    missed: list[str] = []
+    for edit in filter(None, (request.low_rank, *request.edits)):
+        of_delta = edit is request.low_rank
+        chosen = [
+            m for m in _chosen(edit, donor) if not of_delta or _is_blended(jobs.get(m.tensor))
+        ]
+        for matrix in chosen:
             ours = edited.setdefault(matrix.tensor, {})
             known = ours.get(matrix.label, MatrixJob(matrix.label, matrix.begin, matrix.shape))
-            ours[matrix.label] = replace(known, result=(*known.result, edit.keep))
+            result = known.result if of_delta else (*known.result, edit.keep)
+            ours[matrix.label] = replace(
+                known, delta=edit if of_delta else known.delta, result=result
+            )
+        missed += [] if chosen else [_nothing_found(edit, donor)]
+        found.warnings += rank_above(edit.keep, [matrix.shape for matrix in chosen])
+    is_copy = request.method == "passthrough" and not edited
+    (found.refusals if is_copy else found.warnings).extend(missed)
     edits = {name: _edited(jobs[name], ours.values(), found) for name, ours in edited.items() if name in jobs}  # fmt: skip
     return jobs | edits
 
 
-def _chosen(edit: MatrixEdit, donor: Checkpoint, found: Findings) -> list[Matrix]:
+def rank_above(keep: Keep, shapes: Sequence[tuple[int, ...]]) -> Iterator[str]:
+    """A warning, where matrices have no rank above the one that is kept: they stay whole."""
+    whole = [min(shape) for shape in shapes if keep.rule == "rank" and keep.amount >= min(shape)]
+    if whole:
+        yield (
+            f"rank={keep.amount:g}: {len(whole)} of {len(shapes)} matrices have no higher rank (at most "
+            f"{max(whole)}), nothing of them is cut"
+        )
+
+
+def _is_blended(job: TensorJob | None) -> bool:
+    return job is not None and isinstance(job.rule, Blend)
+
+
+def _chosen(edit: MatrixEdit, donor: Checkpoint) -> list[Matrix]:
     chosen = []
     for matrix in matrices(donor, edit.target):
         layer = module_of(matrix.tensor)[0]
         if edit.layers is None or (layer is not None and edit.layers[0] <= layer < edit.layers[1]):
             chosen.append(matrix)
-    if not chosen:
-        where = "" if edit.layers is None else f" in layers {edit.layers[0]} to {edit.layers[1]}"
-        what = f"target {edit.target!r}" if edit.target is not None else "the edit"
-        found.refusals.append(
-            f"{printable(what)} finds no matrix{where} of {donor.label}: "
-            "`expo spectrum MODEL --target REGEX` shows what a pattern finds"
-        )
     return chosen
+
+
+def _nothing_found(edit: MatrixEdit, donor: Checkpoint) -> str:
+    where = "" if edit.layers is None else f" in layers {edit.layers[0]} to {edit.layers[1]}"
+    what = f"target {edit.target!r}" if edit.target is not None else "the edit"
+    return (
+        f"{printable(what)} finds no matrix{where} of {donor.label} that it could cut: "
+        "`expo spectrum MODEL --target REGEX` shows what a pattern finds"
+    )
 
 
 def _edited(job: TensorJob, edits: Iterable[MatrixJob], found: Findings) -> TensorJob:

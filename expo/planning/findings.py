@@ -44,6 +44,19 @@ def summarize(found: Findings, models: str, *, is_expo: bool) -> None:
         )
 
 
+def gigabytes(count: int) -> str:
+    """Bytes as a person reads them, in the unit that leaves something to read."""
+    for unit, one, least in (("GB", 1e9, 1e8), ("MB", 1e6, 1e5), ("KB", 1e3, 1e3)):
+        if count >= least:
+            return f"{count / one:.2f} {unit}"
+    return f"{count} bytes"
+
+
+def room(needed: int, free: int) -> str:
+    """How much is needed and how much there is."""
+    return f"{gigabytes(needed)} are needed, {gigabytes(free)} are free"
+
+
 def tensors(names: list[str]) -> str:
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
 

@@ -145,6 +145,11 @@ class TensorJob:
         return (self.donor, *weights) if only_donor and self.donor not in weights else weights
 
     @property
+    def is_held_whole(self) -> bool:
+        """Whether it is looked at whole before its first block, and then again block by block."""
+        return bool(self.matrices) or (isinstance(self.rule, Blend) and self.rule.needs_whole)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return self.donor.shape
 

@@ -18,6 +18,7 @@ class Models:
     onto: Checkpoint | None
     operands: tuple[Checkpoint, ...]
     is_pair: bool
+    compares: bool = False
 
     @property
     def others(self) -> tuple[Checkpoint, ...]:

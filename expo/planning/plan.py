@@ -72,6 +72,15 @@ class Plan:
         return (job for shard in self.shards for job in shard.jobs)
 
     @property
+    def alpha_range(self) -> tuple[float, float] | None:
+        """The lowest and the highest α of what is extrapolated; None where none is given."""
+        if self.request.method != "expo" or not self.request.gives_alpha:
+            return None
+        blends = [job.rule for job in self.jobs if isinstance(job.rule, Blend)]
+        alphas = [alpha for blend in blends for alpha in blend.alphas]
+        return (min(alphas), max(alphas)) if alphas else None
+
+    @property
     def read_bytes(self) -> int:
         return sum(weight.stored.nbytes for job in self.jobs for weight in job.inputs)
 
@@ -85,14 +94,34 @@ class Plan:
         edited = [matrix.working_bytes for job in self.jobs for matrix in job.matrices]
         return threads * (max(whole, default=0) + max(edited, default=0))
 
+    def held_bytes(self, threads: int) -> int:
+        """What streaming keeps of tensors that are looked at whole, one a worker, so that they are fetched once."""
+        held = (sum(w.stored.nbytes for w in job.inputs) for job in self.jobs if job.is_held_whole)
+        return threads * max(held, default=0)
+
     @property
     def download_bytes(self) -> int:
         return sum(
             shard.file_bytes
             for checkpoint in self.sources.values()
             for files, shard in checkpoint.inputs()
-            if not files.is_local(shard.file)
+            if not files.is_local(shard.file) and not files.streams
         )
+
+    @cached_property
+    def stream_bytes(self) -> int:
+        """What is read by range from the Hub or a store, each byte once."""
+        remote = {(id(files), shard.file) for checkpoint in self.sources.values()
+                  for files, shard in checkpoint.inputs()
+                  if files.streams and not files.is_local(shard.file)}  # fmt: skip
+        stored = {
+            (id(files), info.file, info.begin): info.nbytes
+            for job in self.jobs
+            for weight in job.inputs
+            for files, info in weight.parts
+            if (id(files), info.file) in remote
+        }
+        return sum(stored.values())
 
     def at(self, alpha: float) -> "Plan":
         """The same plan for another α of every model; what is left alone stays so. Opens nothing.

@@ -4,9 +4,12 @@ import shutil
 from pathlib import Path
 
 from expo.checkpoint.checkpoint import Checkpoint
+from expo.checkpoint.reference import Location
 from expo.planning.chunks import memory_bytes
+from expo.planning.findings import room
 from expo.planning.jobs import Blend
 from expo.planning.plan import Plan
+from expo.planning.reads import AHEAD_BYTES
 from expo.results import PlanReport, SourceReport, TensorReport
 from expo.spec.request import paper_alpha
 from expo.threads import DEFAULT_THREADS
@@ -23,8 +26,8 @@ def report(
     request = plan.request
     free = shutil.disk_usage(_existing(out or Path.cwd())).free
     if plan.write_bytes > free:
-        room = f"{plan.write_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free"
-        refusals = (*refusals, f"the disk of {out or 'this directory'} is too full: {room}")
+        what = f"the disk of {out or 'this directory'} is too full"
+        refusals = (*refusals, f"{what}: {room(plan.write_bytes, free)}")
     sources = {role: _source(checkpoint) for role, checkpoint in plan.sources.items()}
     rules = [job.rule for job in plan.jobs]
     models = max((len(job.inputs) for job in plan.jobs), default=2)
@@ -37,7 +40,7 @@ def report(
         sources=sources,
         alpha=request.alpha,
         paper_alpha=None if request.alpha is None else paper_alpha(request.alpha),
-        alpha_range=_alpha_range(plan),
+        alpha_range=plan.alpha_range,
         dtypes=tuple(sorted({job.dtype for job in plan.jobs})),
         rounding=request.rounding,
         seed=request.seed,
@@ -52,7 +55,10 @@ def report(
         read_bytes=plan.read_bytes,
         write_bytes=plan.write_bytes,
         download_bytes=plan.download_bytes,
-        memory_bytes=memory_bytes(threads, models=models) + plan.preparation_bytes(threads),
+        stream_bytes=plan.stream_bytes,
+        memory_bytes=memory_bytes(threads, models=models)
+        + plan.preparation_bytes(threads)
+        + (AHEAD_BYTES + plan.held_bytes(threads) if plan.stream_bytes else 0),
         free_disk_bytes=free,
         shards={shard.file: shard.file_bytes for shard in plan.shards},
         tokenizer_donor=_tokenizer_donor(plan),
@@ -71,24 +77,22 @@ def _tokenizer_donor(plan: Plan) -> str | None:
     return plan.donor.tokenizer_files.label if has_tokenizer else None
 
 
-def _alpha_range(plan: Plan) -> tuple[float, float] | None:
-    if plan.request.method != "expo" or not plan.request.gives_alpha:
-        return None
-    blends = [job.rule for job in plan.jobs if isinstance(job.rule, Blend)]
-    alphas = [alpha for blend in blends for alpha in blend.alphas]
-    return (min(alphas), max(alphas)) if alphas else None
-
-
 def _source(checkpoint: Checkpoint) -> SourceReport:
     reference = checkpoint.reference
     adapter = checkpoint.adapter
     return SourceReport(
         model=str(reference.model),
-        kind="local directory" if reference.model.path is not None else "Hub repository",
+        kind=_kind(reference.model),
         commit=checkpoint.files.commit,
         adapter=None if adapter is None else str(reference.adapter),
         adapter_commit=adapter.files.commit if adapter else None,
     )
+
+
+def _kind(location: Location) -> str:
+    if location.url is not None:
+        return "object store"
+    return "local directory" if location.path is not None else "Hub repository"
 
 
 def _existing(path: Path) -> Path:

@@ -59,6 +59,7 @@ class TokenRows:
         if rows:
             labels = [f"{row} {printable((tokens or {}).get(row, '(padding)'))}" for row in rows]
             where = self._models.full_place(checkpoint)
+            so = "" if self._models.compares else f": {what}"
             self._found.notes.append(
-                f"{len(rows)} embedding rows only {where}: {what}: {listing(labels)}"
+                f"{len(rows)} embedding rows only {where}{so}: {listing(labels)}"
             )

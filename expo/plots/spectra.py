@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expo.planning.modules import module_of
-from expo.plots.heatmap import draw_map, map_size
+from expo.plots.heatmap import draw_map, folded, map_size, set_log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,42 +30,72 @@ def spectra_figure(
     """
     from matplotlib.figure import Figure
 
+    cells = folded(_best(result))
+    width, height = map_size(cells)
+    ranked = sorted(result, key=_signal, reverse=True)[:_SHOWN]
+    width = max(width, 2.6 * len(ranked) + 0.6)
+    figure = Figure(figsize=(width, height + 3.6), layout="constrained")
+    halves = figure.subfigures(2, 1, height_ratios=[3.2, height])
+    assert isinstance(halves, np.ndarray)
+    upper, lower = halves
+    places = np.atleast_1d(upper.subplots(1, len(ranked)))
+    for axes, one in zip(places, ranked, strict=True):
+        _draw_spectrum(axes, one, values[one.tensor].numpy())
+    places[0].set_ylabel("how many", fontsize=8)
+    if places[0].get_legend_handles_labels()[0]:  # none where every value is 0
+        places[0].legend(fontsize=7, loc="upper left")
+    figure.suptitle(title, fontsize=10)
+    axes = lower.subplots()
+    axes.set_title("SNR of every matrix: ΣS² above the edge / ΣS² below", fontsize=9)
+    absent = "no such matrix, or nothing below the edge"
+    draw_map(axes, cells, "SNR", zero="nothing above the edge", absent=absent)
+    return figure
+
+
+def _signal(one: "MatrixSpectrum") -> float:
+    """SNR, without end where nothing lies below the edge."""
+    return math.inf if one.snr_mp is None else one.snr_mp
+
+
+def _best(result: "tuple[MatrixSpectrum, ...]") -> dict[tuple[int | None, str], float | None]:
+    """The highest SNR by layer and module, None where only one without end is known."""
     cells: dict[tuple[int | None, str], float | None] = {}
     for one in result:
         place = module_of(one.tensor)
-        cells[place] = max(cells.get(place) or 0.0, one.snr_mp or 0.0)
-    width, height = map_size(cells)
-    figure = Figure(figsize=(max(width, 10.0), height + 3.0), layout="constrained")
-    halves = figure.subfigures(2, 1, height_ratios=[3.0, height])
-    assert isinstance(halves, np.ndarray)
-    upper, lower = halves
-    ranked = sorted(result, key=lambda one: -(one.snr_mp or 0.0))[:_SHOWN]
-    for axes, one in zip(np.atleast_1d(upper.subplots(1, len(ranked))), ranked, strict=True):
-        _draw_spectrum(axes, one, values[one.tensor].numpy())
-    upper.suptitle(title, fontsize=10)
-    draw_map(lower.subplots(), cells, "SNR: ΣS² above the edge / below")
-    return figure
+        known = [v for v in (cells.get(place), one.snr_mp) if v is not None]
+        cells[place] = max(known, default=None)
+    return cells
 
 
 def _draw_spectrum(axes: "Axes", one: "MatrixSpectrum", values: np.ndarray) -> None:
     """Counts over logarithmic bins: the bulk and what stands out of it have room side by side."""
+    from matplotlib.ticker import MaxNLocator
+
     shown = values[values > values[0] * 1e-4]
-    bins = np.geomspace(shown[-1] * 0.99, shown[0] * 1.01, _BINS + 1) if len(shown) else _BINS
+    layer, module = module_of(one.tensor)
+    where = "" if layer is None else f"layer {layer}, "
+    fit = "–" if one.bulk_fit is None else f"{one.bulk_fit:.3f}"
+    title = f"{where}{one.rank_mp} above the edge, bulk fit {fit}"
+    axes.set_title(f"{module.removesuffix('.weight')}\n{title}", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel("singular value", fontsize=8)
+    axes.set_xscale("log")
+    if not len(shown):
+        axes.text(0.5, 0.5, "all 0", transform=axes.transAxes, ha="center", color="#606060")
+        axes.set_xticks([], minor=True)
+        return
+    bins = np.geomspace(shown[-1] * 0.99, shown[0] * 1.01, _BINS + 1)
     axes.hist(shown, bins=bins, color="#8fb8de", label="singular values")
     x, density = _bulk(one)
     inside = int((values <= one.mp_edge).sum())
-    per_bin = math.log(values[0] / shown[-1] + 1e-9) / _BINS if len(shown) else 0.0
+    per_bin = math.log(values[0] / shown[-1] + 1e-9) / _BINS
     axes.plot(x, inside * density * x * per_bin, color="#1b4965", lw=1.2, label="noise alone")
     axes.axvline(one.mp_edge, color="#c1121f", lw=1.0, ls="--", label="edge")
-    axes.set_xscale("log")
-    if len(shown):
-        axes.set_xlim(shown[-1] * 0.8, shown[0] * 1.3)
-    axes.set_ylim(top=axes.get_ylim()[1] * 1.4)  # room for the legend
-    fit = "–" if one.bulk_fit is None else f"{one.bulk_fit:.3f}"
-    name = one.tensor.removesuffix(".weight").removeprefix("model.")
-    axes.set_title(f"{name}\n{one.rank_mp} above the edge, bulk fit {fit}", fontsize=7)
-    axes.tick_params(labelsize=7)
-    axes.legend(fontsize=6, loc="upper left")
+    low, high = float(shown[-1]) * 0.8, max(float(shown[0]), one.mp_edge) * 1.3
+    axes.set_xlim(low, high)
+    set_log_ticks(axes.xaxis, low, high)
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.45)  # room for the legend
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def _bulk(one: "MatrixSpectrum") -> tuple[np.ndarray, np.ndarray]:

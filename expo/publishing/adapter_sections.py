@@ -4,7 +4,6 @@ import shlex
 
 from expo.checkpoint.sidecars import MANIFEST, is_tokenizer_file
 from expo.output.manifest import AdapterManifest
-from expo.publishing.evaluations import Result
 from expo.publishing.markdown import code, percent, source, table
 from expo.publishing.sections import (
     PAPER,
@@ -17,6 +16,7 @@ from expo.publishing.sections import (
     short,
     snippet,
 )
+from expo.results import Score
 from expo.spec.request import both_conventions
 
 
@@ -27,7 +27,7 @@ def title(manifest: AdapterManifest) -> str:
 
 
 def body(
-    manifest: AdapterManifest, results: tuple[Result, ...], image: str | None, repo_id: str | None
+    manifest: AdapterManifest, results: tuple[Score, ...], image: str | None, repo_id: str | None
 ) -> list[str]:
     """All but the licence and what to cite."""
     sft, name = manifest.sources["sft"], title(manifest)

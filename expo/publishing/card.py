@@ -8,8 +8,8 @@ from expo.checkpoint.sidecars import CARD
 from expo.errors import CheckpointError
 from expo.output.manifest import AdapterManifest, Manifest
 from expo.publishing import adapter_sections, sections
-from expo.publishing.evaluations import Result
 from expo.publishing.licences import Terms, clear_terms
+from expo.results import Score
 
 BEGIN = "<!-- expo: from here on written by expo; what you change is lost when it is renewed -->"
 END = "<!-- expo: up to here -->"
@@ -22,7 +22,7 @@ def card(
     manifest: Manifest | AdapterManifest,
     *,
     terms: Terms | None = None,
-    results: Sequence[Result] = (),
+    results: Sequence[Score] = (),
     image: str | None = None,
     repo_id: str | None = None,
 ) -> str:
@@ -30,7 +30,7 @@ def card(
 
     Args:
         terms: the licence; by default that of the parents, and none where theirs is not clear.
-        results: of evaluations, as `read_results` reads them.
+        results: of evaluations, as `read_scores` reads them.
         image: name of the heat map that lies beside the card, if one does.
         repo_id: where it is published, for the snippet that loads it.
     """

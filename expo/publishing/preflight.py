@@ -13,8 +13,8 @@ from expo.checkpoint.headers import printable
 from expo.checkpoint.sidecars import CARD, MANIFEST, SIGNATURE
 from expo.errors import CheckpointError, SpecError, VerificationError
 from expo.output.manifest import AdapterManifest, Manifest, read_manifest
+from expo.output.scores import read_scores
 from expo.publishing.account import Account, check_right, whose_token
-from expo.publishing.evaluations import read_results
 from expo.publishing.hub_errors import explained, status_of
 from expo.publishing.licences import Terms
 from expo.publishing.licences import terms as terms_of
@@ -76,7 +76,7 @@ def preflight(
         HubError: no token, no right, a gated parent, or no answer.
     """
     manifest = publishable(out)
-    measured = () if results is None else read_results(results)
+    measured = () if results is None else read_scores(results)
     terms = terms_of(manifest, licence)
     _check_name(target, terms, name_ok=name_ok)
     contents = presented(out, manifest, terms=terms, results=measured, repo_id=target.repo_id)

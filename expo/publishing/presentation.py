@@ -14,9 +14,10 @@ from expo.output.manifest import AdapterManifest, Manifest
 from expo.planning.modules import module_of
 from expo.plots.heatmap import Cells, change_map, png
 from expo.publishing.card import card, renewed
-from expo.publishing.evaluations import Result, eval_results
+from expo.publishing.evaluations import eval_results
 from expo.publishing.licences import Terms
 from expo.publishing.sections import title
+from expo.results import Score
 
 HEAT_MAP = "expo-heatmap.png"
 
@@ -26,7 +27,7 @@ def presented(
     manifest: Manifest | AdapterManifest,
     *,
     terms: Terms | None = None,
-    results: Sequence[Result] = (),
+    results: Sequence[Score] = (),
     repo_id: str | None = None,
 ) -> dict[str, bytes]:
     """README.md, the heat map (where matplotlib is installed), `.eval_results/` and the notices that `terms` ask

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from expo.checkpoint.sidecars import MANIFEST, is_tokenizer_file
 from expo.output.manifest import AdapterManifest, Example, Manifest, SourceEntry
-from expo.publishing.evaluations import Result, results_table
+from expo.publishing.evaluations import results_table
 from expo.publishing.licences import Terms, parent_licences
 from expo.publishing.markdown import block, code, number, percent, source, source_revision, table
-from expo.results import CheckResult, EditReport
+from expo.results import CheckResult, EditReport, Score
 from expo.spec.request import both_conventions
 from expo.spec.resolved import to_yaml
 
@@ -38,7 +38,7 @@ def title(manifest: Manifest) -> str:
 
 
 def body(
-    manifest: Manifest, results: tuple[Result, ...], image: str | None, repo_id: str | None
+    manifest: Manifest, results: tuple[Score, ...], image: str | None, repo_id: str | None
 ) -> list[str]:
     """All but the licence and what to cite."""
     return [
@@ -318,7 +318,7 @@ def reference(entry: SourceEntry) -> str:
     return f"{base}+{entry.adapter}{commit}"
 
 
-def evaluations(results: tuple[Result, ...], own: str) -> list[str]:
+def evaluations(results: tuple[Score, ...], own: str) -> list[str]:
     if not results:
         return []
     return ["## Evaluation", "", *results_table(results, own), ""]

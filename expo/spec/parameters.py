@@ -50,8 +50,13 @@ class Reader:
         return None if ranged is None else setting
 
     def _doubt_filters(self, value: object, path: Path_) -> None:
-        """Keys of filters that mean nothing."""
+        """Keys of filters that mean nothing, and filters that come after one that fits everything."""
         entries = [value] if isinstance(value, dict) else value if isinstance(value, list) else []
+        catches_all = [isinstance(e, dict) and e.get("filter") in (None, "*") for e in entries]
+        if True in catches_all[:-1] and all(isinstance(entry, dict) for entry in entries):
+            last = catches_all.index(True)
+            told = "has no effect: the entry before it fits every tensor"
+            self.document.remark((*path, last + 1), told)
         for number, entry in enumerate(entries):
             if isinstance(entry, dict):
                 where = path if isinstance(value, dict) else (*path, number)

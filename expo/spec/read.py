@@ -236,10 +236,10 @@ class _Reader:
     def _vectors(self, spec: MergeSpec | Mixture) -> Path | None:
         if spec.verify is None or spec.verify.vectors is None:
             return None
-        path = vectors_path(spec.verify.vectors, self.beside)
-        if not path.is_file():
-            self.document.fault(("verify", "vectors"), f"{spec.verify.vectors} is no file")
-        return path
+        given = spec.verify.vectors
+        return self.document.attempt(
+            ("verify", "vectors"), lambda: vectors_path(given, self.beside)
+        )
 
     def _kinds(self, kinds: list[str]) -> tuple[str, ...]:
         for number, kind in enumerate(kinds):

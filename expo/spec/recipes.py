@@ -8,6 +8,7 @@ from expo.errors import SpecError
 from expo.spec.strict import nearest
 
 _PACKAGE = Path(__file__).parent.parent
+_SHOWN = 5  # names of recipes in a message
 _FOLDERS = (_PACKAGE / "merge_configs", _PACKAGE.parent / "merge_configs")
 
 
@@ -42,27 +43,46 @@ def spec_path(given: Path) -> Path:
     """What exists is a path; otherwise a name of a recipe, or the path as it was given.
 
     Raises:
-        SpecError: it is a plain name, and no recipe has it.
+        SpecError: it is a plain name, and neither a file nor a recipe has it.
     """
-    if given.exists() or len(given.parts) > 1 or given.suffix in (".yml", ".yaml"):
+    if given.exists() or len(given.parts) > 1:
         return given
-    named = _folder() / f"{given.name}.yml"
-    if not named.exists():
-        close = nearest(given.name, [path.stem for path in _folder().glob("*.yml")])
-        raise SpecError(
-            f"{given} is neither a file nor a recipe{close}; expo merge --list shows the recipes"
-        )
-    return named
+    is_file = given.suffix in (".yml", ".yaml")
+    named = _folder() / f"{given.stem if is_file else given.name}.yml"
+    known = [path.stem for path in _folder().glob("*.yml")]
+    if not is_file and named.exists():
+        return named
+    if is_file and named.exists():
+        close = f" (did you mean the recipe {named.stem}?)"
+    else:
+        close = nearest(named.stem, known) or _beginning(named.stem, known)
+    what = "does not exist" if is_file else "is neither a file nor a recipe"
+    raise SpecError(f"{given} {what}{close}; expo merge --list shows the recipes")
+
+
+def _beginning(word: str, known: list[str]) -> str:
+    """` (recipes that begin so: …)`, or nothing."""
+    found = sorted(name for name in known if name.startswith(word.lower()))
+    return f" (recipes that begin so: {', '.join(found[:_SHOWN])})" if found else ""
 
 
 def vectors_path(given: str, beside: Path | None) -> Path:
-    """Golden vectors: a path, also from the folder of the spec, or the name of a file of ours."""
+    """Golden vectors: a path, also from the folder of the spec, or the name of a file of ours.
+
+    Raises:
+        SpecError: there is no such file, and no vectors of ours have that name.
+    """
     places = [
         Path(given),
         *([beside / given] if beside else []),
         _folder() / "vectors" / f"{given}.yml",
     ]
-    return next((place for place in places if place.is_file()), Path(given))
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        known = sorted(path.stem for path in (_folder() / "vectors").glob("*.yml"))
+        names = nearest(given, known) or f"; those of ours: {', '.join(known)}"
+        raise SpecError(f"{given} is neither a file nor golden vectors of ours{names}")
+    return found
 
 
 def _folder() -> Path:

@@ -16,6 +16,7 @@ Rounding = Literal["nearest", "stochastic"]
 StopAt = Literal["error", "warning"]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic")
 DTYPES = ("bfloat16", "float16", "float32", "float64")
+ADAPTER_DTYPES = ("float32", "bfloat16", "float16")
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
 
@@ -85,7 +86,8 @@ class Request:
     request without α is only good for a plan or a diff. `excluded` kinds of tensors and the fixed
     layers stay as they are in the donor. `low_rank` is done to every Δ before it is scaled, `edits` to
     the result, one after the other. `fits_vocabulary` says that the other models' tokens are to be brought
-    into the base's order. `vectors` and `stop_at` are for the verification.
+    into the base's order. `vectors` and `stop_at` are for the verification; `stream_inputs` reads weights on
+    the Hub by range, without a download, and changes no byte of the output.
     """
 
     slices: tuple[Slice, ...]
@@ -105,6 +107,7 @@ class Request:
     seed: int = 0
     max_shard_bytes: int | None = None
     allow_missing: str | None = None
+    compares: bool = False  # two models are looked at side by side: neither is SFT or aligned
     include: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -112,6 +115,7 @@ class Request:
     stop_at: StopAt = "error"
     fits_vocabulary: bool = False
     foreign: Foreign | None = None
+    stream_inputs: bool = False
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -246,15 +250,16 @@ def resolve_alpha(
 
 
 def _two_readings(given: float, *, is_paper: bool) -> str:
+    meant = "--interpolate (interpolate: true in a spec, interpolate=True in Python)"
     if is_paper:
         return (
             f"paper alpha {given:.12g} is alpha {1.0 + given:.12g}: a point between SFT and aligned, "
-            "not beyond; add --interpolate (in a spec: interpolate: true) if you mean it"
+            f"not beyond; add {meant} if you mean it"
         )
     return (
         f"alpha {given:.12g} lies between SFT and aligned; cards that say {given:.12g} mean "
-        f"--paper-alpha {given:.12g} (= alpha {1.0 + given:.12g}); for the point between, add "
-        f"--interpolate (in a spec: paper_alpha: {given:.12g}, or interpolate: true)"
+        f"--paper-alpha {given:.12g} (= alpha {1.0 + given:.12g}; paper_alpha in a spec and in Python); "
+        f"for the point between, add {meant}"
     )
 
 
@@ -264,9 +269,11 @@ def make_request(
     *,
     alpha: float | None = None,
     paper_alpha: float | None = None,
+    interpolate: bool = False,
     dtype: str | None = None,
     rounding: str = "nearest",
     seed: int = 0,
+    max_shard_bytes: int | None = None,
 ) -> Request:
     """A checked request for the pair.
 
@@ -281,7 +288,11 @@ def make_request(
     request = expo_request(
         parse_reference(sft, role="SFT"),
         parse_reference(aligned, role="ALIGNED"),
-        resolve_alpha(alpha, paper_alpha, interpolate=True),
+        resolve_alpha(alpha, paper_alpha, interpolate=interpolate),
     )
     chosen: Rounding = "stochastic" if rounding == "stochastic" else "nearest"
-    return replace(request, dtype=dtype, rounding=chosen, seed=seed)
+    if max_shard_bytes is not None and max_shard_bytes < 1:
+        raise SpecError(f"max_shard_bytes is a number of bytes above 0, not {max_shard_bytes}")
+    return replace(
+        request, dtype=dtype, rounding=chosen, seed=seed, max_shard_bytes=max_shard_bytes
+    )

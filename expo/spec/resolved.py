@@ -15,7 +15,7 @@ from expo.spec.settings import Conditional, Setting, Settings
 def resolved(request: Request, name: Callable[[Reference], str] = str) -> dict:
     """Plain values for YAML or JSON; `name` says how a model is written."""
     if request.foreign is not None:
-        return dict(request.foreign.spec)
+        return {**request.foreign.spec, **_verify(request), "seed": request.seed}
     spec: dict[str, object] = {"merge_method": request.method}
     if request.base is not None:
         spec["base_model"] = name(request.base)
@@ -37,15 +37,21 @@ def resolved(request: Request, name: Callable[[Reference], str] = str) -> dict:
     if request.edits:
         spec["edits"] = [{"laser": _matrix_edit(edit)} for edit in request.edits]
     if request.method == "expo":
-        alphas = [o.settings.get("alpha") for part in request.slices for o in part.operands]
+        own = [o.settings for part in request.slices for o in (part, *part.operands)]
+        alphas = [settings.get("alpha") for settings in (request.settings, *own)]
         spec["interpolate"] = any(isinstance(a, float) and 0.0 < a < 1.0 for a in alphas)
         spec["exclude"] = list(request.excluded)
         spec["fix_first_layers"] = request.fixed_first_layers
         spec["fix_last_layers"] = request.fixed_last_layers
-    if request.vectors is not None or request.stop_at != "error":
-        vectors = {} if request.vectors is None else {"vectors": request.vectors.stem}
-        spec["verify"] = vectors | {"stop_at": request.stop_at}
+    spec |= _verify(request)
     return spec | {"out_dtype": request.dtype, "rounding": request.rounding, "seed": request.seed}
+
+
+def _verify(request: Request) -> dict:
+    if request.vectors is None and request.stop_at == "error":
+        return {}
+    vectors = {} if request.vectors is None else {"vectors": request.vectors.stem}
+    return {"verify": vectors | {"stop_at": request.stop_at}}
 
 
 def _matrix_edit(edit: MatrixEdit) -> dict:
@@ -100,7 +106,7 @@ def mergekit_spec(
 
     Its arithmetic is set to float32, as ours is; it takes config and tokenizer from the base.
     """
-    if request.edits or request.low_rank:
+    if request.edits or request.low_rank or request.method == "relex":
         return None
     plain = not (request.transforms or request.onto or request.excluded)
     if request.method != "expo":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from expo.checkpoint.contents import mistaken
 from expo.errors import SpecError
 
 Path_ = tuple[str | int, ...]
@@ -141,11 +142,14 @@ def read_text(path: Path) -> str:
     """The text of a spec file.
 
     Raises:
-        SpecError: it cannot be read, or is not UTF-8.
+        SpecError: it cannot be read, or is not UTF-8, or begins as no spec does.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8 text") from error
+    if fault := mistaken(text.encode()):
+        raise SpecError(f"{path} {fault}")
+    return text

@@ -1,15 +1,17 @@
 """Specs of several documents: merges of which later ones may name earlier outputs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from expo.spec.dialect import plain
 from expo.spec.read import request_of
 from expo.spec.recipes import spec_path
 from expo.spec.request import Request
+from expo.spec.resolved import resolved
 from expo.spec.strict import Document
-from expo.spec.surgery import named_models
+from expo.spec.surgery import named_models, renamed
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,31 @@ def read_stages(source: Path, *, strict: bool = False) -> list[Stage]:
             raise document.error(("name",), f"{name!r} is taken or is not a plain name")
         stages.append(Stage(name, document, path.parent, strict))
     return _ordered(stages) if len(stages) > 1 else stages
+
+
+def resolved_stages(
+    stages: Sequence[Stage], change: Callable[[Request], Request]
+) -> list[dict[str, object]]:
+    """Every document with its defaults filled in, in the order in which they run. No model is opened.
+
+    Args:
+        change: what flags make of a request.
+
+    Raises:
+        SpecError: with one line for every fault.
+    """
+    specs: list[dict[str, object]] = []
+    outputs: dict[str, Path] = {}
+    with TemporaryDirectory(prefix="expo-plan-") as temporary:  # a model is known by its place
+        for stage in stages:
+            spec = resolved(change(stage.request(outputs)))
+            names = {str(place): name for name, place in outputs.items()}
+            own = {} if stage.name is None else {"name": stage.name}
+            specs.append(own | renamed(spec, names))
+            if stage.name is not None:
+                outputs[stage.name] = Path(temporary) / stage.name
+                outputs[stage.name].mkdir()
+    return specs
 
 
 def _ordered(stages: list[Stage]) -> list[Stage]:

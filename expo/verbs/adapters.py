@@ -18,7 +18,7 @@ from expo.output.staging import Staging, claimed
 from expo.planning.plan import Plan, Sidecar
 from expo.publishing.card import card
 from expo.results import ExtractResult
-from expo.verification.run import Tokenizers, verify_folder
+from expo.verification.run import children_of, verify_folder
 
 
 @contextmanager
@@ -56,9 +56,9 @@ def write_beside(folder: Path, config: dict, sidecars: Iterable[Sidecar]) -> dic
 
 def finish(folder: Path, manifest: AdapterManifest, base: Checkpoint) -> AdapterManifest:
     """Verify what lies in `folder` against the model that it is for, and write card and manifest."""
-    with Tokenizers(folder, None) as tokenizers:
-        found = verify_folder(folder, aligned=base, tokenizers=tokenizers)
-        example = tokenizers.example()
+    with children_of(folder) as children:
+        found = verify_folder(folder, aligned=base, children=children)
+        example = children.example()
     manifest = replace(manifest, verified=found.ok, verification=found.checks, example=example)
     written = write_file(folder / CARD, card(manifest).encode())
     manifest = replace(manifest, beside={CARD: written})

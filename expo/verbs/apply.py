@@ -21,6 +21,7 @@ def apply(
     aligned: StateDict | Sequence[StateDict],
     *,
     alpha: float | Sequence[float],
+    interpolate: bool = False,
     vocabularies: Sequence[Vocabulary] | None = None,
 ) -> "Iterator[tuple[str, Tensor]]":
     """θ_sft + Σ αᵢ(θᵢ − θ_sft) of state dicts in memory, one (name, tensor) at a time, as `extrapolate` and
@@ -32,11 +33,12 @@ def apply(
     Args:
         aligned: one state dict, or several.
         alpha: of each aligned model.
+        interpolate: allow 0 < alpha < 1.
         vocabularies: ids by token of SFT and of every aligned model (a tokenizer's `get_vocab()`), to
             match embedding rows by; without them rows match by index.
 
     Raises:
-        SpecError: alpha is not finite, or the numbers of models and alphas differ.
+        SpecError: alpha is not finite or lies between 0 and 1, or the numbers of models and alphas differ.
         CheckpointError: names, shapes or integers differ, or a tensor is not finite.
     """
     models = [aligned] if isinstance(aligned, Mapping) else list(aligned)
@@ -47,7 +49,7 @@ def apply(
     labels = ["aligned"] if len(models) == 1 else [f"aligned {n + 1}" for n in range(len(models))]
     base = state_dict_checkpoint(sft, "SFT", words[0])
     tops = [state_dict_checkpoint(*one) for one in zip(models, labels, words[1:], strict=True)]
-    values = [resolve_alpha(one, None, interpolate=True) for one in alphas]
+    values = [resolve_alpha(one, None, interpolate=interpolate) for one in alphas]
     operands = tuple(
         Operand(top.reference, {"alpha": value})
         for top, value in zip(tops, values, strict=True)

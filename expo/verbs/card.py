@@ -6,8 +6,8 @@ from pathlib import Path
 from expo.checkpoint.sidecars import CARD
 from expo.errors import SpecError
 from expo.output.manifest import AdapterManifest, Manifest, read_manifest
+from expo.output.scores import read_scores
 from expo.publishing.card import card as card_text
-from expo.publishing.evaluations import read_results
 from expo.publishing.licences import Terms
 from expo.publishing.licences import terms as terms_of
 from expo.publishing.presentation import HEAT_MAP, on_top_of, present, presented
@@ -39,7 +39,7 @@ def card(
     if not folder.is_dir():
         raise SpecError(f"{folder} is no directory: name what expo wrote")
     manifest = read_manifest(folder)
-    measured = () if results is None else read_results(Path(results))
+    measured = () if results is None else read_scores(Path(results))
     terms, warnings = _terms(manifest, license)
     if write:
         contents = presented(folder, manifest, terms=terms, results=measured)

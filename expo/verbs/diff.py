@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from os import PathLike
 
 from expo.checkpoint.reference import parse_reference
@@ -14,6 +15,7 @@ from expo.planning.chunks import CHUNK_BYTES, Piece, buffer_bytes, cut
 from expo.planning.jobs import Blend
 from expo.planning.modules import module_of
 from expo.planning.plan import Plan
+from expo.planning.reads import piece_ranges
 from expo.results import DeltaStatistics, DiffResult, ModuleDelta
 from expo.spec.request import expo_request
 from expo.threads import PerThread, side_by_side
@@ -27,18 +29,21 @@ def diff(
     b: str | PathLike[str],
     *,
     threads: int = 2,
+    stream_inputs: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> DiffResult:
     """How far checkpoint `b` is from `a`: per tensor, per module, in total.
 
     Args:
+        stream_inputs: read weights on the Hub by range, without a download.
         progress: called with (bytes compared, bytes in all), counted on B's side.
 
     Raises:
         SpecError, CheckpointError, HubError: an input cannot be used at all, or holds NaN or Inf.
     """
     pair = parse_reference(str(a), role="A"), parse_reference(str(b), role="B")
-    plan = build_plan(expo_request(*pair, None))
+    request = expo_request(*pair, None)
+    plan = build_plan(replace(request, compares=True, stream_inputs=stream_inputs))
     fetch(plan)
     sums: dict[str, Sums] = {}
     done_bytes, all_bytes = 0, sum(job.nbytes for job in plan.jobs)
@@ -83,5 +88,13 @@ def _compared(plan: Plan, threads: int) -> Iterator[tuple[Piece, list[Sums]]]:
     pieces = [p for chunk in chunks for p in chunk.pieces if isinstance(p.job.rule, Blend)]
     with Readers() as readers:
         worker = PerThread(lambda: BlockWorker(Inputs(readers, buffer_bytes(CHUNK_BYTES))))
-        results = side_by_side(lambda piece: worker().compare(piece), pieces, threads)
+        readers.expect(() if p.starts is None else piece_ranges(p) for p in pieces)
+
+        def compare(numbered: tuple[int, Piece]) -> list[Sums]:
+            number, piece = numbered
+            sums = worker().compare(piece)
+            readers.done(number)
+            return sums
+
+        results = side_by_side(compare, enumerate(pieces), threads)
         yield from zip(pieces, results, strict=True)

@@ -15,7 +15,7 @@ from expo.checkpoint.adapter import WEIGHTS
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import is_of_kind
 from expo.checkpoint.reference import parse_reference
-from expo.compute.arithmetic import arithmetic_for, arithmetic_of
+from expo.compute.choice import arithmetic_for, arithmetic_of
 from expo.compute.inputs import Inputs, Readers, fetch, read_tensor
 from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import factors
@@ -25,11 +25,13 @@ from expo.output.journal import identities
 from expo.output.manifest import AdapterManifest, Identities, source_entry, versions
 from expo.planning.build import build_plan
 from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
+from expo.planning.edits import rank_above
+from expo.planning.findings import listing
 from expo.planning.jobs import Blend, TensorJob
 from expo.planning.matrices import is_router_gate
 from expo.planning.plan import Plan
 from expo.results import AdaptedModule, ExtractResult, OtherTensor
-from expo.spec.request import Request, expo_request
+from expo.spec.request import ADAPTER_DTYPES, Request, dtype_name, expo_request, resolve_alpha
 from expo.threads import side_by_side
 from expo.verbs.adapters import adapter_staging, extract_result, finish, plain, write_beside
 
@@ -43,12 +45,14 @@ _CONV1D = frozenset({"gpt2"})  # model types whose linear modules hold the trans
 
 @dataclass(frozen=True)
 class _Piece:
-    """What came of one tensor: entries of the adapter, and the squares of Δ and of what is missed."""
+    """What came of one tensor: entries of the adapter, the squares of Δ and of what is missed, and the shape of
+    the matrix that was taken apart."""
 
     entries: dict[str, Tensor]
     delta_square: float
     missed_square: float
     report: AdaptedModule | OtherTensor | None
+    shape: tuple[int, ...] = ()
 
 
 def extract_lora(
@@ -59,6 +63,7 @@ def extract_lora(
     rank: int | None = None,
     energy: float | None = None,
     alpha: float = 1.0,
+    interpolate: bool = False,
     dtype: str = "float32",
     save_whole: bool = False,
     overwrite: bool = False,
@@ -70,6 +75,7 @@ def extract_lora(
     Args:
         rank, energy: one of them: the rank of every module, or the share of ΣS² that it has to hold.
         alpha: 1 gives the aligned model, 1.5 the ExPO model of that α.
+        interpolate: allow 0 < alpha < 1.
         dtype: of the adapter: "float32", "bfloat16" or "float16".
         save_whole: save norms, embeddings and head whole (`modules_to_save`).
         progress: called with (tensors done, tensors in all).
@@ -79,9 +85,12 @@ def extract_lora(
     """
     if (rank is None) == (energy is None):
         raise SpecError("give rank or energy, one of them")
+    if (name := dtype_name(dtype)) not in ADAPTER_DTYPES:
+        raise SpecError(f"dtype {dtype} is not one of {', '.join(ADAPTER_DTYPES)}")
     keep = parse_keep(f"rank={rank}" if energy is None else f"energy={energy}")
+    alpha = resolve_alpha(alpha, None, interpolate=interpolate) or 0.0
     pair = parse_reference(str(minus), role="SFT"), parse_reference(str(aligned), role="ALIGNED")
-    how = _How(keep, alpha, getattr(torch, dtype), save_whole)
+    how = _How(keep, alpha, getattr(torch, name), save_whole)
     return _run(
         expo_request(*pair, None),
         Path(out),
@@ -120,6 +129,11 @@ def _run(
 ) -> ExtractResult:
     started = time.monotonic()
     plan = build_plan(request)
+    if names := sorted({*plan.missing, *plan.extra}):
+        raise CheckpointError(
+            f"{plan.sources['sft'].label} and {plan.donor.label} do not hold the same tensors "
+            f"({listing(map(printable, names))}): is --minus the model that the other was trained from?"
+        )
     if plan.refusals:
         raise CheckpointError("; ".join(plan.refusals))
     fetch(plan)
@@ -172,7 +186,8 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How) -> _Piece:
         f"{_PREFIX}{module}.lora_B.weight": b.contiguous(),
     }
     error = math.sqrt(missed / square)
-    return _Piece(entries, square, missed, AdaptedModule(module, a.shape[0], error, relative))
+    report = AdaptedModule(module, a.shape[0], error, relative)
+    return _Piece(entries, square, missed, report, tuple(matrix.shape))
 
 
 def _square_sum(tensor: Tensor) -> float:
@@ -212,6 +227,10 @@ def _write(
         energy=1.0 - sum(piece.missed_square for piece in pieces) / whole,
         modules=tuple(modules),
         others=tuple(others),
+        warnings=(
+            *plan.warnings,
+            *rank_above(how.keep, [piece.shape for piece in pieces if piece.shape]),
+        ),
         versions=versions("torch"),
         files=dict(sorted(hashes.items())),
         inputs=inputs,

@@ -65,6 +65,8 @@ def accept(request: Request, texts: Path, *, progress: Progress | None = None) -
     plan = build_plan(request)
     if plan.refusals:
         raise CheckpointError("; ".join(plan.refusals))
+    if plan.donor.files.streams:
+        raise SpecError("a model that is streamed cannot be tried: bring it to this disk first")
     if plan.donor.adapter is not None:
         raise SpecError("a model+adapter cannot be tried: merge the adapter first")
     model, halves = _load(plan, lines)

@@ -1,6 +1,6 @@
 """What a run's manifest says: of what streamed through expo, and of what mergekit computed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from expo.output.folder import most_common_dtype
 from expo.output.manifest import Identities, Manifest, source_entry, versions
 from expo.output.sink import FinishedShard
 from expo.planning.plan import Plan
+from expo.planning.sides import same_weights
 from expo.spec.request import Request, paper_alpha
 from expo.spec.resolved import mergekit_spec, resolved
 
@@ -27,16 +28,19 @@ def streamed_manifest(
     request, sums = plan.request, sums_by_tensor(finished)
     samples = {name: value for shard in finished for name, value in shard.samples.items()}
     labels = dict(zip(request.references(), plan.labels, strict=True))
+    whole = total(sums.values())
     return replace(
         _begun(plan, digest, known),
+        warnings=tuple(dict.fromkeys((*plan.warnings, *_no_change(plan, whole)))),
         spec=resolved(request, labels.__getitem__),
         mergekit_spec=mergekit_spec(request, most_common_dtype(plan), labels.__getitem__),
         alpha=request.alpha,
         paper_alpha=None if request.alpha is None else paper_alpha(request.alpha),
+        alpha_range=plan.alpha_range,
         donor=plan.donor.label,
         dtypes=tuple(sorted({job.dtype for job in plan.jobs})),
         rounding=request.rounding,
-        statistics=statistics(total(sums.values())),
+        statistics=statistics(whole),
         alternative=alternative(sums, samples, request.rounding) if samples else None,
         modules={name: statistics(value) for name, value in by_module(sums).items()},
         tensors={name: statistics(value) for name, value in sums.items()},
@@ -68,6 +72,15 @@ def foreign_manifest(
         engine="mergekit",
         reasons=foreign.reasons,
     )
+
+
+def _no_change(plan: Plan, whole: Sums) -> Iterator[str]:
+    """A warning where a run has found that SFT and aligned do not differ anywhere."""
+    request = plan.request
+    one = request.method == "expo" and len(request.operands) == 1
+    if one and whole.elements and not whole.delta_square:
+        models = {model.reference: model for model in plan.sources.values()}
+        yield same_weights(plan.sources["sft"], models[request.operands[0].reference])
 
 
 def sums_by_tensor(finished: Sequence[FinishedShard]) -> dict[str, Sums]:

@@ -21,6 +21,7 @@ from expo.output.manifest import Identities, Manifest
 from expo.output.sink import FinishedShard
 from expo.output.staging import Staging, claimed
 from expo.planning.build import build_plan
+from expo.planning.findings import room
 from expo.planning.plan import Plan
 from expo.publishing.card import card
 from expo.results import MergeResult
@@ -30,7 +31,7 @@ from expo.verbs.manifests import foreign_manifest, streamed_manifest, sums_by_te
 if TYPE_CHECKING:  # YAML, schemas and checks are imported by those that need them
     from expo.spec.read import Spec
     from expo.verification.golden import Golden
-    from expo.verification.run import Tokenizers
+    from expo.verification.run import Children
 
 
 def extrapolate(
@@ -38,30 +39,57 @@ def extrapolate(
     aligned: str | PathLike[str],
     out: str | PathLike[str],
     *,
-    alpha: float,
+    alpha: float | None = None,
+    paper_alpha: float | None = None,
+    interpolate: bool = False,
     dtype: str | None = None,
     rounding: Rounding = "nearest",
     seed: int = 0,
+    max_shard_bytes: int | None = None,
+    overwrite: bool = False,
     verify: bool = True,
+    progress: Progress | None = None,
+    stream_inputs: bool = False,
 ) -> MergeResult:
     """Write θ_sft + α(θ_aligned − θ_sft) to the directory `out` (ExPO, arXiv 2404.16792).
 
     Args:
-        sft, aligned: a directory, a Hub id (`org/name@revision`), or `model+adapter`.
-        alpha: 0 is SFT, 1 is aligned, 1.5 is what the paper calls 0.5. Taken as given: a card's 0.3
-            is 1.3 here (only the command line and specs refuse 0 < alpha < 1).
+        sft, aligned: a directory, a Hub id (`org/name@revision`), a prefix of an object store
+            (`s3://bucket/prefix`), or `model+adapter`.
+        alpha, paper_alpha: one of them. alpha 0 is SFT, 1 is aligned, 1.5 extrapolates; paper_alpha = alpha − 1
+            is what the paper and most cards name.
+        interpolate: allow 0 < alpha < 1, which is refused because a card's 0.3 is 1.3 here.
         dtype: of the output's floats; by default each tensor keeps the aligned model's.
         rounding: "nearest", or "stochastic" (seeded, unbiased).
+        max_shard_bytes: re-shard; by default the shards are the aligned model's.
+        overwrite: as in `merge`.
         verify: run the quick checks of `expo.verify` on the output before it appears; it appears
             either way, `verified` of the result says what they found.
+        progress: called with (bytes written, bytes in all).
+        stream_inputs: read weights on the Hub by range, without a download.
 
     Raises:
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
     """
     request = make_request(
-        str(sft), str(aligned), alpha=alpha, dtype=dtype, rounding=rounding, seed=seed
+        str(sft),
+        str(aligned),
+        alpha=alpha,
+        paper_alpha=paper_alpha,
+        interpolate=interpolate,
+        dtype=dtype,
+        rounding=rounding,
+        seed=seed,
+        max_shard_bytes=max_shard_bytes,
     )
-    return merge(request, out, verify=verify)
+    return merge(
+        request,
+        out,
+        overwrite=overwrite,
+        verify=verify,
+        progress=progress,
+        stream_inputs=stream_inputs,
+    )
 
 
 def merge(
@@ -70,13 +98,15 @@ def merge(
     *,
     overwrite: bool = False,
     verify: bool = True,
+    stream_inputs: bool = False,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Run a merge spec (a YAML file, or a mapping of the same form) into the directory `out`.
 
     Args:
-        overwrite: replace what `out` holds, once the new model is whole.
-        verify: as in `extrapolate`.
+        overwrite: replace the model that `out` holds, once the new one is whole; an `out` with anything else
+            in it is refused.
+        verify, stream_inputs: as in `extrapolate`.
         progress: called with (bytes written, bytes in all).
 
     Raises:
@@ -88,16 +118,19 @@ def merge(
     from expo.spec.stages import read_stages
     from expo.verbs.stages import run_stages
 
+    def final(request: Request) -> Request:
+        return replace(request, stream_inputs=stream_inputs)
+
     def run(request: Request, place: Path, is_part: bool) -> MergeResult:
         replaces, checks = overwrite or is_part, verify and not is_part
-        plan = build_plan(request)
+        plan = build_plan(final(request))
         return run_plan(plan, place, overwrite=replaces, verify=checks, progress=progress)
 
     if isinstance(spec, str | PathLike):
         stages = read_stages(Path(spec))
         if len(stages) > 1:
-            check_all(stages, lambda request: request)
-        return run_stages(stages, Path(out), run)
+            check_all(stages, final)
+        return run_stages(stages, Path(out), run, overwrite=overwrite)
     return run(read_request(spec), Path(out), False)
 
 
@@ -110,6 +143,7 @@ def run_plan(
     verify: bool = False,
     tuning: Tuning = Tuning(),
     progress: Progress | None = None,
+    checking: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> MergeResult:
     """Write the merged model to `out`: `run_plans` of one."""
@@ -121,6 +155,7 @@ def run_plan(
         verify=verify,
         tuning=tuning,
         progress=progress,
+        checking=checking,
         say=say,
     )
     return result
@@ -135,6 +170,7 @@ def run_plans(
     verify: bool = False,
     tuning: Tuning = Tuning(),
     progress: Progress | None = None,
+    checking: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> tuple[MergeResult, ...]:
     """Write one merge at several α (`Plan.at`), each to its own place, from one read of the inputs.
@@ -146,6 +182,7 @@ def run_plans(
         verify: run the quick checks on every output before it is placed. What they find is in the
             result and in the manifest; the output is placed either way.
         progress: called with (bytes written, bytes in all) a few times a second.
+        checking: called with (steps done, steps in all) when the verification goes on.
         say: called with each remark about resuming.
 
     Raises:
@@ -164,7 +201,9 @@ def run_plans(
                      fingerprint(plan, known), known)
                 for plan, out in zip(plans, outs, strict=True)]  # fmt: skip
         try:
-            manifests = _produce(runs, tuning, verify=verify, progress=progress, say=say)
+            manifests = _produce(
+                runs, tuning, verify=verify, progress=progress, checking=checking, say=say
+            )
             for run, manifest in zip(runs, manifests, strict=True):
                 run.staging.commit(_with_card(run, manifest))
         except (CheckpointError, SpecError):
@@ -193,6 +232,7 @@ def _produce(
     *,
     verify: bool,
     progress: Progress | None,
+    checking: Progress | None,
     say: Callable[[str], None] | None,
 ) -> list[Manifest]:
     """Everything up to the placement: the manifests, which are written last."""
@@ -203,7 +243,7 @@ def _produce(
     elif left[0].plan.request.foreign is not None:
         made = [_foreign(run, verify=verify) for run in left]
     else:
-        made = _streamed(left, tuning, verify=verify, progress=progress, say=say)
+        made = _streamed(left, tuning, verify=verify, progress=progress, checking=checking, say=say)
     following = iter(made)
     return [known if known is not None else next(following) for known in manifests]
 
@@ -214,13 +254,14 @@ def _streamed(
     *,
     verify: bool,
     progress: Progress | None,
+    checking: Progress | None,
     say: Callable[[str], None] | None,
 ) -> list[Manifest]:
     finished = [_resumed(run, say) for run in runs]
     hashes = [write_small_files(run.plan, run.staging.folder) for run in runs]
     with ExitStack() as stack:
-        # The tokenizers need no weights: they are tried while the weights stream.
-        tokenizers = [stack.enter_context(_tokenizers(run)) for run in (runs if verify else ())]
+        # They need no weights, so they work while the weights stream; all outputs have the same files.
+        children = stack.enter_context(_children(runs[0])) if verify else None
         done = stream(
             [run.plan for run in runs],
             [run.staging for run in runs],
@@ -234,9 +275,10 @@ def _streamed(
             streamed_manifest(run.plan, run.print_.digest, run.known, shards, files)
             for run, shards, files in zip(runs, done, hashes, strict=True)
         ]
-        if not verify:
+        if children is None:
             return manifests
-        return [_verified(*one) for one in zip(runs, manifests, tokenizers, done, strict=True)]
+        together = zip(runs, manifests, done, strict=True)
+        return [_verified(*one, children, checking) for one in together]
 
 
 def _resumed(run: _Run, say: Callable[[str], None] | None) -> list[FinishedShard]:
@@ -250,7 +292,11 @@ def _resumed(run: _Run, say: Callable[[str], None] | None) -> list[FinishedShard
 
 
 def _verified(
-    run: _Run, manifest: Manifest, tokenizers: "Tokenizers", finished: Sequence[FinishedShard]
+    run: _Run,
+    manifest: Manifest,
+    finished: Sequence[FinishedShard],
+    children: "Children",
+    checking: Progress | None,
 ) -> Manifest:
     """The checks, with what the stream knows: it wrote no NaN, and zeros only where both had them."""
     from expo.verification.run import verify_stream
@@ -264,16 +310,17 @@ def _verified(
     sft = plan.sources.get("sft")
     found = verify_stream(
         run.staging.folder,
-        tokenizers,
+        children,
         TensorFacts({shard.file: shard.sha256 for shard in finished}, zero=frozenset(zero)),
         aligned=plan.donor,
         sft=None if sft is None else sft.tokenizer_files,
         asked_dtype=plan.request.dtype,
         golden=_golden(plan),
         stop_at=plan.request.stop_at,
+        checking=checking,
     )
     return replace(
-        manifest, verified=found.ok, verification=found.checks, example=tokenizers.example()
+        manifest, verified=found.ok, verification=found.checks, example=children.example()
     )
 
 
@@ -283,7 +330,7 @@ def _foreign(run: _Run, *, verify: bool) -> Manifest:
     There is no resume: an interrupted run starts afresh.
     """
     from expo.compute.foreign import merge_with_mergekit
-    from expo.verification.run import Tokenizers, verify_folder
+    from expo.verification.run import children_of, verify_folder
 
     plan, folder = run.plan, run.staging.folder
     run.staging.start_afresh(run.print_)
@@ -296,11 +343,9 @@ def _foreign(run: _Run, *, verify: bool) -> Manifest:
         return manifest
     # without the donor: layers and vocabulary may differ from every model's on purpose
     golden, stop_at = _golden(plan), plan.request.stop_at
-    with Tokenizers(folder, None, golden) as tokenizers:
-        found = verify_folder(
-            folder, golden=golden, quick=True, stop_at=stop_at, tokenizers=tokenizers
-        )
-        example = tokenizers.example()
+    with children_of(folder, golden=golden) as children:
+        found = verify_folder(folder, golden=golden, quick=True, stop_at=stop_at, children=children)
+        example = children.example()
     return replace(manifest, verified=found.ok, verification=found.checks, example=example)
 
 
@@ -317,10 +362,13 @@ def _with_card(run: _Run, manifest: Manifest) -> Manifest:
     return replace(manifest, files=files, beside=beside)
 
 
-def _tokenizers(run: _Run) -> "Tokenizers":
-    from expo.verification.run import Tokenizers
+def _children(run: _Run) -> "Children":
+    from expo.verification.run import Children
 
-    return Tokenizers(run.staging.folder, run.plan.donor, _golden(run.plan))
+    plan = run.plan
+    headers = {shard.file: (shard.header, shard.file_bytes) for shard in plan.shards}
+    known = headers if (run.staging.folder / "config.json").exists() else None
+    return Children(run.staging.folder, plan.donor, _golden(plan), known)
 
 
 def _golden(plan: Plan) -> "Golden | None":
@@ -347,6 +395,9 @@ def _result(run: _Run, manifest: Manifest, seconds: float) -> MergeResult:
         warnings=manifest.warnings,
         verified=manifest.verified,
         checks=manifest.verification or (),
+        engine=manifest.engine,
+        alpha_range=manifest.alpha_range,
+        notes=manifest.notes,
     )
 
 
@@ -361,6 +412,11 @@ def _check_plan(plan: Plan) -> None:
 
 def _identities(plan: Plan, *, hash_inputs: bool) -> Identities:
     known = identities(plan)
+    if hash_inputs and plan.stream_bytes:
+        cure = "leave out --hash-inputs, or bring the models to this disk first"
+        raise SpecError(
+            f"--hash-inputs reads inputs whole, and streamed ones are read once: {cure}"
+        )
     if hash_inputs:
         for side, checkpoint in plan.sources.items():
             for files, shard in checkpoint.inputs():
@@ -384,6 +440,6 @@ def _check_space(plan: Plan, staging: Staging, finished: list[FinishedShard]) ->
         if not finished:
             staging.discard()
         raise OutputError(
-            f"{staging.out} needs {needed / 1e9:.2f} GB but its disk has {free / 1e9:.2f} GB free: "
+            f"the disk of {staging.out} is too full: {room(needed, free)}; "
             "make room, or name an OUT on another disk"
         )

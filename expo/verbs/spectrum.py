@@ -1,7 +1,7 @@
 """`expo spectrum`: spectra of a model's matrices, or of their change, a few at once."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import PathLike
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from expo.checkpoint.checkpoint import Checkpoint, Weight, open_checkpoint
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import parse_reference
-from expo.compute.arithmetic import plain_arithmetic
+from expo.compute.choice import plain_arithmetic
 from expo.compute.cuts import one_rounding
 from expo.compute.inputs import Inputs, Readers, fetch_weights, read_tensor
 from expo.errors import CheckpointError, SpecError
@@ -27,7 +27,10 @@ from expo.operators.low_rank import (
     snr_mp,
 )
 from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
+from expo.planning.findings import listing
 from expo.planning.matrices import Matrix, matrices
+from expo.planning.modules import module_of
+from expo.planning.reads import FileRange, weight_ranges
 from expo.results import ChangeSpectrum, MatrixSpectrum
 from expo.threads import side_by_side
 
@@ -40,6 +43,7 @@ def spectrum(
     minus: str | PathLike[str] | None = None,
     target: str | None = None,
     threads: int = 2,
+    stream_inputs: bool = False,
     progress: Progress | None = None,
     values: dict[str, Tensor] | None = None,
 ) -> tuple[MatrixSpectrum, ...]:
@@ -49,6 +53,7 @@ def spectrum(
         target: only matrices in whose label (the tensor's full name, and the part of a fused one) this
             regular expression is found; by default those of the layers, without embeddings, head, norms and router gates.
         threads: matrices at a time, each on one core.
+        stream_inputs: read weights on the Hub by range, without a download.
         progress: called with (matrices done, matrices in all).
         values: where to leave the singular values, float64 in descending order, by tensor.
 
@@ -60,17 +65,21 @@ def spectrum(
         re.compile(target or "")
     except re.error as error:
         raise SpecError(f"{target}: not a regular expression: {error}") from error
-    checkpoint = open_checkpoint(parse_reference(str(model), role="MODEL"))
-    base = None if minus is None else open_checkpoint(parse_reference(str(minus), role="BASE"))
+    references = (parse_reference(str(model), role="MODEL"),) + (
+        () if minus is None else (parse_reference(str(minus), role="BASE"),)
+    )
+    checkpoint, *others = (open_checkpoint(one, streams=stream_inputs) for one in references)
+    base = others[0] if others else None
     chosen = list(matrices(checkpoint, target))
     if not chosen:
-        raise CheckpointError(f"{checkpoint.label} has no matrix that is asked for: try --target")
+        raise CheckpointError(_nothing(checkpoint, target))
     for matrix in chosen if base is not None else ():
         _check_pair(matrix, checkpoint, base)
     fetch_weights(checkpoint, *([base] if base is not None else []))
     readers = Readers()
 
-    def one(matrix: Matrix) -> MatrixSpectrum:
+    def one(numbered: tuple[int, Matrix]) -> MatrixSpectrum:
+        number, matrix = numbered
         inputs = Inputs(readers, buffer_bytes(CHUNK_BYTES))
         loaded = _load(matrix, matrix.weight, inputs)
         if base is None:
@@ -84,10 +93,27 @@ def spectrum(
             result = ChangeSpectrum(**vars(sums), ulp_ratio=noise and sums.noise_sigma / noise)
         if values is not None:
             values[matrix.label] = found
+        readers.done(number)
         return result
 
     with readers:
-        return tuple(side_by_side(one, chosen, threads, progress))
+        readers.expect(_ranges(matrix, base) for matrix in chosen)
+        return tuple(side_by_side(one, enumerate(chosen), threads, progress))
+
+
+def _ranges(matrix: Matrix, base: Checkpoint | None) -> Iterator[FileRange]:
+    weights = (matrix.weight,) if base is None else (matrix.weight, base.weights[matrix.tensor])
+    for weight in weights:
+        yield from weight_ranges(weight, matrix.begin, matrix.shape[0] * matrix.shape[1])
+
+
+def _nothing(checkpoint: Checkpoint, target: str | None) -> str:
+    if target is None:
+        cure = "--target REGEX names others"
+        return f"{checkpoint.label} has no matrix in its layers: {cure}"
+    known = sorted({module_of(matrix.label)[1] for matrix in matrices(checkpoint, "")})
+    names = f"it has {listing(known)}" if known else "it has no matrix at all"
+    return f"--target {target!r} finds no matrix of {checkpoint.label}: {names}"
 
 
 def _check_pair(matrix: Matrix, checkpoint: Checkpoint, base: Checkpoint | None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from expo.errors import CheckpointError, SpecError
+from expo.output.claim import check_free
 from expo.spec.request import Request
 from expo.spec.stages import Stage
 
@@ -13,7 +14,11 @@ Result = TypeVar("Result")
 
 
 def run_stages(
-    stages: list[Stage], out: Path, run: Callable[[Request, Path, bool], Result]
+    stages: list[Stage],
+    out: Path,
+    run: Callable[[Request, Path, bool], Result],
+    *,
+    overwrite: bool = False,
 ) -> Result:
     """Run every stage; the last result.
 
@@ -22,7 +27,12 @@ def run_stages(
 
     Args:
         run: makes one merge: (request, its place, whether it is one of those before the last).
+        overwrite: whether `out` may hold a model, which the last merge replaces.
+
+    Raises:
+        OutputError: `out` is taken. It is found before the first merge runs.
     """
+    check_free(out.resolve(), overwrite=overwrite)
     *before, last = stages
     parts = out.with_name(f".{out.name}.expo-parts")
     outputs: dict[str, Path] = {}

@@ -1,6 +1,5 @@
 """The aligned model's tensors, range by range beside the folder's."""
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from expo.checkpoint.reader import Bytes, FileReader, read_buffer
 if TYPE_CHECKING:
     import torch
 
-_PIECE = 1 << 20  # elements at a time: what both sides need stays in the processor's cache
+PIECE = 1 << 20  # elements at a time: what both sides need stays in the processor's cache
 
 
 class Beside:
@@ -29,20 +28,18 @@ class Beside:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def pieces(
-        self, tensor: TensorInfo, first: int, count: int
-    ) -> Iterator[tuple[int, "torch.Tensor"]]:
-        """(offset, values) of elements first … first+count of the tensor of this name and shape.
+    def piece(self, tensor: TensorInfo, first: int, count: int) -> "torch.Tensor | None":
+        """Elements first … first+count (at most PIECE) of the tensor of this name and shape.
 
-        Nothing where it cannot be read along.
+        None where they cannot be read along. The next piece takes the place of this one.
         """
         weight = self._aligned.weights.get(tensor.name) if self._aligned else None
         if weight is None or weight.shape != tensor.shape or not is_beside(weight):
-            return
+            return None
         stored, size = weight.stored, ITEM_BYTES[weight.stored.dtype]
-        for at in range(0, count, _PIECE):
-            nbytes = min(_PIECE, count - at) * size
-            yield at, as_floats(self._read(weight, stored.begin + (first + at) * size, nbytes), stored.dtype)  # fmt: skip
+        return as_floats(
+            self._read(weight, stored.begin + first * size, count * size), stored.dtype
+        )
 
     def _read(self, weight: Weight, begin: int, nbytes: int) -> Bytes:
         file = weight.stored.file
@@ -51,7 +48,7 @@ class Beside:
             self._stack.callback(reader.close)
             self._readers[file] = reader
         if self._buffer is None:
-            self._buffer = read_buffer(_PIECE * max(ITEM_BYTES.values()))
+            self._buffer = read_buffer(PIECE * max(ITEM_BYTES.values()))
         found = self._readers[file].open_range(begin, nbytes, self._buffer)
         if found is None:
             found = self._buffer[:nbytes]

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from itertools import pairwise
 
-from expo.checkpoint.checkpoint import parse_json
+from expo.checkpoint.code import auto_map_entries
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
+from expo.checkpoint.files import parse_json
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import INPUTS
 from expo.checkpoint.sidecars import MANIFEST
-from expo.verification.check import Check, Info, Skipped
+from expo.verification.check import Check, Skipped
 from expo.verification.subject import Subject, same_json
 
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq", "partial_rotary_factor",
@@ -21,15 +22,17 @@ _OBJECTS = ("config.json", ".index.json", MANIFEST)
 
 def json_files(s: Subject) -> Iterator[str]:
     """Every JSON file that a loader would parse."""
-    for name in s.out.sizes:
-        if name.endswith(".json") and "/" not in name:
-            try:
-                value = parse_json(s.out, name)
-            except (ValueError, RecursionError):
-                yield f"{printable(name)} is not JSON"
-                continue
-            if not isinstance(value, dict) and name.endswith(_OBJECTS):
-                yield f"{printable(name)} holds no JSON object"
+    names = [name for name in s.out.sizes if name.endswith(".json") and "/" not in name]
+    if not names:
+        raise Skipped("there is no JSON file")
+    for name in names:
+        try:
+            value = parse_json(s.out, name)
+        except (ValueError, RecursionError):
+            yield f"{printable(name)} is not JSON"
+            continue
+        if not isinstance(value, dict) and name.endswith(_OBJECTS):
+            yield f"{printable(name)} holds no JSON object"
 
 
 def config(s: Subject) -> Iterator[str]:
@@ -120,31 +123,18 @@ def layers(s: Subject) -> Iterator[str]:
 
 def remote_code(s: Subject) -> Iterator[str]:
     """`auto_map` entries are run under trust_remote_code: `repo--file.Class` from another repository."""
-    for name in ("config.json", "tokenizer_config.json"):
-        entries = s.json(name).get("auto_map")
-        for entry in _flat(entries):
-            if "--" in entry:
-                yield f"{name} takes code from another repository: {printable(entry)}"
-            elif not s.has(f"{entry.split('.')[0]}.py"):
-                yield Info(f"{name} names code that is not there: {printable(entry)}")
-
-
-def _flat(value: object) -> Iterator[str]:
-    match value:
-        case str():
-            yield value
-        case list() | dict():
-            for item in value.values() if isinstance(value, dict) else value:
-                yield from _flat(item)
+    for name, entry in auto_map_entries(s.out):
+        if "--" in entry:
+            yield f"{name} takes code from another repository: {printable(entry)}"
 
 
 CHECKS = (
-    Check("json", "error", "every JSON file can be read", "copy the file from the aligned model again", json_files),
-    Check("config", "error", "config.json names its model", "copy config.json from the aligned model", config),
+    Check("json", "error", "every JSON file can be read", "copy the file from the aligned model again", json_files, "copy or download the file again"),
+    Check("config", "error", "config.json names its model", "copy config.json from the aligned model", config, "copy config.json from the model that it was made from"),
     Check("architecture", "error", "config.json is the aligned model's", "copy config.json from the aligned model", architecture),
     Check("rope", "error", "positions are the aligned model's", "copy config.json from the aligned model", rope),
     Check("config-dtype", "warning", "config.json states the dtype that the weights have", "correct dtype (torch_dtype) in config.json", dtype),
     Check("vocabulary-rows", "error", "vocab_size is the number of embedding rows", "correct vocab_size in config.json", vocabulary_rows),
-    Check("layers", "error", "there are as many layers as config.json says", "correct num_hidden_layers, or run the merge again", layers),
+    Check("layers", "error", "there are as many layers as config.json says", "correct num_hidden_layers, or run the merge again", layers, "correct num_hidden_layers, or copy the weights again"),
     Check("remote-code", "warning", "no code is taken from another repository", "copy the .py files here and name them in auto_map", remote_code),
 )  # fmt: skip

@@ -7,7 +7,7 @@ from expo.checkpoint.names import DERIVED
 from expo.verification.check import Check, Info, Skipped
 from expo.verification.configuration import same_config
 from expo.verification.conversations import Conversation
-from expo.verification.subject import Subject
+from expo.verification.subject import Subject, generated
 
 NEW_TOKENS = 256
 PROMPTS = tuple(
@@ -25,10 +25,12 @@ def load(s: Subject) -> Iterator[str]:
     if report is None:
         raise Skipped("the weights are not whole, or there is no config.json: it was not loaded")
     line = report.first("load")
+    same = same_config(s)
+    is_donors_build = same and _same_headers(s)
     if line is None:
         if "trust_remote_code" in (report.failure or ""):
             raise Skipped("the model needs its own code, which is never run here")
-        yield f"transformers cannot build the model: {report.failure}"
+        yield _told(f"transformers cannot build the model: {report.failure}", is_donors_build)
         return
     info = line["load"]
     for key, what in (
@@ -38,34 +40,48 @@ def load(s: Subject) -> Iterator[str]:
     ):
         for name in info[key]:
             if not DERIVED.search(name):
-                fault = f"{printable(name)} {what}"
-                shared = _is_donors(s, name, key)
-                yield Info(f"{fault} (as in the aligned model)") if shared else fault
-    yield from (printable(message, 300) for message in info["error_msgs"])
+                shared = same and key != "mismatched_keys" and _is_in_both(s, name)
+                yield _told(f"{printable(name)} {what}", shared or is_donors_build)
+    yield from (_told(printable(said, 300), is_donors_build) for said in info["error_msgs"])
 
 
-def _is_donors(s: Subject, name: str, key: str) -> bool:
-    """Whether the aligned model builds the same model, and has (or lacks) the same key for it."""
-    if s.aligned is None or key == "mismatched_keys" or not same_config(s):
-        return False
-    return (name in s.aligned.weights) == (name in s.tensors)
+def _told(fault: str, shared: bool) -> str:
+    return Info(f"{fault} (as in the aligned model)") if shared else fault
+
+
+def _is_in_both(s: Subject, name: str) -> bool:
+    """Whether the aligned model has, or lacks, this tensor too."""
+    return (name in s.donor.weights) == (name in s.tensors)
+
+
+def _same_headers(s: Subject) -> bool:
+    theirs = s.donor.weights
+    mine = {name: (tensor.dtype, tensor.shape) for name, tensor in s.tensors.items()}
+    return mine == {name: (weight.dtype, weight.shape) for name, weight in theirs.items()}
 
 
 def generation(s: Subject) -> Iterator[str]:
+    """Answers that fail; where the aligned model's answer to the same prompt fails too, α is not to blame."""
     report = s.reports.generation
     if report is None:
         raise Skipped("not asked for: add --generate")
-    answers = [line for line in report.lines if "generated" in line]
+    mine, theirs = generated(report, "out"), generated(report, "aligned")
     if report.failure is not None:
-        yield f"generating answer {len(answers) + 1}: {report.failure}"
-    for line in answers:
-        prompt = PROMPTS[line["generated"]].name
-        if period := _loop(line["ids"]):
-            yield f"{prompt!r}: the answer repeats {period} tokens over and over"
-        elif len(line["ids"]) >= NEW_TOKENS:
-            yield f"{prompt!r}: the answer does not end within {NEW_TOKENS} tokens"
-        elif not line["text"].strip():
-            yield f"{prompt!r}: the answer is empty"
+        whose = "the aligned model's answer" if len(mine) == len(PROMPTS) else "answer"
+        yield f"generating {whose} {len(theirs or mine) + 1}: {report.failure}"
+    for number, line in mine.items():
+        if fault := _fault(line):
+            shared = number in theirs and _fault(theirs[number]) is not None
+            said = f"{PROMPTS[number].name!r}: the answer {fault}"
+            yield Info(f"{said}; the aligned model's fails too") if shared else said
+
+
+def _fault(line: dict) -> str | None:
+    if period := _loop(line["ids"]):
+        return f"repeats {period} tokens over and over"
+    if len(line["ids"]) >= NEW_TOKENS:
+        return f"does not end within {NEW_TOKENS} tokens"
+    return None if line["text"].strip() else "is empty"
 
 
 def _loop(ids: list[int]) -> int | None:
@@ -85,7 +101,7 @@ def drift(s: Subject) -> Iterator[str]:
 
 
 CHECKS = (
-    Check("load", "error", "transformers builds the model and misses nothing", "run the merge again; compare config.json with the aligned model's", load),
-    Check("generation", "error", "greedy answers end and do not loop", "try a smaller alpha", generation),
+    Check("load", "error", "transformers builds the model and misses nothing", "run the merge again; compare config.json with the aligned model's", load, "compare config.json and the tensors' names with those of the model that it was made from"),
+    Check("generation", "error", "greedy answers end and do not loop", "try a smaller alpha; --against ALIGNED tells whether the aligned model fails too", generation, "--against ALIGNED tells whether the model that it was made from fails too"),
     Check("drift", "info", "", "", drift),
 )  # fmt: skip

@@ -39,7 +39,8 @@ def main() -> None:
 def tokenizer(request: dict, tell: Any) -> None:
     """Load the tokenizer as any user would."""
     os.nice(5)  # the process that builds the model takes longer: it goes first
-    _hide("torch")
+    if (Path(request["folder"]) / "tokenizer.json").exists():
+        _hide("torch")  # other tokenizers may be made by a library that wants it
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
@@ -75,6 +76,8 @@ def _hide(*packages: str) -> None:
 
 def _added(tokenizer: Any) -> dict[str, int]:
     decoder = getattr(tokenizer, "added_tokens_decoder", {})
+    if callable(decoder):  # mistral-common's has the method, and refuses
+        return dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return {str(token.content): index for index, token in sorted(decoder.items())}
 
 
@@ -160,40 +163,58 @@ def _model_class(folder: str) -> Any:
 
 
 def generate(request: dict, tell: Any) -> None:
-    """Greedy answers; then how far the aligned model's distributions are, over the same tokens."""
-    import torch
+    """Greedy answers of both models; then how far their distributions are over the first one's tokens."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request["folder"], trust_remote_code=False)
-    model = _whole_model(request["folder"])
-    sequences = []
-    for number, conversation in enumerate(request["conversations"]):
-        prompt = tokenizer.apply_chat_template(
+    prompts = [
+        tokenizer.apply_chat_template(
             conversation["messages"], add_generation_prompt=True, return_dict=False
         )
-        ids = torch.tensor([prompt])
-        with torch.no_grad():
-            output = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=request["new_tokens"],
-            )[0].tolist()
-        sequences.append((prompt, output))
-        tell(
-            generated=number,
-            ids=output[len(prompt) :],
-            text=tokenizer.decode(output[len(prompt) :]),
-        )
+        for conversation in request["conversations"]
+    ]
+
+    def answer(model: Any, of: str) -> list[tuple[list[int], list[int]]]:
+        sequences = []
+        for number, prompt in enumerate(prompts):
+            output = _greedy(model, prompt, request["new_tokens"])
+            ids = output[len(prompt) :]
+            tell(generated=number, of=of, ids=ids, text=tokenizer.decode(ids))
+            sequences.append((prompt, output))
+        return sequences
+
+    model = _whole_model(request["folder"])
+    sequences = answer(model, "out")
     if request.get("aligned"):
         mine = [_log_probabilities(model, *sequence) for sequence in sequences]
         del model
         aligned = _whole_model(request["aligned"])
-        theirs = [_log_probabilities(aligned, *sequence) for sequence in sequences]
-        pairs = zip(mine, theirs, strict=True)
-        divergence = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs])
-        tell(drift=float(divergence.mean()))
+        answer(aligned, "aligned")
+        tell(drift=_divergence(mine, [_log_probabilities(aligned, *pair) for pair in sequences]))
+
+
+def _greedy(model: Any, prompt: list[int], new_tokens: int) -> list[int]:
+    """The prompt and the answer to it."""
+    import torch
+
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        found = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=new_tokens,
+        )
+    return found[0].tolist()
+
+
+def _divergence(mine: list[Any], theirs: list[Any]) -> float:
+    """KL(mine ‖ theirs), in nats a token."""
+    import torch
+
+    pairs = zip(mine, theirs, strict=True)
+    return float(torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs]).mean())
 
 
 def _whole_model(folder: str) -> Any:

@@ -99,16 +99,22 @@ class Process:
         self._process.wait()
         self._stack.close()
 
-    def report(self) -> Report:
-        """Wait for the child to end, or end it when its time is up."""
+    @property
+    def said(self) -> bytes:
+        """What the child has said so far."""
+        return os.pread(self._said.fileno(), os.fstat(self._said.fileno()).st_size, 0)
+
+    def report(self, seconds: float | None = None) -> Report:
+        """Wait for the child to end, or end it when its time (from now on) is up."""
+        seconds = self._seconds if seconds is None else seconds
         failure = None
         try:
-            code = self._process.wait(self._seconds)
+            code = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-            failure = f"did not end within {self._seconds} s"
-        lines = tuple(_lines(self._said, self._folder))
+            failure = f"did not end within {seconds} s"
+        lines = tuple(_lines(self.said, self._folder))
         if failure is None and not (code == 0 and lines and "done" in lines[-1]):
             failure = self._last_words(code)
         return Report(lines, failure)
@@ -128,9 +134,8 @@ def _unnamed_file() -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
-def _lines(file: IO[bytes], folder: str) -> list[dict]:
-    file.seek(0)
-    said = _nameless(file.read().decode(errors="replace"), folder)
+def _lines(raw: bytes, folder: str) -> list[dict]:
+    said = _nameless(raw.decode(errors="replace"), folder)
     whole = [line for line in said.split("\n")[:-1] if line]  # a torn last line is dropped
     return [json.loads(line) for line in whole]
 

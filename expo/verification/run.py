@@ -2,19 +2,22 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 
-from expo.checkpoint.checkpoint import Checkpoint
+from expo.checkpoint.checkpoint import INDEX, Checkpoint
 from expo.checkpoint.files import Files, open_directory
+from expo.checkpoint.headers import Shard
 from expo.checkpoint.sidecars import is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError, TokenizerError
 from expo.output.manifest import Example
-from expo.results import VerifyResult
+from expo.results import CheckResult, VerifyResult
 from expo.spec.request import StopAt
 from expo.verification import (
     adapter,
     configuration,
+    contents,
     generation,
     stopping,
     structure,
@@ -27,12 +30,13 @@ from expo.verification import (
 from expo.verification.check import Check, Skipped, run
 from expo.verification.conversations import CONVERSATIONS, MULTI_TURN, QUESTION, SINGLE, TEXTS
 from expo.verification.golden import Golden, record
-from expo.verification.process import MEMORY_BYTES, Process, Report, temporary_folder
+from expo.verification.process import MEMORY_BYTES, Process, temporary_folder
 from expo.verification.subject import Reports, Subject, TensorFacts
 
 Progress = Callable[[int, int], None]
 
 CHECKS: tuple[Check, ...] = (
+    *contents.CHECKS,
     *structure.CHECKS,
     *tensors.CHECKS,
     *values.CHECKS,
@@ -60,13 +64,25 @@ _GENERATION_SECONDS = 3600
 _SHARED_MEMORY = "/dev/shm"
 
 
-class Tokenizers:
-    """The child processes that load the tokenizers: OUT's and the donor's, side by side.
+Headers = dict[str, tuple[bytes, int]]
+"""Of every safetensors file its header and its size: all that building the model takes. Empty where the
+weights are in another format, and lie in the folder."""
 
-    They need no weights, so a merge starts them before it streams. Use as a context manager.
+
+class Children:
+    """The child processes: OUT's tokenizer and the donor's, and the model, built without its values.
+
+    They read no weights, so a merge starts them before it streams. Use as a context manager.
     """
 
-    def __init__(self, out: Path, aligned: Checkpoint | None, golden: Golden | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        aligned: Checkpoint | None = None,
+        golden: Golden | None = None,
+        headers: Headers | None = None,
+    ) -> None:
+        """Start them. Without `headers` the model is not built."""
         self._stack = ExitStack()
         conversations = [*CONVERSATIONS, *(golden.conversations if golden else [])]
         request = {
@@ -75,6 +91,7 @@ class Tokenizers:
             "conversations": [conversation.request() for conversation in conversations],
         }
         try:
+            self._load = None if headers is None else self._start_load(out, headers)
             self._out = self._start(request, out) if _has_tokenizer(open_directory(out)) else None
             self._aligned = None
             if aligned is not None and _has_tokenizer(aligned.tokenizer_files):
@@ -84,22 +101,21 @@ class Tokenizers:
             self._stack.close()
             raise
 
-    def __enter__(self) -> "Tokenizers":
+    def __enter__(self) -> "Children":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def reports(self) -> tuple[Report | None, Report | None]:
-        """What came of OUT's and of the donor's."""
-        return (
-            self._out.report() if self._out else None,
-            self._aligned.report() if self._aligned else None,
-        )
+    @cached_property
+    def reports(self) -> Reports:
+        """What came of them, when they have ended."""
+        children = (self._out, self._aligned, self._load)
+        return Reports(*(child.report() if child else None for child in children))
 
     def example(self) -> Example | None:
         """What OUT's template makes of a short conversation, None where it makes nothing of it."""
-        report = self._out.report() if self._out else None
+        report = self.reports.out
         lines = [line for line in report.lines if "conversation" in line] if report else []
         for wanted in (MULTI_TURN, SINGLE):
             number = CONVERSATIONS.index(wanted)
@@ -112,6 +128,20 @@ class Tokenizers:
     def _start(self, request: dict, folder: Path) -> Process:
         return self._stack.enter_context(Process(request | {"folder": str(folder.resolve())}))
 
+    def _start_load(self, out: Path, headers: Headers) -> Process:
+        folder = self._stack.enter_context(_stand_in(out, headers))
+        # torch maps files privately, which counts as data although nothing is read
+        memory_bytes = MEMORY_BYTES + sum(file_bytes for _, file_bytes in headers.values())
+        request = {"task": "load", "folder": str(folder)}
+        return self._stack.enter_context(Process(request, memory_bytes=memory_bytes))
+
+
+def children_of(
+    out: Path, *, aligned: Checkpoint | None = None, golden: Golden | None = None
+) -> Children:
+    """Those that a verification of the whole folder needs."""
+    return Children(out, aligned, golden, headers_of(Subject(open_directory(out))))
+
 
 def verify_folder(
     out: Path,
@@ -122,7 +152,7 @@ def verify_folder(
     generate: bool = False,
     progress: Progress | None = None,
     stop_at: StopAt = "error",
-    tokenizers: Tokenizers | None = None,
+    children: Children | None = None,
 ) -> VerifyResult:
     """Run every check on the directory `out`. Writes nothing there.
 
@@ -133,25 +163,25 @@ def verify_folder(
         generate: build the model for real and let it answer a few prompts.
         progress: called with (bytes read, bytes in all).
         stop_at: from which severity on the folder does not verify.
-        tokenizers: the children of this folder, where they have been started already.
+        children: those of this folder, where they have been started already (`children_of`).
     """
     subject = Subject(open_directory(out), aligned, golden=golden)
-    with ExitStack() as stack:
-        loading = _start_load(subject, stack)
-        if tokenizers is None:
-            tokenizers = stack.enter_context(Tokenizers(out, aligned, golden))
+    with (
+        nullcontext(children)
+        if children
+        else Children(out, aligned, golden, headers_of(subject)) as children
+    ):
         if not quick:
             subject.tensor_facts = tensors.read_tensors(subject, progress)
-        mine, theirs = tokenizers.reports()
-        subject.reports = Reports(mine, theirs, loading.report() if loading else None)
-        if generate:
-            subject.reports = _generated(subject, aligned)
-        return judge(subject, stop_at)
+        subject.reports = children.reports
+    if generate:
+        subject.reports = _generated(subject, aligned)
+    return judge(subject, stop_at)
 
 
 def verify_stream(
     out: Path,
-    tokenizers: Tokenizers,
+    children: Children,
     facts: TensorFacts,
     *,
     aligned: Checkpoint,
@@ -159,28 +189,48 @@ def verify_stream(
     asked_dtype: str | None,
     golden: Golden | None = None,
     stop_at: StopAt = "error",
+    checking: Progress | None = None,
 ) -> VerifyResult:
-    """Run the checks on what a merge has just written, with what its stream knows of the tensors."""
+    """Run the checks on what a merge has just written, with what its stream knows of the tensors.
+
+    Args:
+        checking: called with (steps done, steps in all).
+    """
+    steps = _steps(checking)
+    steps(0)
     subject = Subject(
         open_directory(out),
         aligned,
         sft,
         golden=golden,
         tensor_facts=facts,
+        reports=children.reports,
         is_fresh=True,
     )
     subject.asked_dtype = asked_dtype
-    with ExitStack() as stack:
-        loading = _start_load(subject, stack)
-        subject.reports = Reports(*tokenizers.reports(), loading.report() if loading else None)
-        return judge(subject, stop_at)
+    steps(1)
+    return judge(subject, stop_at, lambda done: steps(1 + done))
 
 
-def judge(subject: Subject, stop_at: StopAt = "error") -> VerifyResult:
-    table = ADAPTER_CHECKS if subject.is_adapter else CHECKS
-    results = tuple(run(check, subject) for check in table)
+def _steps(checking: Progress | None) -> Callable[[int], None]:
+    """How far a verification is: the wait for the child processes is a step, as every check is."""
+    in_all = 1 + len(CHECKS)
+    return (lambda done: checking(done, in_all)) if checking else lambda _: None
+
+
+def judge(
+    subject: Subject, stop_at: StopAt = "error", each: Callable[[int], None] = lambda _: None
+) -> VerifyResult:
+    """Run the table; `each` is called with the number of checks done."""
+    results = tuple(_run_all(subject, each))
     bad = ("error",) if stop_at == "error" else ("error", "warning")
     return VerifyResult(all(result.status not in bad for result in results), results)
+
+
+def _run_all(subject: Subject, each: Callable[[int], None]) -> Iterator[CheckResult]:
+    for done, check in enumerate(ADAPTER_CHECKS if subject.is_adapter else CHECKS, 1):
+        yield run(check, subject)
+        each(done)
 
 
 def record_vectors(out: Path) -> str:
@@ -191,8 +241,8 @@ def record_vectors(out: Path) -> str:
         TokenizerError: there is no tokenizer, or it does not load.
     """
     check_directory(out)
-    with Tokenizers(out, None) as tokenizers:
-        subject = Subject(open_directory(out), reports=Reports(tokenizers.reports()[0]))
+    with Children(out) as children:
+        subject = Subject(open_directory(out), reports=children.reports)
     try:
         found = subject.tokenizer
     except Skipped as reason:
@@ -208,40 +258,43 @@ def check_directory(out: Path) -> None:
         raise SpecError(f"{out} {what}")
 
 
-def _start_load(subject: Subject, stack: ExitStack) -> Process | None:
-    """Build the model in a child, unless the files are known not to be whole."""
+def headers_of(subject: Subject) -> Headers | None:
+    """The headers of a folder's weights; None where they are known not to be whole, or lack a config."""
     try:
-        weight_bytes = sum(tensor.nbytes for tensor in subject.tensors.values())
-        _ = subject.config
+        _ = subject.tensors, subject.config
     except Skipped:
         return None
-    request = {"task": "load", "folder": str(stack.enter_context(_stand_in(subject)))}
-    # torch maps files privately, which counts as data although nothing is read
-    return stack.enter_context(Process(request, memory_bytes=MEMORY_BYTES + weight_bytes))
+    if not all(name.endswith(".safetensors") for name in subject.shards):
+        return {}
+    shards = subject.shards.items()
+    return {name: (_header(subject, shard), shard.file_bytes) for name, shard in shards}
+
+
+def _header(subject: Subject, shard: Shard) -> bytes:
+    start = min((tensor.begin for tensor in shard.tensors), default=shard.file_bytes)
+    return subject.out.read(shard.file, 0, start)
 
 
 @contextmanager
-def _stand_in(subject: Subject) -> Iterator[Path]:
+def _stand_in(out: Path, headers: Headers) -> Iterator[Path]:
     """The model with its headers, and holes where the data would be, in memory where that can be.
 
     Building it on the meta device touches every tensor, and the system reads megabytes ahead each
     time: 3 GB, or 3 s, of a 7 B model.
     """
-    out = subject.out
-    if not all(name.endswith(".safetensors") for name in subject.shards):
-        yield subject.folder.resolve()
+    if not headers:
+        yield out.resolve()
         return
     place = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
     with temporary_folder("expo-headers-", place) as folder:
-        for shard in subject.shards.values():
-            path = folder / shard.file
+        for name, (header, file_bytes) in headers.items():
+            path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            start = min((tensor.begin for tensor in shard.tensors), default=shard.file_bytes)
-            path.write_bytes(out.read(shard.file, 0, start))
-            os.truncate(path, shard.file_bytes)
-        for file in ("config.json", "generation_config.json", subject.index_name):
-            if file is not None and subject.has(file):
-                (folder / file).symlink_to(out.local_path(file).resolve())
+            path.write_bytes(header)
+            os.truncate(path, file_bytes)
+        for name in ("config.json", "generation_config.json", INDEX):
+            if (out / name).exists():
+                (folder / name).symlink_to((out / name).resolve())
         yield folder
 
 

@@ -98,7 +98,10 @@ def length(s: Subject) -> Iterator[str]:
 
 
 def cache(s: Subject) -> Iterator[str]:
-    for place in ("config.json", GENERATION):
+    places = [place for place in ("config.json", GENERATION) if s.has(place)]
+    if not places:
+        raise Skipped("there is no config.json")
+    for place in places:
         if s.json(place).get("use_cache") is False:
             yield f"{place} says use_cache false, as trainers leave it: generating slows down"
 

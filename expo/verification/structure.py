@@ -4,12 +4,14 @@ import re
 from collections.abc import Callable, Iterator
 
 from expo.checkpoint.checkpoint import INDEX, SINGLE, hash_file
+from expo.checkpoint.code import code_files
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import DERIVED, HEADS, INPUTS
 from expo.checkpoint.sidecars import (
     CARD,
     MANIFEST,
+    PROCESSORS,
     is_apart,
     is_legal,
     is_model_sidecar,
@@ -18,13 +20,14 @@ from expo.checkpoint.sidecars import (
     is_weights,
 )
 from expo.errors import CheckpointError
-from expo.verification.check import Check, Info, Skipped
+from expo.verification.altered import why_altered
+from expo.verification.check import MISTAKEN, Check, Info, Skipped, listing
+from expo.verification.contents import strangers, together
 from expo.verification.subject import BIN, Subject
 
 _SERIES = re.compile(r"model.*\.safetensors(\.index\.json)?")
 """What a loader could take for weights of this model."""
 
-_CONFIGS = ("config.json", "generation_config.json")
 _BESIDE = (MANIFEST, ".gitattributes", ".gitignore")
 
 
@@ -36,11 +39,17 @@ def weights(s: Subject) -> Iterator[str]:
 def shards(s: Subject) -> Iterator[str]:
     if not s.weight_files:
         raise Skipped("there are no weight files")
-    yield from s.shard_faults.values()
+    mistaken = strangers(s)
+    faults = {n: f.removeprefix(f"{n} ") for n, f in s.shard_faults.items() if n not in mistaken}
+    yield from together(faults)
+    if not faults and s.shard_faults:
+        raise Skipped(MISTAKEN)
 
 
 def index(s: Subject) -> Iterator[str]:
     if s.index_name is None:
+        if not s.weight_files:
+            raise Skipped("there are no weight files")
         return
     raw = s.json(s.index_name).get("weight_map")
     if not isinstance(raw, dict) or not raw:
@@ -126,17 +135,32 @@ def manifest(s: Subject) -> Iterator[str]:
         yield str(error)
         return
     measured = s.tensor_facts.sha256 if s.tensor_facts else {}
+    unread = [n for n in s.weight_files if not (n in measured or n in s.shard_faults)]
     for name, sha256 in expected.items():
         if is_apart(name):
             continue  # earlier manifests list the card here
         if not s.has(name):
             yield f"{printable(name)} is missing"
-        elif name in s.weight_files and name not in measured:
+        elif name in (CARD, MANIFEST, *unread):
             continue
         elif (measured.get(name) or hash_file(s.out, name)) != sha256:
-            yield f"{printable(name)} is not the file that was written: its SHA-256 differs"
+            yield f"{printable(name)} {why_altered(s, name, sha256)}"
     extra = {n for n in s.out.sizes if is_tokenizer_file(n) or n.endswith("config.json")}
     yield from (f"{printable(name)} was added later" for name in sorted(extra - expected.keys()))
+    if unread:
+        yield Info(f"{len(unread)} weight files were not read: their hashes are not checked")
+
+
+def at_merge(s: Subject) -> Iterator[str]:
+    """A folder that its own merge has not verified, and what was found then."""
+    if s.manifest is None:
+        raise Skipped(f"there is no {MANIFEST} that can be read")
+    if s.manifest.verified is None:
+        yield Info("nobody verified it when it was merged")
+    elif not s.manifest.verified:
+        errors = [found for found in s.found_at_merge.values() if found.status == "error"]
+        named = listing([f"{found.name}: {found.message.splitlines()[0]}" for found in errors])
+        yield f"the merge did not verify{f': {named}' if named else ''}"
 
 
 def card(s: Subject) -> Iterator[str]:
@@ -147,9 +171,21 @@ def card(s: Subject) -> Iterator[str]:
 
 
 def companions(s: Subject) -> Iterator[str]:
-    yield from _unlike(
-        s, lambda name: is_model_sidecar(name) and not (is_legal(name) or name in _CONFIGS)
-    )
+    yield from _unlike(s, lambda name: name in PROCESSORS)
+
+
+def code(s: Subject) -> Iterator[str]:
+    """What loading under `trust_remote_code` would import: there, and the aligned model's."""
+    files = code_files(s.out)
+    for name, by in files.items():
+        if not s.has(name):
+            fault = f"{printable(by)} names {printable(name)}, which is not there"
+            yield Info(fault) if s.loads_by_itself else fault
+    if s.aligned is not None:
+        theirs = code_files(s.as_donor.out)
+        yield from _unlike(s, lambda name: name in theirs)
+    elif not files:
+        raise Skipped("it brings no code of its own")
 
 
 def legal(s: Subject) -> Iterator[str]:
@@ -157,7 +193,7 @@ def legal(s: Subject) -> Iterator[str]:
 
 
 def _unlike(s: Subject, wanted: Callable[[str], bool]) -> Iterator[str]:
-    donor = s.donor.files
+    donor = s.donor.model_files
     for name in sorted(filter(wanted, donor.sizes)):
         if not s.has(name):
             yield f"{printable(name)} is missing"
@@ -225,20 +261,24 @@ def _same_bytes(s: Subject, a: str, b: str, step: int = 1 << 24) -> bool:
     return all(part(first, at) == part(second, at) for at in range(0, first.nbytes, step))
 
 
+_FETCH = "copy or download the file again"
+_COMPARE = "compare with the model that it was made from: expo diff"
 CHECKS = (
-    Check("weights", "error", "there are weights", "run the merge again", weights),
-    Check("shards", "error", "every weight file is whole", "run the merge again", shards),
-    Check("index", "error", "index and shards name the same tensors", "run the merge again", index),
+    Check("weights", "error", "there are weights", "run the merge again", weights, "name the folder that holds the weights"),
+    Check("shards", "error", "every weight file is whole", "run the merge again", shards, _FETCH),
+    Check("index", "error", "index and shards name the same tensors", "run the merge again", index, _FETCH),
     Check("stale-weights", "error", "no other weights get in the way", f"remove {SINGLE}, or the index and its shards", stale_weights),
     Check("orphans", "warning", "nothing lies about", "remove what does not belong to the model", orphans),
     Check("total-size", "warning", "the index knows its size", "correct metadata.total_size", total_size),
     Check("modes", "warning", "who sees the folder can read its files", "chmod a+r the files", modes),
     Check("manifest", "error", "files are those that were written", "restore the files, or run the merge again", manifest),
+    Check("at-merge", "warning", "it verified when it was merged", "mend what was found then and run the merge again; --vectors checks vectors again", at_merge),
     Check("card", "info", "the model card is the one that was written", "", card),
     Check("processor-files", "error", "processor configs are the aligned model's", "copy the files from the aligned model", companions),
+    Check("code", "error", "the model's own code is there, and is the aligned model's", "copy the .py files from the aligned model", code, "add the .py files that are named"),
     Check("licence", "warning", "licences and notices are the aligned model's", "copy the files from the aligned model", legal),
-    Check("keys", "error", "the tensors are those of the aligned model", "run the merge again with this aligned model", keys),
-    Check("shapes", "error", "shapes are those of the aligned model", "run the merge again with this aligned model", shapes),
-    Check("dtypes", "error", "dtypes are those of the aligned model, or as asked", "run the merge again, with --dtype if you want another one", dtypes),
+    Check("keys", "error", "the tensors are those of the aligned model", "run the merge again with this aligned model", keys, _COMPARE),
+    Check("shapes", "error", "shapes are those of the aligned model", "run the merge again with this aligned model", shapes, _COMPARE),
+    Check("dtypes", "error", "dtypes are those of the aligned model, or as asked", "run the merge again, with --dtype if you want another one", dtypes, _COMPARE),
     Check("tied-weights", "error", "head and embeddings agree with tie_word_embeddings", "set tie_word_embeddings as in the aligned model", tied),
 )  # fmt: skip

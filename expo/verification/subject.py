@@ -6,14 +6,15 @@ reports why.
 
 import json
 import math
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from expo.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
 from expo.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
-from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_json, read_shard
-from expo.checkpoint.files import Directory, Files
+from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_shard
+from expo.checkpoint.files import Directory, Files, read_json
 from expo.checkpoint.headers import Shard, TensorInfo
 from expo.checkpoint.names import INPUTS
 from expo.checkpoint.sidecars import MANIFEST, is_tokenizer_file
@@ -21,6 +22,7 @@ from expo.checkpoint.templates import DEFAULT
 from expo.checkpoint.vocabulary import read_vocabulary
 from expo.errors import CheckpointError
 from expo.output.manifest import AdapterManifest, Manifest
+from expo.results import CheckResult
 from expo.verification.check import Skipped
 from expo.verification.conversations import (
     BASICS,
@@ -37,13 +39,14 @@ BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 @dataclass(frozen=True)
 class Values:
-    """What one tensor holds. `zero_rows` are known of embeddings and heads.
+    """What one tensor holds: its largest element and its norm. `zero_rows` are known of embeddings and heads.
 
     The sums over its elements w, and over the aligned model's a, are taken side by side: None where
     that one's tensor could not be read along (another shape, an adapter, not on this disk).
     """
 
     largest: float
+    norm: float
     zero_rows: tuple[int, ...] = ()
     sums: "Sums | None" = None
 
@@ -56,9 +59,6 @@ class Sums:
     theirs: float = 0.0
     both: float = 0.0
     apart: float = 0.0
-
-    def __add__(self, other: "Sums") -> "Sums":
-        return Sums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def cosine(self) -> float:
@@ -205,6 +205,17 @@ class Subject:
             return None
         return found if isinstance(found, Manifest) else None
 
+    @property
+    def was_merged(self) -> bool:
+        """Whether expo made this folder: only then can its merge be run again."""
+        return self.is_fresh or self.has(MANIFEST)
+
+    @cached_property
+    def found_at_merge(self) -> dict[str, CheckResult]:
+        """What the merge's own verification came to, by check."""
+        results = self.manifest.verification if self.manifest else None
+        return {result.name: result for result in results or ()}
+
     @cached_property
     def asked_dtype(self) -> str | None:
         """The dtype that the merge was asked for, by its torch name."""
@@ -273,11 +284,20 @@ class Subject:
     def scanned(self) -> TensorFacts:
         if self.tensor_facts is None:
             raise Skipped("--quick reads no tensors")
+        if not self.shards:
+            raise Skipped("there are no weight files that can be read")
         return self.tensor_facts
+
+    def require_all_read(self) -> None:
+        """What was not looked at is not a pass."""
+        _ = self.tensors
+        if self.scanned.failures:
+            raise Skipped("the weight files cannot all be read")
 
     @property
     def values(self) -> dict[str, Values]:
         if not self.scanned.values:
+            self.require_all_read()
             raise Skipped("values are looked at by a whole expo verify, not during the merge")
         return self.scanned.values
 
@@ -330,6 +350,11 @@ class Subject:
         return found[0] if len(found) == 1 else None
 
     @property
+    def loads_by_itself(self) -> bool:
+        """Whether transformers made model and tokenizer without any code of theirs."""
+        return not any(r and r.failure for r in (self.reports.load, self.reports.out))
+
+    @property
     def generates(self) -> bool:
         """Whether the model answers with text; without a config that says otherwise, it does."""
         names = self.config.get("architectures")
@@ -347,6 +372,12 @@ def _tokenized(report: Report | None, otherwise: str) -> Tokenized:
         [line for line in report.lines if "conversation" in line],
         report.failure,
     )
+
+
+def generated(report: Report | None, of: Literal["out", "aligned"]) -> dict[int, dict]:
+    """The answers of one of the models, by the number of the prompt."""
+    lines = [line for line in report.lines if "generated" in line] if report else []
+    return {line["generated"]: line for line in lines if line["of"] == of}
 
 
 def same_json(a: object, b: object) -> bool:

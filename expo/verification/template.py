@@ -18,15 +18,18 @@ from expo.verification.check import Check, Info, Skipped
 from expo.verification.conversations import ANSWER, CONVERSATIONS, INJECTION, QUESTION, SINGLE
 from expo.verification.poison import suspicions
 from expo.verification.stopping import source, stops
-from expo.verification.subject import Subject
+from expo.verification.subject import Subject, generated
 from expo.verification.tokenizer import TAG, differing_ids
 
 _DIFF_LINES = 12
+_LAST_TOKENS = 4  # the end of a turn, a line end, EOS
 
 
 def copies(s: Subject) -> Iterator[str]:
     """Templates that differ: which one counts depends on the reader and its version."""
     places = read_templates(s.out)
+    if not places:
+        raise Skipped("there is no chat template")
     own = places.pop(PROCESSORS_OWN, None) if has_processor(s.out) else None
     if own is not None and ADDITIONAL in "".join(s.out.sizes):
         yield f"{PROCESSORS_OWN} beside {ADDITIONAL}: processors refuse to load both"
@@ -176,7 +179,24 @@ def _unstopped(s: Subject, rest: str, token: str | None) -> Iterator[str]:
     else:
         index, ids = s.tokenizer.facts["added"][token], ", ".join(map(str, sorted(stops(s))))
         fault = f"a turn ends with {printable(token)} ({index}), EOS of {source(s)} is {ids}"
-        yield Info(fault) if s.tokenizer.facts["eos"] in stops(s) else fault
+        match _goes_on(s, index):
+            case None if s.tokenizer.facts["eos"] in stops(s):
+                yield Info(f"{fault}: --generate tells whether its answers stop there")
+            case False:
+                yield Info(f"{fault}, yet its answers stop there")
+            case _:
+                yield fault
+
+
+def _goes_on(s: Subject, end: int) -> bool | None:
+    """Whether generated answers went on after the token that ends a turn; None where none was generated.
+
+    A model may well write its EOS after it, as it was trained to: only running it tells.
+    """
+    answers = [line["ids"] for line in generated(s.reports.generation, "out").values()]
+    if not answers:
+        return None
+    return not all(end in ids and len(ids) - ids.index(end) <= _LAST_TOKENS for ids in answers)
 
 
 def injection(s: Subject) -> Iterator[str]:

@@ -3,8 +3,10 @@
 import hashlib
 import math
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +18,7 @@ from expo.checkpoint.names import is_embedding
 from expo.checkpoint.reader import Bytes, FileReader, read_buffer
 from expo.errors import CheckpointError
 from expo.threads import Crew, Flow, side_by_side
-from expo.verification.beside import Beside, as_floats
+from expo.verification.beside import PIECE, Beside, as_floats
 from expo.verification.check import Check, Info
 from expo.verification.subject import Subject, Sums, TensorFacts, Values
 
@@ -31,17 +33,20 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class _Seen:
-    """What is known of one tensor so far."""
+    """What is known of one tensor so far; `both` and `apart` where another lies beside it."""
 
     is_zero: bool = True
     nonfinite: int = 0
     largest: float = 0.0
+    square: float = 0.0
     live_rows: "np.ndarray | None" = None
-    sums: Sums | None = None
+    both: float = 0.0
+    apart: float = 0.0
 
-    def values(self) -> Values:
+    def values(self, other: "_Seen | None" = None) -> Values:
         dead = () if self.live_rows is None else np.flatnonzero(~self.live_rows).tolist()
-        return Values(self.largest, tuple(dead), self.sums)
+        sums = other and Sums(self.square, other.square, self.both, self.apart)
+        return Values(self.largest, math.sqrt(self.square), tuple(dead), sums)
 
 
 @dataclass
@@ -55,6 +60,18 @@ class _Scan:
     mine: dict[str, _Seen] = field(default_factory=dict)
     theirs: dict[str, _Seen] = field(default_factory=dict)
 
+    @cached_property
+    def begins(self) -> list[int]:
+        return [tensor.begin for tensor in self.shard.tensors]
+
+    def within(self, begin: int, end: int) -> Iterator[TensorInfo]:
+        """The tensors that have bytes between two places of the file."""
+        for tensor in self.shard.tensors[max(0, bisect_right(self.begins, begin) - 1) :]:
+            if tensor.begin >= end:
+                return
+            if tensor.begin + tensor.nbytes > begin:
+                yield tensor
+
     def facts(self) -> TensorFacts:
         whole = self.failure is None
         file = self.shard.file
@@ -63,7 +80,7 @@ class _Scan:
             () if self.failure is None else (self.failure,),
             {name: seen.nonfinite for name, seen in self.mine.items() if seen.nonfinite},
             frozenset(name for name, seen in self.mine.items() if whole and seen.is_zero),
-            {name: seen.values() for name, seen in self.mine.items() if whole},
+            {n: seen.values(self.theirs.get(n)) for n, seen in self.mine.items() if whole},
             TensorFacts({}, values={name: seen.values() for name, seen in self.theirs.items()}),
         )
 
@@ -124,7 +141,7 @@ def _scan_chunks(reader: FileReader, scan: _Scan, tick: Callable[[int], None]) -
                 free.put(pair[1])
 
         crew.start(digest)
-        for begin, nbytes in _cuts(scan.shard):
+        for begin, nbytes in _cuts(scan):
             buffer = free.get()
             chunk = reader.open_range(begin, nbytes, buffer)
             if chunk is None:
@@ -137,12 +154,12 @@ def _scan_chunks(reader: FileReader, scan: _Scan, tick: Callable[[int], None]) -
         crew.wait(lambda: None)
 
 
-def _cuts(shard: Shard) -> Iterator[tuple[int, int]]:
+def _cuts(scan: _Scan) -> Iterator[tuple[int, int]]:
     """(begin, bytes) of chunks that split no element."""
     begin = 0
-    while begin < shard.file_bytes:
-        end = min(begin + _CHUNK_BYTES, shard.file_bytes)
-        for tensor in shard.tensors:
+    while begin < scan.shard.file_bytes:
+        end = min(begin + _CHUNK_BYTES, scan.shard.file_bytes)
+        for tensor in scan.within(end - 1, end):
             if tensor.begin < end < tensor.begin + tensor.nbytes:
                 end -= (end - tensor.begin) % tensor.item_bytes
         yield begin, end - begin
@@ -151,34 +168,47 @@ def _cuts(shard: Shard) -> Iterator[tuple[int, int]]:
 
 def _look(begin: int, chunk: Bytes, scan: _Scan) -> None:
     """Note what the parts of tensors in this chunk hold."""
-    for tensor in scan.shard.tensors:
+    for tensor in scan.within(begin, begin + chunk.size):
         start = max(tensor.begin, begin)
         stop = min(tensor.begin + tensor.nbytes, begin + chunk.size)
-        if start >= stop:
-            continue
-        seen = scan.mine.setdefault(tensor.name, _Seen())
         part = chunk[start - begin : stop - begin]
-        if tensor.dtype not in FLOATS:
-            seen.is_zero &= not part.any()
-            continue
-        first = (start - tensor.begin) // tensor.item_bytes
-        values = as_floats(part, tensor.dtype)
-        _note(seen, tensor, first, values)
-        _compare(scan, tensor, first, values)
+        if tensor.dtype in FLOATS:
+            first = (start - tensor.begin) // tensor.item_bytes
+            _look_at_floats(scan, tensor, first, as_floats(part, tensor.dtype))
+        else:
+            scan.mine.setdefault(tensor.name, _Seen()).is_zero &= not part.any()
 
 
-def _note(seen: _Seen, tensor: TensorInfo, first: int, values: "torch.Tensor") -> None:
-    lowest, highest = (bound.item() for bound in values.aminmax())
+def _look_at_floats(scan: _Scan, tensor: TensorInfo, first: int, values: "torch.Tensor") -> None:
+    """Note elements first … of a tensor, and the aligned model's same ones, piece by piece."""
+    seen = scan.mine.setdefault(tensor.name, _Seen())
+    for at in range(0, len(values), PIECE):
+        part = values[at : at + PIECE]
+        w = _note(seen, tensor, first + at, part)
+        beside = scan.beside.piece(tensor, first + at, len(part))
+        if beside is not None:
+            a = _note(scan.theirs.setdefault(tensor.name, _Seen()), tensor, first + at, beside)
+            seen.both += w.dot(a).item()
+            d = w - a
+            seen.apart += d.dot(d).item()
+
+
+def _note(seen: _Seen, tensor: TensorInfo, first: int, part: "torch.Tensor") -> "torch.Tensor":
+    """Note a part of a tensor, and return it as float32."""
+    lowest, highest = (bound.item() for bound in part.aminmax())
+    values = part.float()
     if math.isfinite(lowest) and math.isfinite(highest):  # a NaN shows in both
         seen.is_zero &= lowest == highest == 0
         seen.largest = max(seen.largest, -lowest, highest)
+        seen.square += values.dot(values).item()
     else:
         seen.is_zero = False
-        seen.nonfinite += int((~values.isfinite()).sum())
+        seen.nonfinite += int((~part.isfinite()).sum())
     if is_embedding(tensor.name) and len(tensor.shape) == 2:
         if seen.live_rows is None:
             seen.live_rows = np.zeros(tensor.shape[0], dtype=np.bool_)
-        _note_rows(seen.live_rows, tensor.shape[1], first, values)
+        _note_rows(seen.live_rows, tensor.shape[1], first, part)
+    return values
 
 
 def _note_rows(live: np.ndarray, width: int, first: int, values: "torch.Tensor") -> None:
@@ -194,28 +224,22 @@ def _note_rows(live: np.ndarray, width: int, first: int, values: "torch.Tensor")
         live[row + rows] = True
 
 
-def _compare(scan: _Scan, tensor: TensorInfo, first: int, values: "torch.Tensor") -> None:
-    """Sums over this part and the aligned model's same part."""
-    for at, theirs in scan.beside.pieces(tensor, first, len(values)):
-        other = scan.theirs.setdefault(tensor.name, _Seen())
-        _note(other, tensor, first + at, theirs)
-        w, a = values[at : at + len(theirs)].float(), theirs.float()
-        d = w - a
-        sums = Sums(*(x.dot(y).item() for x, y in ((w, w), (a, a), (w, a), (d, d))))
-        seen = scan.mine[tensor.name]
-        seen.sums = sums if seen.sums is None else seen.sums + sums
-
-
 def readable(s: Subject) -> Iterator[str]:
     yield from s.scanned.failures
+    if not s.scanned.failures:
+        s.require_all_read()
 
 
 def finite(s: Subject) -> Iterator[str]:
     for name, count in s.scanned.nonfinite.items():
         yield f"{printable(name)} holds {count} values that are NaN or infinite"
+    if not s.scanned.nonfinite:
+        s.require_all_read()
 
 
 def all_zero(s: Subject) -> Iterator[str]:
+    if not s.scanned.zero:
+        s.require_all_read()
     for name in sorted(s.scanned.zero):
         fault = f"{printable(name)} is all zero"
         is_matrix = len(s.tensors[name].shape) > 1 and not name.endswith("bias")
@@ -237,8 +261,9 @@ def _is_zero(weight: Weight) -> bool:
     return weight.update is None and not any(part.strip(b"\0") for part in parts)
 
 
+_FETCH = "copy or download the files again; if it stays, the model is damaged"
 CHECKS = (
     Check("readable", "error", "every weight file can be read to its end", "copy the file again, from a disk that works", readable),
-    Check("finite", "error", "every value is a finite number", "run the merge again; if it stays, the aligned model is damaged", finite),
-    Check("all-zero", "error", "no weight is all zero", "run the merge again; compare with expo diff", all_zero),
+    Check("finite", "error", "every value is a finite number", "run the merge again; if it stays, the aligned model is damaged", finite, _FETCH),
+    Check("all-zero", "error", "no weight is all zero", "run the merge again; compare with expo diff", all_zero, _FETCH),
 )  # fmt: skip

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, version
 
+from expo.checkpoint.files import Files
 from expo.checkpoint.headers import printable
 from expo.checkpoint.sidecars import is_tokenizer_file, is_vocabulary
 from expo.verification.check import Check, Info, Skipped, Unchecked
 from expo.verification.conversations import CONVERSATIONS
-from expo.verification.process import Report
 from expo.verification.subject import Subject
 
 TAG = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]+\]|&lt;.{1,40}?&gt;")
@@ -16,6 +18,14 @@ TAG = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]+\]|&lt;.{1,40}?&gt;")
 _CONTROL = re.compile(r"<([|｜])[^<>|｜\s'\"{}]+\1>")
 _ENTITY = re.compile(r"&(?:lt|gt|amp|quot|#\d+);")
 _PACKAGES = re.compile(r"sentencepiece|tiktoken|mistral[-_]common|protobuf", re.I)
+_WANTS = re.compile(r"ImportError|ModuleNotFoundError|requires the|install")
+_NEEDS = (
+    (("tekken.json",), ("mistral-common",)),
+    (("*.tiktoken",), ("tiktoken",)),
+    (("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm"), ("sentencepiece", "protobuf")),
+)  # fmt: skip
+"""What transformers reads a vocabulary with where there is no tokenizer.json beside it."""
+
 _CONTEXT = 3  # tokens shown before the first that differs
 _FACTS = {
     "class": "the class",
@@ -38,19 +48,52 @@ def loads(s: Subject) -> Iterator[str]:
     elif report is None:
         raise Skipped("it was not loaded")
     elif report.failure is not None:
-        yield _failed(report)
+        yield _failed(s, report.failure)
     elif s.rows and s.tokenizer.facts["tokens"] < s.rows / 2:
         yield f"it loads with {s.tokenizer.facts['tokens']} tokens, the embedding has {s.rows} rows"
 
 
-def _failed(report: Report) -> str:
-    failure = report.failure or ""
+def _failed(s: Subject, failure: str) -> str:
+    if packages := needed_packages(s.out, failure):
+        return Unchecked(f"not checked, it needs {_and(packages)}", _install(packages))
     if "trust_remote_code" in failure:
         raise Skipped("the tokenizer needs its own code, which is never run here")
-    if package := _PACKAGES.search(failure):
-        return Unchecked(f"not checked, it needs a package: pip install {package[0].lower()}")
-    when = "" if report.first("loaded") is None else f" {_progress(report.lines)}"
+    report = s.reports.out
+    when = f" {_progress(report.lines)}" if report and report.first("loaded") else ""
     return f"the process that loads the folder{when}: {failure}"
+
+
+def needed_packages(files: Files, failure: str) -> list[str]:
+    """The packages for want of which a tokenizer did not load: those of its kind of vocabulary that are
+    not there, else those that the failure asks for (which may be there, and too old)."""
+    names = [] if "tokenizer.json" in files.sizes else [*files.sizes]
+    needs = [p for kinds, packages in _NEEDS if _any(names, kinds) for p in packages]
+    missing = [package for package in needs if _installed(package) is None]
+    if missing or not _WANTS.search(failure):
+        return missing
+    asked = {found[0].lower().replace("_", "-") for found in _PACKAGES.finditer(failure)}
+    return sorted(asked)
+
+
+def _any(names: list[str], patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for name in names for pattern in patterns)
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _and(packages: list[str]) -> str:
+    found = [(package, _installed(package)) for package in packages]
+    return " and ".join(p if v is None else f"a newer {p} than {v}" for p, v in found)
+
+
+def _install(packages: list[str]) -> str:
+    upgrade = "--upgrade " if any(map(_installed, packages)) else ""
+    return f"pip install {upgrade}{' '.join(packages)}"
 
 
 def _progress(lines: tuple[dict, ...]) -> str:
@@ -169,7 +212,7 @@ def control_tokens(s: Subject) -> Iterator[str]:
 
 
 CHECKS = (
-    Check("tokenizer-loads", "error", "the tokenizer loads in a fresh process", "copy the tokenizer files from the aligned model", loads),
+    Check("tokenizer-loads", "error", "the tokenizer loads in a fresh process", "copy the tokenizer files from the aligned model", loads, "copy the tokenizer files from the model that it was made from"),
     Check("tokenizer-files", "error", "tokenizer files are the aligned model's, byte for byte", "copy the tokenizer files from the aligned model; never load and save them", files),
     Check("fingerprint", "error", "the loaded tokenizer is the aligned model's", "copy config.json and the tokenizer files from the aligned model", fingerprint),
     Check("probes", "error", "texts get the ids that the aligned model gives them", "copy config.json and the tokenizer files from the aligned model", probes),

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from statistics import median
 
 from expo.checkpoint.headers import printable
+from expo.planning.modules import module_of
+from expo.verification.altered import contradiction
 from expo.verification.cause import cause
 from expo.verification.check import Check, Info, Skipped
 from expo.verification.subject import Subject, Sums
@@ -19,6 +21,7 @@ _FEW = 8  # elements: too few to have a direction
 _TURNED = 0.5  # 1 − cosine; a merge of related models stays far below, strangers are near 1
 _APART = 10  # times what is usual in this model
 _LONGER = 4  # times the ratio of norms that is usual in this model
+_ALONE = 32  # times the norms in the layers around
 _LARGER = 16  # times the aligned model's largest element
 
 
@@ -74,11 +77,45 @@ def _usual(turned: dict[str, float]) -> float:
 
 
 def norms(s: Subject) -> Iterator[str]:
+    """Against the aligned model's; alone, against what `expo.json` says, and the layers around."""
+    if s.aligned is None:
+        yield from _norms_alone(s)
+        return
     ratios = {name: one.ratio for name, one in compared(s).items() if one.mine and one.theirs}
     usual = median(ratios.values()) if ratios else 1.0
     for name, ratio in ratios.items():
         if not usual / _LONGER <= ratio <= usual * _LONGER:
             yield f"{printable(name)} is {ratio:.3g} times as long as the aligned model's, {usual:.3g} in the rest"
+
+
+def _norms_alone(s: Subject) -> Iterator[str]:
+    stated = s.manifest.tensors if s.manifest else {}
+    for name in s.values:
+        found = contradiction(s, name) if name in stated else None
+        if found is not None and name not in s.scanned.nonfinite:
+            yield f"{printable(name)} {found}"
+    for name, around in _neighbours(s).items():
+        mine = s.values[name].norm
+        if name not in stated and not min(around) / _ALONE < mine < max(around) * _ALONE:
+            norms = " and ".join(f"{norm:.3g}" for norm in around)
+            yield Info(
+                f"{printable(name)} has a norm of {mine:.3g}, {norms} in the layers around it"
+            )
+
+
+def _neighbours(s: Subject) -> dict[str, list[float]]:
+    """Of every tensor that has them, the norms of the same one in the layer before and after."""
+    norms = {name: values.norm for name, values in s.values.items() if values.norm}
+    found = {}
+    for name in norms:
+        layer, module = module_of(name)
+        if layer is None or "experts" in module:
+            continue
+        beside = [name.replace(f".{layer}.", f".{other}.", 1) for other in (layer - 1, layer + 1)]
+        around = [norms[other] for other in beside if other in norms]
+        if len(around) == len(beside):
+            found[name] = around
+    return found
 
 
 def effect(s: Subject) -> Iterator[str]:
@@ -124,12 +161,13 @@ def repeated(s: Subject) -> Iterator[str]:
 
 
 _AGAIN = "run the merge again, from the files that you meant; compare with expo diff"
+_COMPARE = "compare with the model that it was made from: expo diff"
 CHECKS = (
-    Check("largest", "error", "no value stands out", _AGAIN, largest),
-    Check("direction", "error", "every tensor is near the aligned model's", _AGAIN, direction),
-    Check("norms", "error", "every tensor is about as long as the aligned model's", _AGAIN, norms),
-    Check("effect", "error", "the tensors differ from the aligned model's", "run the merge again, with an alpha other than 1", effect),
-    Check("zero-rows", "error", "every token has an embedding", "run the merge again with an aligned model that has these rows", zero_rows),
+    Check("largest", "error", "no value stands out", _AGAIN, largest, _COMPARE),
+    Check("direction", "error", "every tensor is near the aligned model's", _AGAIN, direction, _COMPARE),
+    Check("norms", "error", "every tensor is about as long as the aligned model's, or as expo.json says", _AGAIN, norms, _COMPARE),
+    Check("effect", "error", "the tensors differ from the aligned model's", "run the merge again, with an alpha other than 1", effect, _COMPARE),
+    Check("zero-rows", "error", "every token has an embedding", "run the merge again with an aligned model that has these rows", zero_rows, _COMPARE),
     Check("repeated", "info", "no matrix is there twice", "", repeated),
     Check("coverage", "info", "every tensor was compared with the aligned model's", "", coverage),
 )  # fmt: skip

@@ -1,0 +1,202 @@
+"""`expo evaluate`: a benchmark's prompts answered, in the form that its judge reads."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from expo.cli import options
+from expo.cli.merging import RESUMABLE
+from expo.cli.output import Output, number, percent, table
+from expo.errors import SpecError
+
+if TYPE_CHECKING:
+    from expo.results import EvaluateResult, Score
+
+FORMS = ("alpaca-eval", "arena-hard", "jsonl", "mt-bench", "ultrafeedback")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  expo evaluate out --format alpaca-eval --prompts alpaca_eval.json
+  expo evaluate out --format ultrafeedback --prompts test_gen.parquet --preset expo-paper
+  expo evaluate --endpoint http://localhost:8000/v1 --format mt-bench --prompts question.jsonl
+  expo evaluate out --prompts prompts.jsonl --temperature 1 --best-of 64 --reward ./reward-model
+  expo evaluate out --lm-eval gsm8k,ifeval --apply-chat-template
+"""
+)
+@click.argument("model", required=False)
+@click.option("--prompts", type=click.Path(path_type=Path), help="The benchmark's prompts.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMS),
+    default="jsonl",
+    show_default=True,
+    help="Whose form the answers take.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The file to write. [default: NAME-FORMAT.json(l), NAME-results.json]",
+)
+@click.option("--endpoint", metavar="URL", help="Ask a server that speaks OpenAI's protocol.")
+@click.option("--model", "served", metavar="NAME", help="The model's name on that server.")
+@click.option("--generator", metavar="NAME", help="The model's name in the file.")
+@click.option("--reward", metavar="MODEL|module:function", help="Score the answers with this.")
+@click.option(
+    "--best-of",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Answers a prompt, of which the best by --reward is kept.",
+)
+@click.option("--num-beams", type=click.IntRange(1), default=1, help="Search instead of sampling.")
+@options.decoding
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Prompts at once in this process.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1024),
+    default=8,
+    show_default=True,
+    help="Requests at once to the server.",
+)
+@click.option("--lm-eval", "tasks", metavar="TASKS", help="Run lm-evaluation-harness instead.")
+@click.option(
+    "--tasks-path", type=click.Path(path_type=Path), help="A folder with more tasks for it."
+)
+@click.option("--apply-chat-template", is_flag=True, help="Let it use the chat template.")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+@options.talk
+def evaluate(
+    model: str | None,
+    prompts: Path | None,
+    form: str,
+    out: Path | None,
+    endpoint: str | None,
+    served: str | None,
+    generator: str | None,
+    reward: str | None,
+    best_of: int,
+    num_beams: int,
+    decoding: options.Decoding,
+    seed: int,
+    batch_size: int,
+    concurrency: int,
+    tasks: str | None,
+    tasks_path: Path | None,
+    apply_chat_template: bool,
+    overwrite: bool,
+    output: Output,
+) -> None:
+    """Let MODEL answer PROMPTS, and write the answers as a benchmark's judge reads them.
+
+    MODEL is a directory or a Hub id, run in this process; with --endpoint a server is asked (a key in
+    OPENAI_API_KEY goes along). An interrupted run resumes when the same command is run again.
+    """
+    name = generator or served or ("answers" if model is None else Path(model).resolve().name)
+    if tasks is not None:
+        if model is None or prompts or endpoint or reward:
+            raise SpecError(
+                "--lm-eval takes a MODEL and brings its own prompts: leave the rest out"
+            )
+        place = out or Path(f"{name}-results.json")
+        _tasks(model, tasks, place, tasks_path, apply_chat_template, overwrite, output)
+        return
+    if prompts is None:
+        raise SpecError("give the benchmark's --prompts, or tasks with --lm-eval")
+    from expo.evaluation.formats import FORMATS
+    from expo.verbs.evaluate import evaluate as run
+
+    place = out or Path(f"{name}-{form}{FORMATS[form].suffix}")
+    RESUMABLE.append(place)
+    with output.progress("evaluate", unit="answers") as progress:
+        result = run(
+            model,
+            prompts,
+            out=place,
+            format=form,
+            endpoint=endpoint,
+            served=served,
+            generator=generator,
+            preset=decoding.preset,
+            settings=decoding.given,
+            seed=seed,
+            best_of=best_of,
+            reward=reward,
+            num_beams=num_beams,
+            batch_size=batch_size,
+            concurrency=concurrency,
+            overwrite=overwrite,
+            progress=progress,
+            say=output.say,
+        )
+    for warning in result.warnings:
+        output.say(f"warning: {warning}")
+    output.result(result, lambda: evaluate_text(result))
+
+
+def evaluate_text(result: "EvaluateResult") -> str:
+    """What was written, and what can be said of it."""
+    lines = [
+        f"{result.out}: {result.prompts} answers of {result.generator} in the form of {result.format}",
+        f"mean length {number(result.length, '.1f')} tokens, {percent(result.unfinished_share)} unfinished",
+    ]
+    if result.reward is not None:
+        kept = f"best of {result.candidates}" if result.candidates > 1 else "mean"
+        first = (
+            ""
+            if result.candidates == 1
+            else f"; the first answers alone {number(result.first_reward)}"
+        )
+        lines.append(
+            f"reward {number(result.reward.mean)} ({kept}), 95 % interval "
+            f"{number(result.reward.low)} to {number(result.reward.high)}{first}"
+        )
+    return "\n".join(lines)
+
+
+def _tasks(
+    model: str,
+    tasks: str,
+    out: Path,
+    tasks_path: Path | None,
+    apply_chat_template: bool,
+    overwrite: bool,
+    output: Output,
+) -> None:
+    from expo.verbs.evaluate_tasks import evaluate_tasks
+
+    scores = evaluate_tasks(
+        model,
+        tasks.split(","),
+        out=out,
+        tasks_path=tasks_path,
+        apply_chat_template=apply_chat_template,
+        overwrite=overwrite,
+    )
+    output.say(f"{out}: expo publish takes it with --results")
+    output.result(scores, lambda: scores_text(scores))
+
+
+def scores_text(scores: "tuple[Score, ...]") -> str:
+    rows = [
+        (
+            score.dataset,
+            score.metric,
+            number(score.value),
+            "–"
+            if score.interval is None
+            else f"{score.interval[0]:.4g} to {score.interval[1]:.4g}",
+        )
+        for score in scores
+    ]
+    return table(("task", "metric", "value", "95 % interval"), rows)

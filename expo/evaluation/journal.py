@@ -1,0 +1,122 @@
+"""What a run has been answered so far: one JSON line an answer, beside the file that it will become.
+
+First what decides the answers, then every answer, then what a reward model gave it. A line counts once
+it is complete, so a torn last line costs one answer.
+"""
+
+import fcntl
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from expo.errors import OutputError
+from expo.evaluation.answers import Answer, Reply
+from expo.output.durable import unwritable
+from expo.output.journal import Fingerprint
+from expo.sampling.prompts import Prompt
+
+Key = tuple[str, int]
+"""A prompt's name and the number of the candidate."""
+
+
+class Answers:
+    """The answers that are there. Any thread may add one."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self._file, self._path, self._lock = file, path, threading.Lock()
+        self.found: dict[Key, Answer] = {}
+        self.scored: dict[Key, float] = {}
+
+    def add(self, answer: Answer) -> None:
+        key = (answer.prompt.id, answer.candidate)
+        replies = [[reply.text, reply.length, reply.finish_reason] for reply in answer.replies]
+        self._write({"key": key, "replies": replies, "time": answer.time})
+        self.found[key] = answer
+
+    def score(self, key: Key, reward: float, by: str) -> None:
+        self._write({"key": key, "reward": reward, "by": by})
+        self.scored[key] = reward
+
+    def load(self, entries: list[dict], prompts: dict[str, Prompt], by: str | None) -> None:
+        """Take over the lines of an earlier run; rewards only by the model that is asked now."""
+        for entry in entries:
+            key: Key = (entry["key"][0], entry["key"][1])
+            if "replies" in entry:
+                replies = tuple(Reply(*reply) for reply in entry["replies"])
+                self.found[key] = Answer(prompts[key[0]], key[1], replies, entry["time"])
+            elif entry["by"] == by:
+                self.scored[key] = entry["reward"]
+
+    def rewarded(self, key: Key) -> Answer:
+        return replace(self.found[key], reward=self.scored.get(key))
+
+    def _write(self, entry: dict) -> None:
+        try:
+            with self._lock:
+                self._file.write(json.dumps(entry).encode() + b"\n")
+                self._file.flush()
+        except OSError as error:
+            raise unwritable(error, self._path, kept="the answers so far") from error
+
+
+def journal_path(out: Path) -> Path:
+    return out.with_name(f".{out.name}.expo-answers")
+
+
+@contextmanager
+def open_journal(
+    out: Path, prompts: tuple[Prompt, ...], print_: Fingerprint, by: str | None
+) -> Iterator[tuple[Answers, str]]:
+    """The answers of an earlier run with this fingerprint, or none; and what there is to say about it.
+
+    Raises:
+        OutputError: the file cannot be written, or another run is at it.
+    """
+    path = journal_path(out)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    except OSError as error:
+        raise unwritable(error, out) from error
+    with file:
+        _claim(file, out)
+        entries, said = _usable(file, print_)
+        answers = Answers(file, out)
+        answers.load(entries, {prompt.id: prompt for prompt in prompts}, by)
+        yield answers, said
+
+
+def _claim(file: IO[bytes], out: Path) -> None:
+    """One run a file, by a lock that dies with the process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise OutputError(
+            f"{out}: another run is writing it: wait, or name another file"
+        ) from error
+
+
+def _usable(file: IO[bytes], print_: Fingerprint) -> tuple[list[dict], str]:
+    """The answers of an earlier run, if it asked for the same, and what is to say. What is of no use is cut off."""
+    file.seek(0)
+    content = file.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    said = ""
+    try:
+        head, *entries = map(json.loads, whole.splitlines()) if whole else [{"answers": {}}]
+        if head["answers"] == print_.parts:
+            file.truncate(len(whole))
+            return entries, f"resuming, answered so far: {sum('replies' in e for e in entries)}"
+        if whole:
+            changed = print_.difference(head["answers"])
+            said = f"the answers so far were to other {changed}: starting afresh"
+    except (ValueError, LookupError, TypeError, AttributeError):
+        said = "the answers so far cannot be read: starting afresh"
+    file.truncate(0)
+    file.write(json.dumps({"answers": print_.parts}).encode() + b"\n")
+    file.flush()
+    return [], said

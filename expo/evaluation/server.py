@@ -1,0 +1,237 @@
+"""Asking a server that speaks OpenAI's chat protocol: vLLM, SGLang, llama.cpp, transformers serve."""
+
+import hashlib
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+from urllib.parse import urlsplit
+
+from expo.errors import EndpointError, SpecError
+from expo.evaluation.answers import Reply
+from expo.sampling.decoding import PRESETS
+from expo.sampling.prompts import Prompt
+
+KEY = "OPENAI_API_KEY"
+TRIES = 6
+SECONDS = 600.0
+"""How long one answer may take."""
+
+_RETRIED = frozenset({408, 409, 425, 429, *range(500, 600)})
+_LONGEST_WAIT = 60.0
+_NAMES = {"max_new_tokens": "max_tokens"}
+_SEED_BITS = 31
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server and the model of that `name` there, asked by several threads at once.
+
+    `key` is sent as a bearer token, to this server only. `wait` sleeps between tries.
+    """
+
+    url: str
+    name: str
+    preset: str | None = None
+    threads: int = 8
+    key: str | None = None
+    wait: Callable[[float], None] = time.sleep
+    batch_size: int = 1
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What of it decides the answers."""
+        return {"endpoint": self.url, "model": self.name, "preset": str(self.preset)}
+
+    def ask(
+        self, prompts: Sequence[Prompt], *, settings: Mapping[str, float], seed: int
+    ) -> list[Reply]:
+        """One answer to every prompt. What `settings` leaves out is the server's choice.
+
+        Raises:
+            EndpointError: the server refuses, or does not answer after six tries.
+        """
+        return [self._ask(prompt, settings, seed) for prompt in prompts]
+
+    def close(self) -> None:
+        """Nothing is held between requests."""
+
+    def _ask(self, prompt: Prompt, settings: Mapping[str, float], seed: int) -> Reply:
+        given = {**(PRESETS[self.preset] if self.preset else {}), **settings}
+        body = {"model": self.name, "messages": [*map(dict, prompt.messages)]}
+        body |= {_NAMES.get(name, name): value for name, value in given.items()}
+        found = self._patient(body | {"seed": request_seed(seed, prompt.id)})
+        try:
+            (choice, *_) = found["choices"]
+            return Reply(
+                _whole(choice["message"]["content"] or ""),
+                (found.get("usage") or {}).get("completion_tokens"),
+                _finish(choice.get("finish_reason")),
+            )
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise EndpointError(
+                f"{self.url} does not answer as OpenAI's chat completions do: {_short(found)}"
+            ) from error
+
+    def models(self) -> tuple[str, ...]:
+        """The models that the server names; none where it has no such list.
+
+        Raises:
+            EndpointError: nobody answers.
+        """
+        try:
+            found = _sent(f"{self.url}/models", None, self.key)
+            return tuple(str(entry["id"]) for entry in found["data"])
+        except _Busy as busy:
+            if busy.is_away:
+                raise EndpointError(
+                    f"{self.url} does not answer: {busy}; start the server, or correct --endpoint"
+                ) from busy
+            return ()
+        except (LookupError, TypeError, _Refused):
+            return ()
+
+    def _patient(self, body: dict) -> dict:
+        """The JSON that the server answers, asked again while it is busy or away."""
+        for tries in range(1, TRIES + 1):
+            try:
+                return _sent(f"{self.url}/chat/completions", body, self.key)
+            except _Busy as busy:
+                if tries == TRIES:
+                    raise EndpointError(
+                        f"{self.url} does not answer after {TRIES} tries: {busy}; when it does, run the "
+                        "same command again: what is answered is kept"
+                    ) from busy
+                self.wait(min(busy.wait or 2.0 ** (tries - 1), _LONGEST_WAIT))
+        raise AssertionError
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: the key is for the server that was named."""
+
+    def redirect_request(
+        self, req: object, fp: object, code: object, msg: object, headers: object, newurl: object
+    ) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Stay)
+
+
+class _Busy(Exception):
+    """Worth another try, after `wait` seconds where the server says so. `is_away`: nobody answered."""
+
+    def __init__(self, why: str, *, wait: float | None = None, is_away: bool = False) -> None:
+        super().__init__(why)
+        self.wait, self.is_away = wait, is_away
+
+
+class _Refused(EndpointError):
+    """The server understood, and will not."""
+
+
+def open_endpoint(
+    url: str, name: str | None, *, preset: str | None = None, threads: int = 8
+) -> Endpoint:
+    """The server at `url` (with or without `/v1`), and the model named or its only one.
+
+    Raises:
+        SpecError: the address is none, or the server has several models and none is named.
+        EndpointError: nobody answers there.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SpecError(f"{url} is no address of a server: give one like http://localhost:8000/v1")
+    base = url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
+    endpoint = Endpoint(base, name or "", preset, threads, os.environ.get(KEY))
+    known = endpoint.models()
+    if name is not None:
+        return endpoint
+    if len(known) != 1:
+        names = ", ".join(known) or "no model by name"
+        raise SpecError(f"{base} serves {names}: say which with --model NAME")
+    return replace(endpoint, name=known[0])
+
+
+def request_seed(seed: int, name: str) -> int:
+    """The seed of one request: 31 bits of the SHA-256 of seed and prompt, the same for every model."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") & ((1 << _SEED_BITS) - 1)
+
+
+def _sent(url: str, body: dict | None, key: str | None) -> dict:
+    """One request.
+
+    Raises:
+        _Busy, _Refused: by what the server said, or did not.
+    """
+    headers = {"Content-Type": "application/json"} | (
+        {"Authorization": f"Bearer {key}"} if key else {}
+    )
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        request = urllib.request.Request(url, data=data, headers=headers)
+        with _OPENER.open(request, timeout=SECONDS) as response:
+            return json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        said = _message(error)
+        if error.code in _RETRIED:
+            wait = _seconds(error.headers.get("Retry-After"))
+            raise _Busy(f"{error.code} {said}", wait=wait) from error
+        raise _Refused(_refusal(url, error.code, said)) from error
+    except (OSError, http.client.HTTPException) as error:
+        why = str(getattr(error, "reason", None) or error) or type(error).__name__
+        raise _Busy(why, is_away=True) from error
+    except ValueError as error:
+        raise _Refused(
+            f"{url} does not answer with JSON: is it the address of a server?"
+        ) from error
+
+
+def _refusal(url: str, code: int, said: str) -> str:
+    cures = {
+        401: f"put the key into the environment variable {KEY}",
+        403: f"put a key that may into the environment variable {KEY}",
+        404: "check --endpoint (it mostly ends in /v1) and --model",
+    }
+    cure = cures.get(code, "leave out what this server does not take")
+    return f"{url} refuses with {code}: {said}; {cure}"
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    """What a server says of an error, in one line."""
+    raw = ""
+    try:
+        raw = error.read(10_000).decode("utf-8", "replace")
+        found = json.loads(raw)
+        inner = found.get("error", found)
+        said = inner.get("message") or inner.get("detail") if isinstance(inner, dict) else inner
+    except (ValueError, AttributeError, OSError, http.client.HTTPException):
+        said = raw
+    return _short(said) if said else str(error.reason)
+
+
+def _short(said: object) -> str:
+    text = " ".join((said if isinstance(said, str) else json.dumps(said)).split())
+    return text[:300]
+
+
+def _seconds(header: str | None) -> float | None:
+    try:
+        return float(header) if header else None
+    except ValueError:  # a date
+        return None
+
+
+def _finish(said: object) -> Literal["stop", "length"]:
+    return "length" if said == "length" else "stop"
+
+
+def _whole(text: str) -> str:
+    """Without halves of characters, which no file can hold."""
+    return text.encode("utf-8", "replace").decode()

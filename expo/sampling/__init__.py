@@ -1,0 +1,1 @@
+"""A model in memory at any α, what it answers, and how good that is."""

@@ -1,0 +1,69 @@
+"""Questions with one right answer."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from expo.errors import SpecError
+from expo.sampling.prompts import Prompt
+
+_NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
+
+
+@dataclass(frozen=True)
+class Question:
+    prompt: Prompt
+    answer: str
+
+
+def read_questions(path: Path) -> tuple[Question, ...]:
+    """The questions of a JSON-lines file: `{"question": …, "answer": …}`.
+
+    Raises:
+        SpecError: the file cannot be read, or a line is no question.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} cannot be read: {error}") from error
+    found = [_question(line, n, path) for n, line in enumerate(lines, 1) if line.strip()]
+    if len(found) < 2:
+        raise SpecError(f"{path} holds {len(found)} questions: an accuracy takes two or more")
+    return tuple(found)
+
+
+def is_right(text: str, answer: str) -> bool:
+    """Whether an answer of the model is the right one.
+
+    Of a number the last number in the text decides, as for GSM8K; of anything else the text as a whole,
+    without regard to case, spaces and a full stop at its end.
+    """
+    wanted = _number(answer)
+    if wanted is not None:
+        numbers = _NUMBER.findall(text)
+        return bool(numbers) and _number(numbers[-1]) == wanted
+    return _plain(text) == _plain(answer)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.strip().replace(",", ""))
+    except ValueError:
+        return None
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".")
+
+
+def _question(line: str, number: int, path: Path) -> Question:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    match value:
+        case {"question": str(text), "answer": str() | int() | float() as answer}:
+            prompt = Prompt(f"exact {number}", ({"role": "user", "content": text},))
+            return Question(prompt, str(answer).rpartition("#### ")[2])
+    raise SpecError(f'{path}:{number}: no question: a line like {{"question": …, "answer": …}}')

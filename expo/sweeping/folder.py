@@ -1,0 +1,105 @@
+"""The directory of a sweep: whose it is, what is kept in it, and what comes out."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from expo.errors import OutputError
+from expo.output.durable import write_file
+from expo.output.scores import scores_json
+from expo.results import Score, SweepResult
+from expo.sweeping.journal import Configuration, Journal, difference, is_ours
+
+KIND = "expo.sweep/1"
+SAMPLES, SCORES = "samples.jsonl", "scores.jsonl"
+
+
+def claim(out: Path) -> None:
+    """Make the directory, or refuse one that holds something and is no sweep's.
+
+    Raises:
+        OutputError: it is a file, or holds others' files.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file: name a directory for the sweep")
+    out.mkdir(parents=True, exist_ok=True)
+    known = out / SAMPLES
+    if any(out.iterdir()) and not (known.is_file() and is_ours(known, KIND)):
+        raise OutputError(f"{out} holds files that no sweep wrote: name another OUT_DIR")
+
+
+def resume(
+    journal: Journal,
+    wanted: Configuration,
+    out: Path,
+    *,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> list[dict]:
+    """What a journal holds that this sweep may go on from.
+
+    Raises:
+        OutputError: it is of another sweep, and not to be overwritten.
+    """
+    known, entries = journal.read()
+    if known == wanted:
+        if entries:
+            say(f"resuming: {len(entries)} answers are there")
+        return entries
+    if known is not None:
+        changed = difference(known, wanted)
+        if not overwrite:
+            raise OutputError(
+                f"{out} holds a sweep that differs in: {changed}: name another OUT_DIR, or add "
+                "--overwrite to begin anew"
+            )
+        say(f"{out} differs in: {changed}: its {len(entries)} answers go, the sweep begins anew")
+    journal.start(wanted)
+    return []
+
+
+def rescored(journal: Journal, wanted: Configuration, say: Callable[[str], None]) -> list[dict]:
+    """The scores that a journal holds; none where the rewards are others: answers are kept, they are not."""
+    known, entries = journal.read()
+    if known == wanted:
+        return entries
+    if known is not None and entries:
+        say(f"differs in: {difference(known, wanted)}: the answers are kept and scored anew")
+    journal.start(wanted)
+    return []
+
+
+def place(path: Path, text: str) -> None:
+    """Write a file of the sweep, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    write_file(part, text.encode())
+    part.replace(path)
+
+
+def sweep_json(result: SweepResult, about: dict[str, object]) -> str:
+    """The whole sweep: what was asked, every candidate, the verdict."""
+    outcome = {
+        "baseline": result.baseline,
+        "points": [asdict(point) for point in result.points],
+        "verdict": asdict(result.verdict),
+    }
+    return _json({"schema": KIND, **about, **outcome})
+
+
+def results_json(result: SweepResult, dataset: str, reward: str) -> str:
+    """What `expo publish --results` takes, of the half of the prompts that nothing was chosen on."""
+    verdict = result.verdict
+    rows = [("mean", verdict.reward)]
+    if verdict.beats:
+        rows.append(("over the aligned model", verdict.difference))
+    return scores_json(
+        [
+            Score(dataset, f"{reward}, {what}", one.mean, interval=(one.low, one.high))
+            for what, one in rows
+        ]
+    )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

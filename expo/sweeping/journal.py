@@ -1,0 +1,79 @@
+"""JSON lines that survive a kill: the configuration first, then what was done, each whole or not at all."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from expo.errors import OutputError
+
+Configuration = Mapping[str, str]
+
+
+class Journal:
+    """An append-only file of one sweep. One process writes it at a time.
+
+    Raises:
+        OutputError: another process has it.
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._path, self._kind = path, kind
+        self._file = path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise OutputError(
+                f"{path} is being written by another sweep: wait for it, or name another OUT_DIR"
+            ) from None
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self) -> tuple[Configuration | None, list[dict]]:
+        """The configuration and the entries; None where there is none. A torn last line is cut off, and
+        what follows a line that a power cut has damaged."""
+        lines, whole_bytes = [], 0
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                entry = None
+            if not isinstance(entry, dict):
+                break
+            lines.append(entry)
+            whole_bytes += len(line)
+        os.truncate(self._path, whole_bytes)
+        if not lines or self._kind not in lines[0]:
+            return None, []
+        return lines[0][self._kind], lines[1:]
+
+    def start(self, configuration: Configuration) -> None:
+        """Begin anew."""
+        os.truncate(self._path, 0)
+        self.append([{self._kind: dict(configuration)}])
+
+    def append(self, entries: Iterable[Mapping[str, object]]) -> None:
+        """Write entries durably, all in one go."""
+        text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        self._file.write(text.encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def is_ours(path: Path, kind: str) -> bool:
+    """Whether a file is such a journal, even one whose first line is torn."""
+    with path.open("rb") as file:
+        start = file.read(len(kind) + 5)
+    return f'{{"{kind}": '.encode().startswith(start)
+
+
+def difference(known: Configuration, wanted: Configuration) -> str:
+    """The names of what differs, for a message."""
+    names = sorted(known.keys() | wanted.keys())
+    return ", ".join(name for name in names if known.get(name) != wanted.get(name))

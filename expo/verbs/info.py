@@ -1,0 +1,30 @@
+"""`expo info`: what the manifest of an output holds."""
+
+from os import PathLike
+from pathlib import Path
+
+from expo.checkpoint.sidecars import MANIFEST
+from expo.errors import CheckpointError, SpecError
+from expo.output.manifest import AdapterManifest, Manifest, read_manifest
+
+
+def info(out: str | PathLike[str]) -> Manifest | AdapterManifest:
+    """How the model or the adapter in the directory `out` was made, and what came of it.
+
+    Reads `expo.json` and nothing else: whether the files are still those is `verify`'s matter.
+
+    Raises:
+        SpecError: there is no such directory.
+        CheckpointError: it was not made by expo, or its `expo.json` is damaged.
+    """
+    folder = Path(out)
+    if not folder.is_dir():
+        raise SpecError(f"{folder} is no directory: name one that expo has made")
+    if not (folder / MANIFEST).exists():
+        raise CheckpointError(
+            f"{folder} has no {MANIFEST}: expo did not make it; `expo verify {folder}` checks any model"
+        )
+    try:
+        return read_manifest(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
