@@ -24,6 +24,9 @@ settings.load_profile("same every time")
 
 pytest_plugins = ("tests.publishing",)
 
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # where it is ignored, children ignore it too
 torch.set_num_threads(1)  # of models this small, two only wait for each other
 
 Tensors = dict[str, torch.Tensor]

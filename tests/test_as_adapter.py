@@ -102,7 +102,7 @@ def test_it_verifies_like_a_model(base: Path, tmp_path: Path, expo: Callable[...
     name = next(name for name in stored if "lora_A" in name)
     broken = tmp_path / "broken"
     for change, words in (
-        (lambda: save_file(stored | {name: stored[name] + 1}, broken / "adapter_model.safetensors"), "its SHA-256 differs"),
+        (lambda: save_file(stored | {name: stored[name] + 1}, broken / "adapter_model.safetensors"), "adapter_model.safetensors was changed"),
         (lambda: save_file(stored | {name: stored[name] * float("nan")}, broken / "adapter_model.safetensors"), "NaN or infinite"),
         (lambda: save_file({name: stored[name]}, broken / "adapter_model.safetensors"), "has no B matrix"),
         (lambda: (broken / "adapter_model.safetensors").unlink(), "there is no adapter_model.safetensors"),

@@ -224,7 +224,7 @@ def test_the_verification_shows_its_own_progress(
     assert expo("extrapolate", *words, verify=True).code == 0
     shown = terminal.getvalue()
     assert shown.index("o: ") < shown.index("verifying: ") < shown.index("wrote ")
-    assert f"/{len(CHECKS) + 2} steps [" in shown
+    assert f"/{len(CHECKS) + 1} steps [" in shown
 
 
 def test_the_rate_counts_the_writing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_a_model(pair: Pair, tmp_path: Path, expo: Callable[..., Ran]) -> None:
     assert shown["written"] == "BF16, stochastic rounding, seed 3"
     assert shown["verified"] == "nobody looked: expo verify does"
     assert "expo 0." in shown["made by"]
-    assert shown["files"].startswith("6, each with its SHA-256")
+    assert shown["files"].startswith("5, each with its SHA-256")
     assert "has no tokenizer" in shown["warning"]
     assert json.loads(expo("info", out, "--json").out) == json.loads(
         (out / "expo.json").read_text()

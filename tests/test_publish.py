@@ -69,9 +69,9 @@ def test_a_dry_run_prints_the_plan_and_sends_nothing(world: World) -> None:
     before = dict(world.repo.head())
     plan = world.prepare().plan
     lines = dict(line.split(maxsplit=1) for line in publish_plan_text(plan).splitlines())
-    assert lines["deletes"] == "old.bin (0.00 MB)"
-    assert lines["keeps"] == ".gitattributes (0.00 MB), notes.md (0.00 MB)"
-    assert lines["leaves"] == "scratch.txt (0.00 MB)"
+    assert lines["deletes"] == "old.bin (3 bytes)"
+    assert lines["keeps"] == ".gitattributes (25 bytes), notes.md (4 bytes)"
+    assert lines["leaves"] == "scratch.txt (4 bytes)"
     assert lines["as"] == "ada"
     assert plan.bytes_to_send == plan.bytes_in_all == sum(plan.send.values())
     assert world.repo.head() == before
@@ -86,8 +86,8 @@ def test_what_does_not_verify_is_refused_with_3(world: World, command: Callable[
     ran = command("--yes")
     assert ran.code == 3
     assert ran.err.splitlines()[-1] == (
-        f"expo: {world.out} does not verify: generation_config.json is not the file that was "
-        "written: its SHA-256 differs: restore the files, or run the merge again"
+        f"expo: {world.out} does not verify: generation_config.json was edited, or "
+        "loaded and saved again: restore the files, or run the merge again"
     )
     edit_manifest(world.out, verified=False)
     marked = command("--yes")

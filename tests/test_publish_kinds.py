@@ -94,7 +94,7 @@ def test_every_flag_at_once(
     assert beside <= world.repo.head().keys()
     assert expo("verify", world.out, "--signature", public, "-q").code == 0
     commits = len(world.repo.commits)
-    assert "0.00 MB sent" in expo(*line, "--yes").out
+    assert "0 bytes sent" in expo(*line, "--yes").out
     assert len(world.repo.commits) == commits
 
 

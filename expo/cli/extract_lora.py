@@ -9,7 +9,7 @@ import click
 from expo.cli import options as flags
 from expo.cli.output import Output, percent, table
 from expo.cli.verify import FOUND_AN_ERROR
-from expo.cli.verify_text import findings
+from expo.cli.verify_text import NOT_VERIFIED, VERIFIED, findings
 from expo.errors import SpecError
 from expo.planning.findings import gigabytes
 from expo.results import VerifyResult
@@ -99,7 +99,9 @@ def report_adapter(result: "ExtractResult", text: Callable[[], str], output: Out
     """The result on stdout; on stderr warnings, its size and what the verification found."""
     for warning in result.warnings:
         output.say(f"warning: {warning}")
-    output.wrote(result.out, f"{gigabytes(result.written_bytes)} in {result.seconds:.1f} s")
+    verdict = {True: f"{VERIFIED}, ", False: f"{NOT_VERIFIED}, ", None: ""}[result.verified]
+    size = gigabytes(result.written_bytes)
+    output.wrote(result.out, f"{verdict}{size} in {result.seconds:.1f} s")
     found = findings(VerifyResult(bool(result.verified), result.checks)) if result.checks else ""
     if found and not output.json:
         output.say(found)

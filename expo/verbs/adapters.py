@@ -78,6 +78,7 @@ def extract_result(out: Path, manifest: AdapterManifest, seconds: float) -> Extr
         seconds,
         manifest.verified,
         manifest.verification or (),
+        manifest.warnings,
     )
 
 
