@@ -95,6 +95,12 @@ def test_no_difference_is_no_victory() -> None:
     assert verdict.detectable == pytest.approx(2.8 * verdict.difference.standard_error, rel=0.01)
 
 
+def test_prompts_that_cannot_tell_are_named() -> None:
+    verdict = Played(lambda alpha, drawn: np.ones(()), 64).verdict("1.2,1.4")
+    assert not verdict.beats
+    assert "are worth the same on every one, so they cannot tell" in verdict.text
+
+
 def test_every_alpha_worse_is_said() -> None:
     verdict = Played(lambda a, drawn: drawn[0] - (a - 1) * 5 + 0.1 * drawn[1] * a, 64).verdict()
     assert verdict.at == {"alpha": 1.0}

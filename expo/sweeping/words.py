@@ -45,6 +45,9 @@ def _not_won(verdict: Verdict, points: Sequence[SweepPoint], *, was_chosen: bool
     if beyond and all(p.difference is not None and p.difference.high < 0 for p in beyond):
         which = f"every {kind} {'above 1 ' if kind == 'alpha' else ''}that was tried is worse"
         return f"{start}: {which}; {one}, differs {by} prompts."
+    if not verdict.detectable:
+        same = f"{name(verdict.candidate)} and {_baseline(verdict)} are worth the same on every one"
+        return f"{start} on these prompts: {same}, so they cannot tell: ask others, or sample the answers."
     return (
         f"{start} on these prompts: {one}, differs {by}, which would have shown a difference of "
         f"{verdict.detectable:.3g}."

@@ -3,35 +3,28 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expo.checkpoint.checkpoint import hash_file
-from expo.checkpoint.sidecars import CARD, is_apart
 from expo.compute.inputs import fetch
-from expo.compute.stream import Progress, Tuning, stream
-from expo.errors import CheckpointError, OutputError, SpecError
+from expo.compute.stream import Progress, Tuning
+from expo.errors import CheckpointError, SpecError
 from expo.output.claim import check_out
-from expo.output.durable import copy_file, unwritable, write_file
-from expo.output.folder import write_small_files
-from expo.output.journal import Fingerprint, fingerprint, identities
+from expo.output.durable import unwritable
+from expo.output.journal import fingerprint, identities
 from expo.output.manifest import Identities, Manifest
-from expo.output.sink import FinishedShard
-from expo.output.staging import Staging, claimed
+from expo.output.staging import claimed
 from expo.planning.build import build_plan
-from expo.planning.findings import room
 from expo.planning.plan import Plan
-from expo.publishing.card import card
 from expo.results import MergeResult
 from expo.spec.request import Request, Rounding, make_request
-from expo.verbs.manifests import foreign_manifest, streamed_manifest, sums_by_tensor
+from expo.verbs.producing import Run, produce, with_card
 
 if TYPE_CHECKING:  # YAML, schemas and checks are imported by those that need them
     from expo.spec.read import Spec
-    from expo.verification.golden import Golden
-    from expo.verification.run import Children
 
 
 def extrapolate(
@@ -197,15 +190,15 @@ def run_plans(
     fetch(plans[0])
     known = _identities(plans[0], hash_inputs=hash_inputs)
     with ExitStack() as claims:
-        runs = [_Run(plan, claims.enter_context(claimed(out, plan.request, overwrite=overwrite)),
+        runs = [Run(plan, claims.enter_context(claimed(out, plan.request, overwrite=overwrite)),
                      fingerprint(plan, known), known)
                 for plan, out in zip(plans, outs, strict=True)]  # fmt: skip
         try:
-            manifests = _produce(
+            manifests = produce(
                 runs, tuning, verify=verify, progress=progress, checking=checking, say=say
             )
             for run, manifest in zip(runs, manifests, strict=True):
-                run.staging.commit(_with_card(run, manifest))
+                run.staging.commit(with_card(run, manifest))
         except (CheckpointError, SpecError):
             for run in runs:
                 run.staging.discard()
@@ -216,168 +209,7 @@ def run_plans(
     return tuple(_result(r, m, seconds) for r, m in zip(runs, manifests, strict=True))
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One plan on its way to its OUT."""
-
-    plan: Plan
-    staging: Staging
-    print_: Fingerprint
-    known: Identities
-
-
-def _produce(
-    runs: Sequence[_Run],
-    tuning: Tuning,
-    *,
-    verify: bool,
-    progress: Progress | None,
-    checking: Progress | None,
-    say: Callable[[str], None] | None,
-) -> list[Manifest]:
-    """Everything up to the placement: the manifests, which are written last."""
-    manifests = [run.staging.complete_manifest(run.print_) for run in runs]
-    left = [run for run, known in zip(runs, manifests, strict=True) if known is None]
-    if not left:
-        made = []
-    elif left[0].plan.request.foreign is not None:
-        made = [_foreign(run, verify=verify) for run in left]
-    else:
-        made = _streamed(left, tuning, verify=verify, progress=progress, checking=checking, say=say)
-    following = iter(made)
-    return [known if known is not None else next(following) for known in manifests]
-
-
-def _streamed(
-    runs: Sequence[_Run],
-    tuning: Tuning,
-    *,
-    verify: bool,
-    progress: Progress | None,
-    checking: Progress | None,
-    say: Callable[[str], None] | None,
-) -> list[Manifest]:
-    finished = [_resumed(run, say) for run in runs]
-    hashes = [write_small_files(run.plan, run.staging.folder) for run in runs]
-    with ExitStack() as stack:
-        # They need no weights, so they work while the weights stream; all outputs have the same files.
-        children = stack.enter_context(_children(runs[0])) if verify else None
-        done = stream(
-            [run.plan for run in runs],
-            [run.staging for run in runs],
-            finished=finished,
-            tuning=tuning,
-            progress=progress,
-        )
-        if changed := _changed(runs[0].known, identities(runs[0].plan)):
-            raise CheckpointError(f"{changed} changed while it was read: run again")
-        manifests = [
-            streamed_manifest(run.plan, run.print_.digest, run.known, shards, files)
-            for run, shards, files in zip(runs, done, hashes, strict=True)
-        ]
-        if children is None:
-            return manifests
-        together = zip(runs, manifests, done, strict=True)
-        return [_verified(*one, children, checking) for one in together]
-
-
-def _resumed(run: _Run, say: Callable[[str], None] | None) -> list[FinishedShard]:
-    """The shards that an earlier run left, and whether the rest has room."""
-    plan, staging = run.plan, run.staging
-    finished, reason = staging.resume(run.print_)
-    if say and (reason or finished):
-        say(reason or f"resuming: {len(finished)} of {len(plan.shards)} shards done")
-    _check_space(plan, staging, finished)
-    return finished
-
-
-def _verified(
-    run: _Run,
-    manifest: Manifest,
-    finished: Sequence[FinishedShard],
-    children: "Children",
-    checking: Progress | None,
-) -> Manifest:
-    """The checks, with what the stream knows: it wrote no NaN, and zeros only where both had them."""
-    from expo.verification.run import verify_stream
-    from expo.verification.subject import TensorFacts
-
-    plan = run.plan
-    sums = sums_by_tensor(finished)
-    zero = {
-        name for name, s in sums.items() if s.elements and not (s.base_square or s.delta_square)
-    }
-    sft = plan.sources.get("sft")
-    found = verify_stream(
-        run.staging.folder,
-        children,
-        TensorFacts({shard.file: shard.sha256 for shard in finished}, zero=frozenset(zero)),
-        aligned=plan.donor,
-        sft=None if sft is None else sft.tokenizer_files,
-        asked_dtype=plan.request.dtype,
-        golden=_golden(plan),
-        stop_at=plan.request.stop_at,
-        checking=checking,
-    )
-    return replace(
-        manifest, verified=found.ok, verification=found.checks, example=children.example()
-    )
-
-
-def _foreign(run: _Run, *, verify: bool) -> Manifest:
-    """Everything up to the placement by mergekit's engine.
-
-    There is no resume: an interrupted run starts afresh.
-    """
-    from expo.compute.foreign import merge_with_mergekit
-    from expo.verification.run import children_of, verify_folder
-
-    plan, folder = run.plan, run.staging.folder
-    run.staging.start_afresh(run.print_)
-    merge_with_mergekit(plan, folder)
-    for sidecar in plan.sidecars:
-        copy_file(sidecar.files.local_path(sidecar.name), folder / sidecar.name)
-    files = run.staging.seal()
-    manifest = foreign_manifest(plan, run.print_.digest, run.known, folder, files)
-    if not verify:
-        return manifest
-    # without the donor: layers and vocabulary may differ from every model's on purpose
-    golden, stop_at = _golden(plan), plan.request.stop_at
-    with children_of(folder, golden=golden) as children:
-        found = verify_folder(folder, golden=golden, quick=True, stop_at=stop_at, children=children)
-        example = children.example()
-    return replace(manifest, verified=found.ok, verification=found.checks, example=example)
-
-
-def _with_card(run: _Run, manifest: Manifest) -> Manifest:
-    """The manifest with the model card, written unless an earlier run came as far."""
-    if CARD in manifest.beside:
-        return manifest
-    written = write_file(run.staging.folder / CARD, card(manifest).encode())
-    known = sorted((manifest.files | {CARD: written}).items())
-    files, beside = (
-        {name: sha256 for name, sha256 in known if is_apart(name) is apart}
-        for apart in (False, True)
-    )
-    return replace(manifest, files=files, beside=beside)
-
-
-def _children(run: _Run) -> "Children":
-    from expo.verification.run import Children
-
-    plan = run.plan
-    headers = {shard.file: (shard.header, shard.file_bytes) for shard in plan.shards}
-    known = headers if (run.staging.folder / "config.json").exists() else None
-    return Children(run.staging.folder, plan.donor, _golden(plan), known)
-
-
-def _golden(plan: Plan) -> "Golden | None":
-    from expo.verification.golden import read_golden
-
-    return None if plan.request.vectors is None else read_golden(plan.request.vectors)
-
-
-def _result(run: _Run, manifest: Manifest, seconds: float) -> MergeResult:
+def _result(run: Run, manifest: Manifest, seconds: float) -> MergeResult:
     written = run.plan.write_bytes
     if manifest.engine == "mergekit":  # only now it is known
         written = sum((run.staging.out / name).stat().st_size for name in manifest.files)
@@ -422,24 +254,3 @@ def _identities(plan: Plan, *, hash_inputs: bool) -> Identities:
             for files, shard in checkpoint.inputs():
                 known[f"{side} {files.label}/{shard.file}"]["sha256"] = hash_file(files, shard.file)
     return known
-
-
-def _changed(before: Identities, after: Identities) -> str | None:
-    """The first input whose identity is no longer what it was."""
-    for name, identity in after.items():
-        if any(before[name].get(key) != value for key, value in identity.items()):
-            return name
-    return None
-
-
-def _check_space(plan: Plan, staging: Staging, finished: list[FinishedShard]) -> None:
-    beside = sum(sidecar.files.sizes[sidecar.name] for sidecar in plan.sidecars)
-    needed = plan.write_bytes - sum(shard.file_bytes for shard in finished) + beside
-    free = staging.free_bytes()
-    if needed > free:
-        if not finished:
-            staging.discard()
-        raise OutputError(
-            f"the disk of {staging.out} is too full: {room(needed, free)}; "
-            "make room, or name an OUT on another disk"
-        )
