@@ -214,6 +214,7 @@ def test_a_connection_lost_in_a_download_is_not_called_offline() -> None:
     assert "forbids" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_hub_models_names_its_base(client: Client, tmp_path: Path) -> None:
     out = tmp_path / "lora"
     ran = client.expo("extract-lora", "org/aligned", out, "--minus", "org/sft", "--rank", "2")

@@ -53,6 +53,7 @@ def same_on_all_levels(cache: Path, *arguments: str) -> None:
     assert all(one["digests"] == said[0]["digests"] for one in said)
 
 
+@pytest.mark.slow
 def test_bytes_and_sums_do_not_depend_on_the_processor(tmp_path: Path) -> None:
     same_on_all_levels(tmp_path, "few")
 

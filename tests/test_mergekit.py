@@ -189,6 +189,7 @@ def test_models_anywhere_in_a_spec_are_found_and_no_path_leaks(workplace: Path, 
         assert path.name in (*manifest["files"], *manifest["beside"], "expo.json")
 
 
+@pytest.mark.slow
 def test_a_stage_is_a_model_of_a_spec_for_mergekit(workplace: Path, expo) -> None:
     (workplace / "spec.yml").write_text(STAGES)
     ran = expo("merge", "spec.yml", "out", verify=True)
@@ -235,6 +236,7 @@ experts:
 """
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_becomes_a_verified_output(workplace: Path, expo) -> None:
     (workplace / "spec.yml").write_text(MIXTURE)
     planned = expo("plan", "spec.yml")
@@ -280,6 +282,7 @@ def test_experts_that_nothing_tells_apart(workplace: Path, expo) -> None:
         assert expo("merge", "spec.yml", "out").code == 2
 
 
+@pytest.mark.slow
 def test_slices_that_list_the_base_may_end_early(workplace: Path, expo) -> None:
     text = SHORT.replace("linear", "task_arithmetic").replace("dtype", "base_model: sft\ndtype")
     (workplace / "spec.yml").write_text(text)
@@ -289,6 +292,7 @@ def test_slices_that_list_the_base_may_end_early(workplace: Path, expo) -> None:
     assert layers(workplace / "out") == {"0"}
 
 
+@pytest.mark.slow
 def test_adapters_are_added_by_mergekit_too(workplace: Path, expo) -> None:
     import torch
     from safetensors.torch import save_file

@@ -47,6 +47,7 @@ def test_logits_equal_the_naive_model(tmp_path: Path, tied: bool, alpha: float) 
     assert float(difference) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_demo_pair_keeps_its_tokenizer_and_template(tmp_path: Path) -> None:
     from transformers import AutoTokenizer

@@ -236,6 +236,7 @@ def test_an_output_carries_mergekits_spec(pair, tmp_path: Path) -> None:
     assert (spec["dtype"], spec["out_dtype"]) == ("float32", "bfloat16")
 
 
+@pytest.mark.slow
 def test_a_spec_says_how_its_output_is_verified(pair, tmp_path: Path) -> None:
     """Published vectors that the demo's toy does not give, and from when on to fail."""
     from expo.demo.toy import MODELS

@@ -227,6 +227,7 @@ def test_killed_at_random_points(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_another_configuration_is_refused_or_begun_anew(tmp_path: Path) -> None:
     out, said = tmp_path / "out", []
     sweep(out)
@@ -357,6 +358,7 @@ def test_any_number_of_a_spec_is_swept(tmp_path: Path, expo: Callable[..., Ran])
     assert [m["parameters"]["weight"] for m in chosen["models"]] == [-1.5, 2.5]
 
 
+@pytest.mark.slow
 def test_cma_finds_what_a_grid_would(tmp_path: Path) -> None:
     pytest.importorskip("cma")
     asked = {

@@ -126,6 +126,7 @@ def test_a_disk_that_fails_under_way_is_a_finding(clean: Clean, folder: Path) ->
     assert FIRST in found["readable"].message
 
 
+@pytest.mark.slow
 def test_verify_writes_nothing(clean: Clean, folder: Path) -> None:
     def state() -> dict[str, tuple[int, int]]:
         return {
@@ -144,6 +145,7 @@ def test_quick_reads_no_tensor(clean: Clean, folder: Path) -> None:
     assert found["finite"] == found["all-zero"] == "skipped"
 
 
+@pytest.mark.slow
 def test_the_command(clean: Clean, folder: Path, expo) -> None:
     FAULTS["EOS 2 in generation config"].inject(folder)
     against = ("--against", clean.aligned.files.root)
@@ -202,6 +204,7 @@ def test_an_empty_folder_is_a_finding(tmp_path: Path, expo) -> None:
     assert "there is no config.json" in ran.out
 
 
+@pytest.mark.slow
 def test_a_merge_that_does_not_verify_is_placed_and_marked(tmp_path: Path, expo) -> None:
     sft, aligned = write_model(tmp_path / "sft"), write_model(tmp_path / "aligned", seed=1)
     spec = tmp_path / "spec.yml"

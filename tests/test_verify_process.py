@@ -84,6 +84,7 @@ def test_a_kind_of_vocabulary_names_the_packages_that_read_it(
         assert found.cure == f"pip install {' '.join(needs)}"
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_sentencepiece_loads(tmp_path: Path) -> None:
     package = find_spec("mistral_common")
     assert package is not None
