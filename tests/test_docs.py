@@ -57,9 +57,9 @@ def workplace(tmp_path: Path) -> Path:
     for name in ("sft", "aligned", "step-100", "step-200"):
         shutil.copytree(MODELS / ("sft" if name == "sft" else "aligned"), tmp_path / name)
     (tmp_path / "spec.yml").write_text(blocks("yaml")[0])
-    prompts = "".join(f'{{"prompt": "{word}"}}\n' for word in words(64, 99))
+    prompts = "".join(f'{{"prompt": "{word}"}}\n' for word in words(32, 99))
     (tmp_path / "prompts.jsonl").write_text(prompts)
-    asked = "".join(f'{{"question": "{w}", "answer": "ok {w}"}}\n' for w in words(16, 7))
+    asked = "".join(f'{{"question": "{w}", "answer": "ok {w}"}}\n' for w in words(8, 7))
     (tmp_path / "questions.jsonl").write_text(asked)
     (tmp_path / "texts.txt").write_text("ok world\nno gnome\num birds\nok plane\n")
     shutil.copytree(ROOT / "merge_configs", tmp_path / "merge_configs")
