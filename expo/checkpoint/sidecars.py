@@ -41,12 +41,10 @@ MODEL = ("config.json", "generation_config.json", *PROCESSORS, *LEGAL)
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 BESIDE = (
-    CARD, MANIFEST, "adapter_config.json", ".gitattributes", ".gitignore", ".eval_results/*",
-    "model.sig", "*.sigstore", "*.sigstore.json",
+    CARD, MANIFEST, "adapter_config.json", ".gitattributes", ".gitignore", f"{EVAL_RESULTS}/*",
+    SIGNATURE, "*.sigstore", "*.sigstore.json",
 )  # fmt: skip
 """What is neither model nor tokenizer and still lies in a published one: card, results, signature."""
-
-_IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 
 
 def is_part_of_model(name: str, card: str) -> bool:
@@ -54,7 +52,7 @@ def is_part_of_model(name: str, card: str) -> bool:
     known = (*WEIGHTS, *MODEL, *TOKENIZER, *BESIDE)
     if any(fnmatch(name, p) and name.count("/") == p.count("/") for p in known):
         return True
-    return name.lower().endswith(_IMAGES) and name in card
+    return _is_image(name) and name in card
 
 
 def is_tokenizer_file(name: str) -> bool:
@@ -77,10 +75,12 @@ def is_apart(name: str) -> bool:
     """What tells of a model and is no part of it: its card, pictures, results, notices and signature. Changing
     it is no fault of the model."""
     return (
-        name in (CARD, NOTICE, SIGNATURE)
-        or name.startswith(f"{EVAL_RESULTS}/")
-        or name.lower().endswith(_IMAGES)
+        name in (CARD, NOTICE, SIGNATURE) or name.startswith(f"{EVAL_RESULTS}/") or _is_image(name)
     )
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_IMAGES)
 
 
 def is_training_state(name: str) -> bool:

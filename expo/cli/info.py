@@ -74,6 +74,18 @@ def _model(manifest: "Manifest") -> Lines:
 def _adapter(manifest: "AdapterManifest") -> Lines:
     for role, source in manifest.sources.items():
         yield role.replace("sft", "SFT"), _source(source)
+    yield from _extracted(manifest) if manifest.modules else _scaled(manifest)
+    yield "verified", _verified(manifest)
+    yield from _made(manifest)
+    yield from (("warning", warning) for warning in manifest.warnings)
+
+
+def _scaled(manifest: "AdapterManifest") -> Lines:
+    name = manifest.sources["aligned"].adapter
+    yield "adapter", f"the matrices of {name}, for SFT, times {manifest.scale:g}"
+
+
+def _extracted(manifest: "AdapterManifest") -> Lines:
     ranks = sorted(module.rank for module in manifest.modules)
     span = f"{ranks[0]}" if ranks[0] == ranks[-1] else f"{ranks[0]} to {ranks[-1]}"
     yield "adapter", f"{len(ranks)} modules of rank {span}, for SFT, times {manifest.scale:g}"
@@ -83,8 +95,6 @@ def _adapter(manifest: "AdapterManifest") -> Lines:
         "others",
         f"{saved} changed tensors saved whole, {len(manifest.others) - saved} left as in SFT",
     )
-    yield from _made(manifest)
-    yield from (("warning", warning) for warning in manifest.warnings)
 
 
 def _made(manifest: "Manifest | AdapterManifest") -> Lines:
@@ -100,7 +110,7 @@ def _source(source: "SourceEntry") -> str:
     )
 
 
-def _verified(manifest: "Manifest") -> str:
+def _verified(manifest: "Manifest | AdapterManifest") -> str:
     """What the verification said when it was made."""
     if manifest.verified is None:
         return "nobody looked: expo verify does"

@@ -8,23 +8,21 @@ from expo.spec.request import both_conventions
 
 if TYPE_CHECKING:
     from expo.output.manifest import Manifest
-    from expo.results import EditReport, MergeResult
+    from expo.results import EditReport, MergeResult, Statistics
 
 _CUT = 1e-4  # of α: the sums of many blocks have less dust
 
 
 def outcome(result: "MergeResult | Manifest") -> str:
-    """The one line that a run ends with."""
+    """What is known of a finished merge, in one line."""
     if result.engine == "mergekit":
         return "merged by mergekit's engine, which says nothing about what came out"
     if result.method != "expo":
         return _merged(result)
     total, other = result.statistics, result.alternative
     first = f"asked {asked(result)}"
-    if not total.elements:
-        return f"{first}; nothing was extrapolated: every tensor is a copy of the aligned model's"
-    if total.effective_alpha is None:
-        return f"{first}; SFT and aligned do not differ, so alpha changed nothing"
+    if nothing := without_effect(total):
+        return f"{first}; {nothing}"
     parts = [
         first,
         f"effective alpha {number(total.effective_alpha)}",
@@ -38,6 +36,15 @@ def outcome(result: "MergeResult | Manifest") -> str:
             f"(noise {number(other.rounding_noise, '.2g')}), float32 exactly {number(total.alpha)}"
         )
     return "; ".join(parts)
+
+
+def without_effect(total: "Statistics") -> str | None:
+    """Why α changed nothing, None where it did."""
+    if not total.elements:
+        return "nothing was extrapolated: every tensor is a copy of the aligned model's"
+    if total.effective_alpha is None:
+        return "SFT and aligned do not differ, so alpha changed nothing"
+    return None
 
 
 def asked(result: "MergeResult | Manifest") -> str:

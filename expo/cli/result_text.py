@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
-from expo.cli.outcome import asked, edits_text
+from expo.cli.outcome import asked, edits_text, without_effect
 from expo.cli.output import number, percent, table
 from expo.cli.verify_text import NOT_VERIFIED, VERIFIED
 from expo.planning.findings import gigabytes
@@ -45,12 +45,9 @@ def _got(result: "MergeResult", request: Request) -> str:
         return "what mergekit made, which is not measured"
     total = result.statistics
     cut = [_cut(result.edits)] if result.edits else []
-    if result.method == "expo" and not total.elements:
-        return "nothing was extrapolated: every tensor is a copy of the aligned model's"
     if result.method == "expo":
-        same = "SFT and aligned do not differ, so alpha changed nothing"
-        came = same if total.effective_alpha is None else _effective(total, result)
-        return "; ".join([*cut, came])
+        kept = cut if total.elements else []
+        return "; ".join([*kept, without_effect(total) or _effective(total, result)])
     if cut and result.method == "passthrough":
         return cut[0]
     if total.effective_alpha is None or result.method == "passthrough":
@@ -69,13 +66,13 @@ def _cut(edits: "tuple[EditReport, ...]") -> str:
 
 def _effective(total: "Statistics", result: "MergeResult") -> str:
     """Effective α, as asked, or what rounding made of the step beyond the aligned model and the cure."""
-    asked, came = total.alpha, total.effective_alpha
-    if asked is None or came is None:
+    wanted, came = total.alpha, total.effective_alpha
+    if wanted is None or came is None:
         return "effective alpha unknown"
-    origin, since = (1.0, "beyond the aligned model") if asked > 1 else (0.0, "from the SFT model")
-    if abs(came - asked) <= _FINE * abs(asked - origin):
+    origin, since = (1.0, "beyond the aligned model") if wanted > 1 else (0.0, "from the SFT model")
+    if abs(came - wanted) <= _FINE * abs(wanted - origin):
         return f"effective alpha {came:.4g}, as asked"
-    text = f"effective alpha {came:.4g}: rounding kept {100 * (came - origin) / (asked - origin):.0f} % of the step {since}"
+    text = f"effective alpha {came:.4g}: rounding kept {100 * (came - origin) / (wanted - origin):.0f} % of the step {since}"
     other = result.alternative
     if other is not None and other.rounding == "stochastic" and other.effective_alpha is not None:
         return f"{text}; --rounding stochastic would give about {other.effective_alpha:.4g}"

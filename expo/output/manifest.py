@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 SCHEMA = "expo.manifest/1"
 ADAPTER_SCHEMA = "expo.adapter/2"
 
-Kind = TypeVar("Kind", "Manifest", "AdapterManifest")
-
 Identities = dict[str, dict[str, str | int]]
 """Every input by `role model/file`, with what tells it from a changed one."""
 
@@ -166,14 +164,16 @@ def read_manifest(folder: Path) -> Manifest | AdapterManifest:
     """The manifest of a model or an adapter.
 
     Raises:
-        CheckpointError: there is none, or it is damaged, or of another schema.
+        CheckpointError: there is none, it cannot be read, is damaged, or of another schema.
     """
     try:
         raw = (folder / MANIFEST).read_bytes()
-    except OSError as error:
+    except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder} has no {MANIFEST}: expo can tell only of what it made"
         ) from error
+    except OSError as error:
+        raise CheckpointError(f"{folder}/{MANIFEST} cannot be read: {error.strerror}") from error
     return AdapterManifest.from_json(raw) if is_adapter(folder) else Manifest.from_json(raw)
 
 

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from expo.errors import OutputError
-from expo.output.durable import write_file
 from expo.output.scores import scores_json
 from expo.results import Score, SweepResult
 from expo.sweeping.journal import Configuration, Journal, difference, is_ours
@@ -68,13 +67,6 @@ def rescored(journal: Journal, wanted: Configuration, say: Callable[[str], None]
         say(f"differs in: {difference(known, wanted)}: the answers are kept and scored anew")
     journal.start(wanted)
     return []
-
-
-def place(path: Path, text: str) -> None:
-    """Write a file of the sweep, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    write_file(part, text.encode())
-    part.replace(path)
 
 
 def sweep_json(result: SweepResult, about: dict[str, object]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from expo.compute.inputs import fetch
 from expo.errors import SpecError
+from expo.output.durable import place_file
 from expo.output.journal import fingerprint, identities
 from expo.results import SweepResult
 from expo.sampling.decoding import Decoding
@@ -30,7 +31,6 @@ from expo.sweeping.folder import (
     SAMPLES,
     SCORES,
     claim,
-    place,
     rescored,
     results_json,
     resume,
@@ -250,7 +250,7 @@ def _run(
 
 def _write(task: _Task, result: SweepResult) -> None:
     point = tuple(result.verdict.at[name] for name in task.plans.names)
-    place(result.chosen, to_yaml(resolved(task.plans.request_of(point))))
+    place_file(result.chosen, to_yaml(resolved(task.plans.request_of(point))).encode())
     plan = task.plans.plan_of(point)
     names = {checkpoint.reference: checkpoint.label for checkpoint in plan.sources.values()}
     about = {
@@ -260,9 +260,9 @@ def _write(task: _Task, result: SweepResult) -> None:
         "decoding": asdict(task.decoding),
         "seed": task.seed,
     }
-    place(task.out / "sweep.json", sweep_json(result, about))
+    place_file(task.out / "sweep.json", sweep_json(result, about).encode())
     dataset, judge = task.prompts.path.stem, label(task.rewards[REWARD])
-    place(task.out / "results.json", results_json(result, dataset, judge))
+    place_file(task.out / "results.json", results_json(result, dataset, judge).encode())
     if result.plot is not None:
         from expo.plots.heatmap import save
         from expo.plots.sweep import sweep_figure
