@@ -149,7 +149,8 @@ def expo(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     def run(*arguments: object, verify: bool = False) -> Ran:
         capfd.readouterr()
         words = [str(argument) for argument in arguments]
-        if words[0] in ("extrapolate", "laser", "merge") and not verify and "--help" not in words:
+        is_merge = words[0] in ("extrapolate", "laser", "merge")
+        if is_merge and not verify and not {"--help", "--as-adapter"} & {*words}:
             words.append("--no-verify")
         with pytest.raises(SystemExit) as exit_:
             main(words)

@@ -85,6 +85,16 @@ def test_the_matrices_are_copied_and_the_rest_is_told(
     )
     assert (tmp_path / "out" / "NOTICE").read_text() == "mine"
     assert expo("card", "out").out == text
+    shown = expo("info", "out").out
+    assert "the matrices of lora, for SFT, times 1.5" in shown
+    ran = expo("extrapolate", "base", "base+lora", "half", "--as-adapter", "--alpha", 0.5)
+    assert ran.code == 0, ran.err
+    assert "--alpha 0.5 --interpolate" in (tmp_path / "half" / "README.md").read_text()
+    flags = ("--as-adapter", "--alpha", 1.5, "--no-verify")
+    assert (
+        "--no-verify: not with --as-adapter"
+        in expo("extrapolate", "base", "base+lora", "no", *flags).err
+    )
     ran = expo("card", "out", "--license", "mit")
     assert ModelCard(ran.out).data.to_dict()["license"] == "mit"
     again = expo("extrapolate", "base", "base+lora", "out", "--as-adapter", "--alpha", 1.5)

@@ -186,7 +186,7 @@ def test_the_command(starling: tuple[Path, Hub], tmp_path: Path, expo: Callable[
     results = write_results(tmp_path)
     ran = expo("card", out, "--results", results, "--write")
     files = [".eval_results/tatsu-lab--alpaca_eval.yaml", "README.md", HEAT_MAP]
-    assert ran.err == f"written to {out}: {', '.join(files)}\n"
+    assert ran.err == f"{out}: wrote {', '.join(files)}\n"
     assert f"]({HEAT_MAP})" in (out / "README.md").read_text()
     assert (out / HEAT_MAP).read_bytes().startswith(b"\x89PNG")
     checks = {c.name: c.status for c in door.verify(out, quick=True).checks}

@@ -520,6 +520,19 @@ def test_beams_find_likelier_answers(workplace: Path) -> None:
     assert all(beam >= greedy - 0.05 for greedy, beam in zip(*likely, strict=True))
 
 
+def test_rewards_of_another_are_not_replaced_unasked(workplace: Path) -> None:
+    Path("o.rewards.jsonl").write_text("mine")
+    with pytest.raises(OutputError, match=r"o\.rewards\.jsonl exists: choose another file"):
+        local("o.jsonl")
+    assert Path("o.rewards.jsonl").read_text() == "mine"
+    local("o.jsonl", overwrite=True)
+    assert not Path("o.rewards.jsonl").exists()
+
+
+def test_a_key_is_not_shown() -> None:
+    assert "secret" not in repr(Endpoint("u", "n", key="secret"))
+
+
 CONTRADICTIONS = [
     ({"model": None}, "give a MODEL, or a server with --endpoint"),
     ({"endpoint": "http://localhost:1"}, "give MODEL or --endpoint, not both"),
@@ -527,9 +540,18 @@ CONTRADICTIONS = [
     ({"best_of": 2, "reward": "a:b", "settings": {"temperature": 0}}, "needs answers that differ"),
     ({"model": None, "endpoint": "http://localhost:1", "num_beams": 2}, "leave --endpoint out"),
     ({"num_beams": 2, "settings": {"temperature": 1}}, "leave --temperature out"),
+    ({"num_beams": 2, "settings": {"top_p": 0.9}}, "leave --top-p out"),
+    ({"settings": {"top_p": 2}}, "top_p 2 is out of range"),
+    (
+        {"model": None, "endpoint": "http://me:secret@localhost:1"},
+        "may hold no user or password: put the key",
+    ),
+    ({"reward": f"{MODELS / 'sft'}+{MODELS / 'aligned'}"}, "reward: .* is a model with an adapter"),
+    ({"reward": "s3://bucket/rm"}, "reward: s3://bucket/rm lies in an object store"),
+    ({"model": "s3://bucket/model"}, "MODEL: s3://bucket/model lies in an object store"),
     ({"preset": "none"}, "preset none is not one of expo-paper"),
     ({"format": "none"}, "format none is none of alpaca-eval, mt-bench"),
-    ({"model": f"{MODELS / 'sft'}+{MODELS / 'aligned'}"}, "an adapter is not evaluated by itself"),
+    ({"model": f"{MODELS / 'sft'}+{MODELS / 'aligned'}"}, "MODEL: .* is a model with an adapter"),
     ({"reward": "no_such:thing"}, "no_such"),
 ]
 
@@ -558,6 +580,10 @@ def test_the_command_line(workplace: Path, chat: Chat, expo: Callable[..., Ran])
     missing = expo("evaluate", "--lm-eval", "x", "--endpoint", chat.url)
     assert missing.code == 2
     assert "--lm-eval takes a MODEL" in missing.err
+    dropped = expo("evaluate", MODELS / "sft", "--lm-eval", "x", "--best-of", 2)
+    assert dropped.err.startswith(
+        "expo: --best-of: not with --lm-eval, which brings its own prompts"
+    )
 
 
 def test_the_command_line_knows_every_format() -> None:

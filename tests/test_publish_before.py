@@ -131,15 +131,15 @@ def test_what_a_licence_asks_for(world: World) -> None:
         with pytest.raises(CheckpointError, match=words):
             world.prepare(licence=None, name_ok=True)
         (world.out / name).write_text("its text\n")
-    (world.out / "NOTICE").write_text("Somebody's line\n")
+    (world.out / "NOTICE").write_bytes(b"Ren\xe9's line")  # neither UTF-8 nor an end of line
     world.publish(licence=None, name_ok=True)
     there = world.repo.head()
     assert {"LICENSE", "USE_POLICY.md", "NOTICE", "README.md"} <= there.keys()
-    notice = (world.out / "NOTICE").read_text()
+    notice = (world.out / "NOTICE").read_bytes()
     assert notice.startswith(
-        "Somebody's line\nMeta Llama 3 is licensed under the Meta Llama 3 Comm"
+        b"Ren\xe9's line\nMeta Llama 3 is licensed under the Meta Llama 3 Comm"
     )
-    assert there["NOTICE"].content == notice.encode()
+    assert there["NOTICE"].content == notice
     card = str((there["README.md"].content or b"").decode())
     assert "license: llama3\n" in card
     assert "Built with Meta Llama 3" in card

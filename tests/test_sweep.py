@@ -18,6 +18,7 @@ from expo.demo.toy import MODELS, words
 from expo.errors import ExpoError, OutputError, SpecError
 from expo.output.scores import read_scores
 from expo.sweeping import bench
+from expo.sweeping.journal import Journal
 
 from .conftest import Ran
 
@@ -43,6 +44,17 @@ def sweep(out: Path, count: int = 16, **more):
         "batch_size": 4,
     }
     return door.sweep(more.pop("pair", PAIR), out, **(asked | more))
+
+
+def test_a_full_disk_is_one_line() -> None:
+    with (
+        Journal(Path("/dev/full"), "kind") as journal,
+        pytest.raises(
+            OutputError,
+            match="the disk of /dev/full is full: the answers so far are kept, make room",
+        ),
+    ):
+        journal.append([{"a": 1}])
 
 
 def contents(out: Path) -> dict[str, bytes]:

@@ -12,7 +12,8 @@ from expo.errors import CheckpointError
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the model that an adapter is for."""
 _UNSUPPORTED = {
     "use_dora": "DoRA magnitudes",
     "layer_replication": "replicated layers",
@@ -98,9 +99,9 @@ def read_config(files: Files) -> dict:
 
 
 def _split(key: str) -> tuple[str, str]:
-    if not key.startswith(_PREFIX):
+    if not key.startswith(PREFIX):
         return key, "unknown"
-    name = key.removeprefix(_PREFIX)
+    name = key.removeprefix(PREFIX)
     # PEFT saves the base of an adapted embedding beside the adapter, under the wrapper's name.
     name = name.replace(".base_layer.", ".")
     if found := re.fullmatch(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB])", name):

@@ -40,7 +40,7 @@ class HubFile:
                 if not response.has_redirect_location:
                     self._check_status(response, url)
                     self._moved = url
-                    skipped = self._skipped(response, url, begin, target.size)
+                    skipped = self._skipped(response, begin, target.size)
                     yield from _fill(response, skipped, target)
                     return
                 url = urljoin(url, response.headers["Location"])
@@ -83,7 +83,7 @@ class HubFile:
             if known is not None and known[0] == url and known[1] != etag:
                 raise changed(self._name)
 
-    def _skipped(self, response: Response, url: str, begin: int, nbytes: int) -> int:
+    def _skipped(self, response: Response, begin: int, nbytes: int) -> int:
         """How many bytes of the answer come before those that were asked for."""
         if response.status_code == 200:
             if begin + nbytes > _SKIPPABLE:

@@ -10,7 +10,7 @@ from expo.errors import SpecError
 STORES = ("s3", "gs", "az", "https", "http")
 """The schemes of object stores."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,23 @@ def parse_reference(text: str, *, role: str = "model") -> Reference:
     return Reference(_location(text, role))
 
 
+def parse_loadable(text: str, *, role: str) -> Location:
+    """A model that transformers loads by itself: a directory, or a Hub repository.
+
+    Raises:
+        SpecError: it is neither, or it is an adapter, or lies in an object store.
+    """
+    reference = parse_reference(text, role=role)
+    if reference.adapter is not None:
+        raise SpecError(
+            f"{role}: {text} is a model with an adapter, and whole models are loaded: merge it first "
+            f"(expo extrapolate {reference.model} {text} OUT --alpha 1)"
+        )
+    if reference.model.url is not None:
+        raise SpecError(f"{role}: {text} lies in an object store: bring it to this disk first")
+    return reference.model
+
+
 def _is_known(text: str) -> bool:
     named = _hub_parts(text) is not None or _scheme(text) in STORES
     return named or Path(text).expanduser().exists()
@@ -71,7 +88,7 @@ def _scheme(text: str) -> str | None:
 
 def _hub_parts(text: str) -> tuple[str, str | None] | None:
     name, _, revision = text.removeprefix("hf://").partition("@")
-    if text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name) or text.endswith("@"):
+    if text.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name) or text.endswith("@"):
         return None
     if any(part.strip(".") == "" for part in name.split("/")):
         return None

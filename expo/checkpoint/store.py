@@ -35,7 +35,7 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLES = (
     "model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_config.json",
     "chat_template.jinja", "chat_template.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
-    "NOTICE.txt", "USE_POLICY.md",
+    "NOTICE.txt", "USE_POLICY.md", "README.md",
 )  # fmt: skip
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, or AWS_SKIP_SIGNATURE=true",

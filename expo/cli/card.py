@@ -45,6 +45,6 @@ def card(out: Path, results: Path | None, license: str | None, write: bool, outp
     result = run(out, results=results, license=license, write=write)
     for warning in result.warnings:
         output.say(f"warning: {warning}")
-    output.result(result, lambda: result.text.rstrip("\n"))
     if result.files:
-        output.say(f"written to {out}: {', '.join(result.files)}")
+        output.wrote(out, f"wrote {', '.join(result.files)}")
+    output.result(result, lambda: result.text.rstrip("\n"))

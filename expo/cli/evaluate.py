@@ -4,14 +4,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from expo.cli import options
 from expo.cli.merging import RESUMABLE
-from expo.cli.output import Output, number, percent, table
+from expo.cli.output import WRITTEN, Output, number, percent, table
 from expo.errors import SpecError
 
 if TYPE_CHECKING:
     from expo.results import EvaluateResult, Score
+
+_HARNESS = {
+    "model", "tasks", "tasks_path", "apply_chat_template", "out", "generator", "overwrite", "as_json",
+    "quiet", "verbose", "debug",
+}  # fmt: skip
 
 FORMS = ("alpaca-eval", "arena-hard", "jsonl", "mt-bench", "ultrafeedback")
 
@@ -104,10 +110,9 @@ def evaluate(
     """
     name = generator or served or ("answers" if model is None else Path(model).resolve().name)
     if tasks is not None:
-        if model is None or prompts or endpoint or reward:
-            raise SpecError(
-                "--lm-eval takes a MODEL and brings its own prompts: leave the rest out"
-            )
+        if model is None:
+            raise SpecError("--lm-eval takes a MODEL")
+        _check_harness(click.get_current_context())
         place = out or Path(f"{name}-results.json")
         _tasks(model, tasks, place, tasks_path, apply_chat_template, overwrite, output)
         return
@@ -139,9 +144,20 @@ def evaluate(
             progress=progress,
             say=output.say,
         )
+    WRITTEN.append(place)
     for warning in result.warnings:
         output.say(f"warning: {warning}")
     output.result(result, lambda: evaluate_text(result))
+
+
+def _check_harness(context: click.Context) -> None:
+    """Refuse flags that the harness would never see."""
+    for option in context.command.params:
+        given = context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+        if given and option.name not in _HARNESS:
+            raise SpecError(
+                f"{option.opts[0]}: not with --lm-eval, which brings its own prompts and settings"
+            )
 
 
 def evaluate_text(result: "EvaluateResult") -> str:
@@ -183,7 +199,7 @@ def _tasks(
         apply_chat_template=apply_chat_template,
         overwrite=overwrite,
     )
-    output.say(f"{out}: expo publish takes it with --results")
+    output.wrote(out, "expo publish takes it with --results")
     output.result(scores, lambda: scores_text(scores))
 
 

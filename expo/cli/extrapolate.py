@@ -80,13 +80,16 @@ def _adapter(
     others = [name for name, value in vars(overrides).items() if value not in (None, (), False)]
     others += [name for name in ("dry_run", "hash_inputs") if getattr(options, name)]
     others += ["print_spec"] if print_spec else []
+    others += [] if options.verify else ["no_verify"]
     if others:
         flag = others[0].replace("_", "-").replace("max-shard-bytes", "max-shard-size")
         raise SpecError(f"--{flag}: not with --as-adapter, which copies the adapter's own matrices")
     if alpha is None:
         raise SpecError("give --alpha or --paper-alpha (= alpha − 1); neither has a default")
     base, adapted, out = models
-    result = extrapolate_adapter(base, adapted, out, alpha=alpha, overwrite=options.overwrite)
+    result = extrapolate_adapter(
+        base, adapted, out, alpha=alpha, interpolate=True, overwrite=options.overwrite
+    )
     report_adapter(
         result, lambda: f"the adapter of {adapted}, its scale times {alpha:.12g}: exact", output
     )

@@ -195,9 +195,11 @@ decoding = _bundle(
     "decoding",
     lambda preset, **given: Decoding(preset, {k: v for k, v in given.items() if v is not None}),
     {
-        "preset": click.option("--preset", help="Decoding settings by name: expo-paper."),
+        "preset": click.option(
+            "--preset", help="expo-paper: as the paper sampled. [default: the model's own settings]"
+        ),
         "temperature": click.option(
-            "--temperature", type=float, help="0 is greedy. [default: the format's, or the model's]"
+            "--temperature", type=float, help="0 is greedy. [default: the model's own]"
         ),
         "top_k": click.option("--top-k", type=int, help="0 leaves every token."),
         "top_p": click.option("--top-p", type=float, help="1 leaves every token."),

@@ -65,15 +65,7 @@ Examples:
     type=click.Path(path_type=Path),
     help='Questions, JSON lines: {"question": …, "answer": …}; reports the accuracy.',
 )
-@click.option(
-    "--preset", help="expo-paper: as the paper sampled. [default: the model's own config]"
-)
-@click.option("--temperature", type=float, help="0 is greedy.")
-@click.option("--top-k", type=int, help="0 leaves all tokens.")
-@click.option("--top-p", type=float, help="1 leaves all tokens.")
-@click.option(
-    "--max-new-tokens", type=int, help="Of an answer. [default: the model's own, or 2048]"
-)
+@flags.decoding
 @click.option("--seed", type=int, default=0, show_default=True, help="Of sampling and halves.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--device", help="Like cuda:0. [default: cuda where there is one]")
@@ -90,13 +82,12 @@ def sweep(
     budget: int,
     second_reward: str | None,
     exact: Path | None,
-    preset: str | None,
+    decoding: flags.Decoding,
     seed: int,
     batch_size: int,
     device: str | None,
     overwrite: bool,
     output: Output,
-    **decoding: float | None,
 ) -> None:
     """Answer prompts at every α with one model in memory, score the answers, and say which α is worth
     publishing.
@@ -126,8 +117,8 @@ def sweep(
             budget=budget,
             second_reward=second_reward,
             exact=exact,
-            preset=preset,
-            decoding={name: value for name, value in decoding.items() if value is not None},
+            preset=decoding.preset,
+            decoding=decoding.given,
             seed=seed,
             batch_size=batch_size,
             device=device,
@@ -135,7 +126,7 @@ def sweep(
             progress=progress,
             say=output.say,
         )
-    output.say(f"{result.out}: {result.answers} answers in {result.seconds:.0f} s")
+    output.wrote(result.out, f"{result.answers} answers in {result.seconds:.0f} s")
     output.result(result, lambda: sweep_text(result))
 
 

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expo.checkpoint.reference import Location, parse_reference
-from expo.errors import CheckpointError, SpecError
+from expo.checkpoint.reference import Location, parse_loadable
+from expo.errors import CheckpointError
 from expo.evaluation.answers import Reply
 from expo.sampling.prompts import Prompt
 
@@ -81,9 +81,13 @@ class Local:
 
         where, revision = str(self.place.path or self.place.repo_id), self.place.revision
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(
+                where, revision=revision, trust_remote_code=False
+            )
             with quiet():
-                model = AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype="auto")
+                model = AutoModelForCausalLM.from_pretrained(
+                    where, revision=revision, dtype="auto", trust_remote_code=False
+                )
         except (ValueError, KeyError, OSError, ImportError) as error:
             first = (str(error).strip().splitlines() or [repr(error)])[0]
             raise CheckpointError(
@@ -97,15 +101,9 @@ def open_local(model: str, *, preset: str | None, num_beams: int, batch_size: in
     """The model of a directory or of a Hub id.
 
     Raises:
-        SpecError: it is neither, or an adapter, which has to be merged first.
+        SpecError: it is neither.
     """
-    reference = parse_reference(model, role="MODEL")
-    if reference.adapter is not None:
-        raise SpecError(
-            f"{model}: an adapter is not evaluated by itself: merge it first "
-            f"(expo extrapolate {reference.model} {model} OUT --alpha 1)"
-        )
-    return Local(reference.model, preset, num_beams, batch_size)
+    return Local(parse_loadable(model, role="MODEL"), preset, num_beams, batch_size)
 
 
 def _stamps(folder: Path | None) -> str:

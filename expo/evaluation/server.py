@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -39,7 +39,7 @@ class Endpoint:
     name: str
     preset: str | None = None
     threads: int = 8
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
     wait: Callable[[float], None] = time.sleep
     batch_size: int = 1
 
@@ -147,6 +147,10 @@ def open_endpoint(
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SpecError(f"{url} is no address of a server: give one like http://localhost:8000/v1")
+    if "@" in parts.netloc:
+        raise SpecError(
+            f"--endpoint may hold no user or password: put the key into the environment variable {KEY}"
+        )
     base = url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
     endpoint = Endpoint(base, name or "", preset, threads, os.environ.get(KEY))
     known = endpoint.models()

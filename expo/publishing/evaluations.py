@@ -1,12 +1,10 @@
 """Results of evaluations (`expo.output.scores`) as a card shows them, and as the Hub reads them:
 `.eval_results/`, for every dataset that is a Hub id, with a task."""
 
-import re
-
+from expo.checkpoint.reference import HUB_ID
+from expo.checkpoint.sidecars import EVAL_RESULTS
 from expo.publishing.markdown import code, table
 from expo.results import Score
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def results_table(results: tuple[Score, ...], own: str) -> list[str]:
@@ -27,7 +25,7 @@ def results_table(results: tuple[Score, ...], own: str) -> list[str]:
 
 def _dataset(result: Score) -> str:
     shown = result.dataset
-    if _HUB_ID.fullmatch(shown):
+    if HUB_ID.fullmatch(shown):
         shown = f"[{shown}](https://huggingface.co/datasets/{shown})"
     return f"{shown}, {code(result.task)}" if result.task else shown
 
@@ -50,7 +48,7 @@ def eval_results(results: tuple[Score, ...]) -> dict[str, str]:
 
     entries: dict[str, list[EvalResultEntry]] = {}
     for r in results:
-        if r.model is None and r.task is not None and _HUB_ID.fullmatch(r.dataset):
+        if r.model is None and r.task is not None and HUB_ID.fullmatch(r.dataset):
             entry = EvalResultEntry(
                 dataset_id=r.dataset,
                 task_id=r.task,
@@ -60,7 +58,7 @@ def eval_results(results: tuple[Score, ...]) -> dict[str, str]:
             )
             entries.setdefault(r.dataset.replace("/", "--"), []).append(entry)
     return {
-        f".eval_results/{name}.yaml": yaml.safe_dump(
+        f"{EVAL_RESULTS}/{name}.yaml": yaml.safe_dump(
             eval_result_entries_to_yaml(found), sort_keys=False, allow_unicode=True
         )
         for name, found in entries.items()

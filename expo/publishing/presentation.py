@@ -9,7 +9,7 @@ from pathlib import Path
 
 from expo.checkpoint.sidecars import CARD, NOTICE
 from expo.errors import CheckpointError
-from expo.output.durable import unwritable, write_file
+from expo.output.durable import place_file
 from expo.output.manifest import AdapterManifest, Manifest
 from expo.planning.modules import module_of
 from expo.plots.heatmap import Cells, change_map, png
@@ -40,9 +40,9 @@ def presented(
     image = HEAT_MAP if changes and find_spec("matplotlib") else None
     text = card(manifest, terms=terms, results=results, image=image, repo_id=repo_id)
     files = {CARD: on_top_of(folder, manifest, text)} | eval_results(tuple(results))
-    if terms is not None and (notices := _missing_notices(folder, terms)):
-        files[NOTICE] = notices
     contents = {name: text.encode() for name, text in files.items()}
+    if terms is not None and (notices := _missing_notices(folder, terms)):
+        contents[NOTICE] = notices
     if image is not None:
         contents[image] = png(change_map(changes, pair(manifest)))
     return dict(sorted(contents.items()))
@@ -54,11 +54,8 @@ def present(folder: Path, contents: dict[str, bytes]) -> tuple[str, ...]:
     Raises:
         OutputError: a file cannot be written.
     """
-    try:
-        for name, content in contents.items():
-            write_file(folder / name, content)
-    except OSError as error:
-        raise unwritable(error, folder) from error
+    for name, content in contents.items():
+        place_file(folder / name, content)
     return tuple(contents)
 
 
@@ -98,13 +95,15 @@ def pair(manifest: Manifest | AdapterManifest) -> str:
     return f"{sources['sft'].label} → {', '.join(aligned)}"
 
 
-def _missing_notices(folder: Path, terms: Terms) -> str:
+def _missing_notices(folder: Path, terms: Terms) -> bytes:
     """The NOTICE file with the lines that it lacks; empty where it lacks none."""
-    said = "\n".join(
-        path.read_text(encoding="utf-8", errors="replace")
+    texts = {
+        path.name: path.read_bytes()
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name.lower().startswith("notice")
-    )
-    missing = [line for line in terms.notices if line not in said]
-    existing = (folder / NOTICE).read_text(encoding="utf-8") if (folder / NOTICE).exists() else ""
-    return existing + "".join(f"{line}\n" for line in missing) if missing else ""
+    }
+    said = b"\n".join(texts.values())
+    missing = [line for line in terms.notices if line.encode() not in said]
+    existing = texts.get(NOTICE, b"")
+    end = b"" if existing.endswith(b"\n") or not existing else b"\n"
+    return existing + end + "".join(f"{line}\n" for line in missing).encode() if missing else b""

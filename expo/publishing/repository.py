@@ -1,6 +1,5 @@
 """The remote side: a repository, one of its branches, and what lies there."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -8,12 +7,11 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from expo.checkpoint.reference import HUB_ID
 from expo.checkpoint.sidecars import is_weights
 from expo.errors import SpecError
 from expo.publishing.hub_errors import explained
 from expo.publishing.outgoing import Outgoing
-
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Difference:
 def parse_target(text: str, *, revision: str = "main", create_pr: bool = False) -> Target:
     """Raises SpecError where `text` is no ORG/NAME."""
     repo_id = text.removeprefix("hf://")
-    if not _REPO_ID.fullmatch(repo_id):
+    if not HUB_ID.fullmatch(repo_id):
         raise SpecError(f"{text} is not a Hub id: name it ORG/NAME")
     if create_pr and revision != "main":
         raise SpecError("--create-pr opens a pull request to main: leave --revision out")

@@ -1,5 +1,6 @@
 """How tokens are chosen: the model's own generation config, with what the user says on top."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -62,11 +63,21 @@ def decoding(own: "GenerationConfig", preset: str | None = None, **given: float 
     Raises:
         SpecError: there is no such preset, or a value is out of range.
     """
-    if preset is not None and preset not in PRESETS:
-        raise SpecError(f"preset {preset} is not one of {', '.join(PRESETS)}")
+    check_preset(preset, {})
     found = PRESETS[preset] if preset else _own(own)
     changes = {name: value for name, value in given.items() if value is not None}
     return replace(Decoding(), **found | changes)
+
+
+def check_preset(preset: str | None, given: Mapping[str, float]) -> None:
+    """That there is such a preset, and that what is given is in range, before a model is loaded.
+
+    Raises:
+        SpecError: there is none, or a value is out of range.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise SpecError(f"preset {preset} is not one of {', '.join(PRESETS)}")
+    replace(Decoding(), **given)  # pyright: ignore[reportArgumentType]
 
 
 def _own(config: "GenerationConfig") -> dict[str, float]:

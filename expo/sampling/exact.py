@@ -1,12 +1,11 @@
 """Questions with one right answer."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from expo.errors import SpecError
-from expo.sampling.prompts import Prompt
+from expo.sampling.prompts import Prompt, rows_of
 
 _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
@@ -23,11 +22,7 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     Raises:
         SpecError: the file cannot be read, or a line is no question.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} cannot be read: {error}") from error
-    found = [_question(line, n, path) for n, line in enumerate(lines, 1) if line.strip()]
+    found = [_question(row, place, path) for place, row in rows_of(path)]
     if len(found) < 2:
         raise SpecError(f"{path} holds {len(found)} questions: an accuracy takes two or more")
     return tuple(found)
@@ -57,12 +52,8 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(".")
 
 
-def _question(line: str, number: int, path: Path) -> Question:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        value = None
-    match value:
+def _question(row: object, number: int, path: Path) -> Question:
+    match row:
         case {"question": str(text), "answer": str() | int() | float() as answer}:
             prompt = Prompt(f"exact {number}", ({"role": "user", "content": text},))
             return Question(prompt, str(answer).rpartition("#### ")[2])

@@ -1,4 +1,4 @@
-"""Answers from a model in memory, such that no answer depends on which others were made beside it."""
+"""Answers from a model in memory, such that no draw depends on which other answers are made beside it."""
 
 import copy
 from collections.abc import Sequence
@@ -96,8 +96,8 @@ def _batch(
     seed: int,
 ) -> list[Sample]:
     encoded = [encode(tokenizer, prompt.messages) for prompt in prompts]
-    limits = _limits(model, encoded, prompts, decoding)
-    config = _config(model, tokenizer, max(limits))
+    limits = answer_limits(model, encoded, prompts, decoding.max_new_tokens)
+    config = greedy_config(model, tokenizer, max(limits))
     ids, mask = pad_left(encoded, config.pad_token_id or 0, model.device)
     start = ids.shape[1]
     with torch.inference_mode():
@@ -109,12 +109,12 @@ def _batch(
             stopping_criteria=StoppingCriteriaList([_Limits(limits, start, model.device)]),
             tokenizer=tokenizer,
         )
-    ends = _end_ids(config)
+    ends = end_ids(config)
     made = out[:, start:].tolist()  # pyright: ignore[reportIndexIssue]
-    return [_sample(tokenizer, t[:n], ends) for t, n in zip(made, limits, strict=True)]
+    return [sample_of(tokenizer, t[:n], ends) for t, n in zip(made, limits, strict=True)]
 
 
-def _sample(tokenizer: "PreTrainedTokenizerBase", tokens: list[int], ends: set[int]) -> Sample:
+def sample_of(tokenizer: "PreTrainedTokenizerBase", tokens: list[int], ends: set[int]) -> Sample:
     end = next((place for place, token in enumerate(tokens) if token in ends), None)
     kept = tokens if end is None else tokens[: end + 1]
     text = tokenizer.decode(kept, skip_special_tokens=True)
@@ -131,46 +131,50 @@ def pad_left(
     return ids, mask
 
 
-def _limits(
+def answer_limits(
     model: "PreTrainedModel",
     encoded: Sequence[Sequence[int]],
     prompts: Sequence[Prompt],
-    decoding: Decoding,
+    max_new_tokens: int,
 ) -> list[int]:
     """How many tokens each answer may have: the prompts beside it do not take from its context."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limits = []
     for ids, prompt in zip(encoded, prompts, strict=True):
-        room = decoding.max_new_tokens if context is None else context - len(ids)
+        room = max_new_tokens if context is None else context - len(ids)
         if room < 1:
             raise CheckpointError(
                 f"prompt {prompt.id} has {len(ids)} tokens, the model's context {context}: leave it out"
             )
-        limits.append(min(room, decoding.max_new_tokens))
+        limits.append(min(room, max_new_tokens))
     return limits
 
 
-def _config(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", new_tokens: int
+def greedy_config(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    new_tokens: int,
+    *,
+    num_beams: int = 1,
 ) -> "GenerationConfig":
-    """The model's own, one greedy answer each: what samples is among the processors."""
+    """The model's own, one answer each and nothing drawn: what samples is among the processors."""
     config = copy.deepcopy(model.generation_config)
     assert config is not None
     config.update(
         do_sample=False, temperature=None, top_k=None, top_p=None, min_p=None, typical_p=None,
-        num_beams=1, num_return_sequences=1, max_length=None, max_new_tokens=new_tokens,
+        num_beams=num_beams, num_return_sequences=1, max_length=None, max_new_tokens=new_tokens,
         return_dict_in_generate=False,
     )  # fmt: skip
     if config.eos_token_id is None:
         config.eos_token_id = tokenizer.eos_token_id
     if config.pad_token_id is None:
-        ends = sorted(_end_ids(config))
+        ends = sorted(end_ids(config))
         known = tokenizer.pad_token_id
         config.pad_token_id = known if known is not None else (ends or [0])[0]
     return config
 
 
-def _end_ids(config: "GenerationConfig") -> set[int]:
+def end_ids(config: "GenerationConfig") -> set[int]:
     ends = config.eos_token_id
     return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
 

@@ -83,7 +83,10 @@ def _parquet(path: Path) -> list[dict]:
         import pyarrow.parquet
     except ImportError as error:
         raise SpecError(f"{path}: parquet needs pyarrow: pip install pyarrow") from error
-    return pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise SpecError(f"{path} is no parquet: {str(error).splitlines()[0]}") from error
 
 
 def _prompt(row: object, place: int, path: Path) -> Prompt:

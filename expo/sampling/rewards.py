@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from expo.checkpoint.reference import Location, parse_reference
+from expo.checkpoint.reference import Location, parse_loadable
 from expo.errors import CheckpointError, SpecError
 from expo.sampling.prompts import Message
 
@@ -52,7 +52,7 @@ def identity(name: str) -> str:
     if is_function(name):
         file = sys.modules[_function(name).__module__].__file__
         return f"{name} {_stamp(Path(file)) if file else ''}"
-    place = parse_reference(name, role="reward").model
+    place = parse_loadable(name, role="reward")
     if place.path is None:
         return str(place)
     return f"{place.path.name} {[_stamp(file) for file in sorted(place.path.iterdir())]}"
@@ -60,7 +60,7 @@ def identity(name: str) -> str:
 
 def label(name: str) -> str:
     """The reward's name without the folders of this machine."""
-    place = None if is_function(name) else parse_reference(name, role="reward").model.path
+    place = None if is_function(name) else parse_loadable(name, role="reward").path
     return name if place is None else place.resolve().name
 
 
@@ -108,7 +108,7 @@ class _Classifier:
         self, name: str, device: "str | torch.device", batch_size: int, say: Callable[[str], None]
     ) -> None:
         self._name, self._batch_size, self._say = name, batch_size, say
-        place = parse_reference(name, role="reward").model
+        place = parse_loadable(name, role="reward")
         self._model, self._tokenizer = _load(place, name)
         self._model.to(device)  # pyright: ignore[reportArgumentType]
         self._longest = _longest(self._model, self._tokenizer)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from expo.errors import OutputError
+from expo.output.durable import unwritable
 from expo.output.scores import scores_json
 from expo.results import Score, SweepResult
 from expo.sweeping.journal import Configuration, Journal, difference, is_ours
@@ -22,7 +23,10 @@ def claim(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file: name a directory for the sweep")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(error, out) from error
     known = out / SAMPLES
     if any(out.iterdir()) and not (known.is_file() and is_ours(known, KIND)):
         raise OutputError(f"{out} holds files that no sweep wrote: name another OUT_DIR")

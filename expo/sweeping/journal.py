@@ -1,5 +1,6 @@
 """JSON lines that survive a kill: the configuration first, then what was done, each whole or not at all."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -7,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from expo.errors import OutputError
+from expo.output.durable import unwritable
 
 Configuration = Mapping[str, str]
 
@@ -20,7 +22,10 @@ class Journal:
 
     def __init__(self, path: Path, kind: str) -> None:
         self._path, self._kind = path, kind
-        self._file = path.open("ab")
+        try:
+            self._file = path.open("ab")
+        except OSError as error:
+            raise unwritable(error, path) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -33,7 +38,8 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what was appended is durable, what failed was said
+            self._file.close()
 
     def read(self) -> tuple[Configuration | None, list[dict]]:
         """The configuration and the entries; None where there is none. A torn last line is cut off, and
@@ -59,11 +65,18 @@ class Journal:
         self.append([{self._kind: dict(configuration)}])
 
     def append(self, entries: Iterable[Mapping[str, object]]) -> None:
-        """Write entries durably, all in one go."""
+        """Write entries durably, all in one go.
+
+        Raises:
+            OutputError: the disk is full, or does not take them.
+        """
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-        self._file.write(text.encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(text.encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise unwritable(error, self._path, kept="the answers so far") from error
 
 
 def is_ours(path: Path, kind: str) -> bool:

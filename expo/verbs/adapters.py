@@ -82,6 +82,11 @@ def extract_result(out: Path, manifest: AdapterManifest, seconds: float) -> Extr
     )
 
 
+def between(alpha: float) -> tuple[str, ...]:
+    """The flag without which the command line refuses this α."""
+    return ("--interpolate",) if 0 < alpha < 1 else ()
+
+
 def plain(value: float) -> float | int:
     """A number as a configuration has it: 16, not 16.0."""
     return int(value) if float(value).is_integer() else value

@@ -19,10 +19,12 @@ from expo.operators.paired import mean_interval
 from expo.output.durable import place_file
 from expo.output.journal import Fingerprint
 from expo.results import EvaluateResult, Paired
-from expo.sampling.decoding import PRESETS
+from expo.sampling.decoding import check_preset
 from expo.sampling.prompts import Prompt, read_prompts
 
 Say = Callable[[str], None]
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
 
 
 def evaluate(
@@ -71,8 +73,7 @@ def evaluate(
     _check(model, endpoint, preset, given, best_of, reward, num_beams)
     if format not in FORMATS:
         raise SpecError(f"format {format} is none of {', '.join(FORMATS)}")
-    if Path(out).exists() and not overwrite:
-        raise OutputError(f"{out} exists: choose another file, or add --overwrite")
+    _check_free(Path(out), overwrite=overwrite)
     asked = read_prompts(Path(prompts))
     check_prompts(asked, format, Path(prompts))
     source: Source = (
@@ -95,6 +96,15 @@ def evaluate(
     )
 
 
+def _check_free(out: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a file unasked; rewards beside `out` are an unfinished run's own where its journal is."""
+    rewards = rewards_path(out)
+    known = (out, rewards) if not journal_path(out).exists() else (out,)
+    for path in known:
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists: choose another file, or add --overwrite")
+
+
 def _check(
     model: object,
     endpoint: str | None,
@@ -105,15 +115,15 @@ def _check(
     num_beams: int,
 ) -> None:
     """Refuse what contradicts itself."""
+    check_preset(preset, given)
     greedy = given.get("temperature") == 0
     for is_wrong, why in (
         (model is None and endpoint is None, "give a MODEL, or a server with --endpoint"),
         (model is not None and endpoint is not None, "give MODEL or --endpoint, not both: the server's model is --model NAME"),
-        (preset is not None and preset not in PRESETS, f"preset {preset} is not one of {', '.join(PRESETS)}"),
         (best_of > 1 and reward is None, f"--best-of {best_of} needs a --reward to choose by"),
         (best_of > 1 and (greedy or num_beams > 1), f"--best-of {best_of} needs answers that differ: sample, with a temperature above 0"),
         (num_beams > 1 and endpoint is not None, "--num-beams searches in this process: leave --endpoint out"),
-        (num_beams > 1 and "temperature" in given, "--num-beams draws nothing: leave --temperature out"),
+        *((num_beams > 1 and name in given, f"--num-beams draws nothing: leave --{name.replace('_', '-')} out") for name in _SAMPLING),
     ):  # fmt: skip
         if is_wrong:
             raise SpecError(why)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-from expo.checkpoint.reference import parse_reference
-from expo.errors import OutputError, SpecError
+from expo.checkpoint.reference import parse_loadable
+from expo.errors import OutputError
 from expo.evaluation.harness import run_tasks
 from expo.output.scores import write_scores
 from expo.results import Score
@@ -31,12 +31,9 @@ def evaluate_tasks(
         CheckpointError: the harness cannot run the model.
         OutputError: `out` exists or cannot be written.
     """
-    reference = parse_reference(str(model), role="MODEL")
-    if reference.adapter is not None:
-        raise SpecError(f"{model}: merge the adapter first (expo extrapolate … --alpha 1)")
+    place = parse_loadable(str(model), role="MODEL")
     if Path(out).exists() and not overwrite:
         raise OutputError(f"{out} exists: choose another file, or add --overwrite")
-    place = reference.model
     scores = run_tasks(
         str(place.path or place.repo_id),
         tasks,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from expo.checkpoint.adapter import WEIGHTS
+from expo.checkpoint.adapter import PREFIX, WEIGHTS
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import is_of_kind
 from expo.checkpoint.reference import parse_reference
@@ -33,11 +33,17 @@ from expo.planning.plan import Plan
 from expo.results import AdaptedModule, ExtractResult, OtherTensor
 from expo.spec.request import ADAPTER_DTYPES, Request, dtype_name, expo_request, resolve_alpha
 from expo.threads import side_by_side
-from expo.verbs.adapters import adapter_staging, extract_result, finish, plain, write_beside
+from expo.verbs.adapters import (
+    adapter_staging,
+    between,
+    extract_result,
+    finish,
+    plain,
+    write_beside,
+)
 
 Progress = Callable[[int, int], None]
 
-_PREFIX = "base_model.model."
 _ITERATIONS = 2  # of the randomized SVD: the error is 3e-6 above the best
 _SAVED = ("embeddings", "head", "norms")  # a bias would take the weight of its module with it
 _CONV1D = frozenset({"gpt2"})  # model types whose linear modules hold the transpose
@@ -114,7 +120,15 @@ class _How:
         """On the command line."""
         name, _, value = str(self.keep).partition("=")
         dtype = str(self.dtype).removeprefix("torch.")
-        flags = (f"--{name}", value, "--alpha", f"{self.scale:.12g}", "--dtype", dtype)
+        flags = (
+            f"--{name}",
+            value,
+            "--alpha",
+            f"{self.scale:.12g}",
+            *between(self.scale),
+            "--dtype",
+            dtype,
+        )
         return (*flags, "--save-whole") if self.save_whole else flags
 
 
@@ -173,7 +187,7 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How) -> _Piece:
         saves = how.save_whole and not tied and is_of_kind(job.name, _SAVED)
         report = OtherTensor(job.name, relative, saves, why)
         # What is saved whole takes its place unscaled: at scale α, it is the extrapolated tensor.
-        whole = {_PREFIX + job.name: (base + how.scale * delta).to(how.dtype)} if saves else {}
+        whole = {PREFIX + job.name: (base + how.scale * delta).to(how.dtype)} if saves else {}
         return _Piece(whole, square, 0.0 if saves else square, report)
     matrix = delta.T.contiguous() if plan.donor.config.get("model_type") in _CONV1D else delta
     found = factors(matrix, how.keep, seed=plan.request.seed, name=job.name, iterations=_ITERATIONS)
@@ -182,8 +196,8 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How) -> _Piece:
     missed = _square_sum(matrix - b.float() @ a.float())
     module = job.name.removesuffix(".weight")
     entries = {
-        f"{_PREFIX}{module}.lora_A.weight": a.contiguous(),
-        f"{_PREFIX}{module}.lora_B.weight": b.contiguous(),
+        f"{PREFIX}{module}.lora_A.weight": a.contiguous(),
+        f"{PREFIX}{module}.lora_B.weight": b.contiguous(),
     }
     error = math.sqrt(missed / square)
     report = AdaptedModule(module, a.shape[0], error, relative)

@@ -187,6 +187,11 @@ def run_plans(
     for plan, out in zip(plans, outs, strict=True):
         _check_plan(plan)
         check_out(out, plan.request, overwrite=overwrite)
+    if hash_inputs and plans[0].stream_bytes:
+        raise SpecError(
+            "--hash-inputs reads inputs whole, and streamed ones are read once: leave out --hash-inputs, or "
+            "bring the models to this disk first"
+        )
     fetch(plans[0])
     known = _identities(plans[0], hash_inputs=hash_inputs)
     with ExitStack() as claims:
@@ -244,11 +249,6 @@ def _check_plan(plan: Plan) -> None:
 
 def _identities(plan: Plan, *, hash_inputs: bool) -> Identities:
     known = identities(plan)
-    if hash_inputs and plan.stream_bytes:
-        cure = "leave out --hash-inputs, or bring the models to this disk first"
-        raise SpecError(
-            f"--hash-inputs reads inputs whole, and streamed ones are read once: {cure}"
-        )
     if hash_inputs:
         for side, checkpoint in plan.sources.items():
             for files, shard in checkpoint.inputs():

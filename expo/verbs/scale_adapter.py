@@ -4,7 +4,6 @@
 divides it (r, or √r with rsLoRA, 2312.03732). So the matrices are copied byte for byte: it is exact.
 """
 
-import re
 import time
 from os import PathLike
 from pathlib import Path
@@ -13,6 +12,7 @@ from expo.checkpoint.adapter import WEIGHTS, Adapter, read_config
 from expo.checkpoint.checkpoint import Checkpoint, header_identity
 from expo.checkpoint.files import Files
 from expo.checkpoint.headers import TensorInfo, printable
+from expo.checkpoint.reference import HUB_ID
 from expo.errors import CheckpointError, SpecError
 from expo.output.durable import copy_file
 from expo.output.journal import identities
@@ -21,9 +21,14 @@ from expo.planning.build import build_plan
 from expo.planning.plan import Plan
 from expo.results import ExtractResult
 from expo.spec.request import make_request
-from expo.verbs.adapters import adapter_staging, extract_result, finish, plain, write_beside
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+from expo.verbs.adapters import (
+    adapter_staging,
+    between,
+    extract_result,
+    finish,
+    plain,
+    write_beside,
+)
 
 
 def extrapolate_adapter(
@@ -32,6 +37,7 @@ def extrapolate_adapter(
     out: str | PathLike[str],
     *,
     alpha: float,
+    interpolate: bool = False,
     overwrite: bool = False,
 ) -> ExtractResult:
     """Write the adapter of `adapted` (`base+adapter`) with its scale times `alpha`: megabytes, and exact.
@@ -43,7 +49,7 @@ def extrapolate_adapter(
         HubError, OutputError: one line, with the cure.
     """
     started = time.monotonic()
-    plan = build_plan(make_request(str(base), str(adapted), alpha=alpha))
+    plan = build_plan(make_request(str(base), str(adapted), alpha=alpha, interpolate=interpolate))
     adapter = _plain_adapter(plan)
     if plan.refusals:
         raise CheckpointError("; ".join(plan.refusals))
@@ -64,7 +70,7 @@ def extrapolate_adapter(
             versions=versions("safetensors"),
             files=dict(sorted(hashes.items())),
             inputs=known,
-            command=("extrapolate", "--as-adapter", "--alpha", f"{alpha:.12g}"),
+            command=("extrapolate", "--as-adapter", "--alpha", f"{alpha:.12g}", *between(alpha)),
         )
         manifest = finish(folder, manifest, plan.sources["sft"])
     return extract_result(staging.out, manifest, time.monotonic() - started)
@@ -124,7 +130,7 @@ def _scaled(config: dict, alpha: float) -> dict:
 def _base_of(base: Checkpoint, config: dict) -> dict:
     """Where peft finds the model: on the Hub if that is known, never a path of this machine."""
     said = config.get("base_model_name_or_path")
-    of_hub = isinstance(said, str) and _HUB_ID.fullmatch(said) and not Path(said).exists()
+    of_hub = isinstance(said, str) and HUB_ID.fullmatch(said) and not Path(said).exists()
     if base.files.commit is None and of_hub:
         return {}
     return {"base_model_name_or_path": base.files.label, "revision": base.files.commit}

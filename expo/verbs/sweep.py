@@ -16,7 +16,7 @@ from expo.errors import SpecError
 from expo.output.durable import place_file
 from expo.output.journal import fingerprint, identities
 from expo.results import SweepResult
-from expo.sampling.decoding import Decoding
+from expo.sampling.decoding import Decoding, check_preset
 from expo.sampling.decoding import decoding as decoding_of
 from expo.sampling.exact import Question, read_questions
 from expo.sampling.live import Live, build
@@ -98,11 +98,12 @@ def sweep(
     parts = _prompts(Path(prompts), seed, batch_size)
     named = {REWARD: reward} | ({} if second_reward is None else {SECOND: second_reward})
     where = device or _device()
+    check_preset(preset, decoding or {})
+    claim(Path(out))
     rewards = {
         name: open_reward(one, device=where, batch_size=batch_size, say=say)
         for name, one in named.items()
     }
-    claim(Path(out))
     first = plans.plan_of(plans.baseline)
     fetch(first)
     live = build(first, device=where)

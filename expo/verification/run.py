@@ -136,11 +136,9 @@ class Children:
         return self._stack.enter_context(Process(request, memory_bytes=memory_bytes))
 
 
-def children_of(
-    out: Path, *, aligned: Checkpoint | None = None, golden: Golden | None = None
-) -> Children:
-    """Those that a verification of the whole folder needs."""
-    return Children(out, aligned, golden, headers_of(Subject(open_directory(out))))
+def children_of(out: Path, *, golden: Golden | None = None) -> Children:
+    """Those that a verification of the whole folder by itself needs."""
+    return Children(out, None, golden, headers_of(Subject(open_directory(out))))
 
 
 def verify_folder(
