@@ -87,7 +87,9 @@ def test_the_matrices_are_copied_and_the_rest_is_told(
     assert expo("card", "out").out == text
     shown = expo("info", "out").out
     assert "the matrices of lora, for SFT, times 1.5" in shown
-    ran = expo("extrapolate", "base", "base+lora", "half", "--as-adapter", "--alpha", 0.5)
+    ran = expo(
+        "extrapolate", "base", "base+lora", "half", "--as-adapter", "--alpha", 0.5, "--interpolate"
+    )
     assert ran.code == 0, ran.err
     assert "--alpha 0.5 --interpolate" in (tmp_path / "half" / "README.md").read_text()
     flags = ("--as-adapter", "--alpha", 1.5, "--no-verify")
