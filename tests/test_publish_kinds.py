@@ -54,6 +54,12 @@ def test_no_signature_that_would_not_hold(world: World, tmp_path: Path) -> None:
         SpecError, match=r"sig would not hold: README.md is written anew: add --sign"
     ):
         world.publish(licence="mit")
+    card = world.out / "README.md"
+    kept = card.read_text()
+    card.write_text(f"{kept}\nMy own words.\n")
+    with pytest.raises(SpecError, match=r"would not hold: README.md is not the file that was sign"):
+        world.publish()
+    card.write_text(kept)
     world.publish(licence="mit", sign=private)
     assert check_signature(world.out, public).status == "pass"
     (world.out / "scratch.txt").write_text("mine")

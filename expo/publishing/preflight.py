@@ -22,7 +22,7 @@ from expo.publishing.outgoing import Outgoing, replaced, snapshot
 from expo.publishing.parents import gates, hub_parents, template_warning
 from expo.publishing.presentation import presented
 from expo.publishing.repository import Difference, Remote, Target, compare, look
-from expo.publishing.signature import is_signed
+from expo.publishing.signature import digests, is_signed
 from expo.results import PublishPlan
 
 
@@ -171,11 +171,15 @@ def _check_signature(out: Path, files: Iterable[Outgoing], *, signs: bool) -> No
                 f"--sign signs every file of {out}, and {printable(left[0])} is not published: move it elsewhere"
             )
     elif SIGNATURE in names:
-        new = [file.name for file in files if file.content is not None]
-        if new:
-            raise SpecError(
-                f"{out / SIGNATURE} would not hold: {new[0]} is written anew: add --sign KEY, or remove it"
-            )
+        signed = digests(out)
+        for name, file in names.items():
+            if is_signed(name) and signed.get(name) != file.sha256:
+                why = (
+                    "is not the file that was signed" if file.content is None else "is written anew"
+                )
+                raise SpecError(
+                    f"{out / SIGNATURE} would not hold: {printable(name)} {why}: add --sign KEY, or remove it"
+                )
 
 
 def _unsigned(difference: Difference) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """A model's signature: an OpenSSF Model Signing bundle over a folder, by an elliptic-curve key, without network."""
 
+import base64
+import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -80,6 +82,23 @@ def check_signature(folder: Path, key: Path) -> CheckResult:
     if found:
         return CheckResult("signature", "error", "; ".join(found), _CURE)
     return CheckResult("signature", "pass", "the files are those that this key has signed", "")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 by name of what was signed, as the signature says it; who signed is `check_signature`'s to say.
+
+    Raises:
+        SpecError: it is no signature over files.
+    """
+    path = folder / SIGNATURE
+    try:
+        payload = json.loads(path.read_bytes())["dsseEnvelope"]["payload"]
+        resources = json.loads(base64.b64decode(payload))["predicate"]["resources"]
+        return {str(one["name"]): str(one["digest"]) for one in resources}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise SpecError(
+            f"{path} is no signature over a model's files: add --sign KEY, or remove it"
+        ) from error
 
 
 def is_signed(name: str) -> bool:
