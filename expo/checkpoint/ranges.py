@@ -49,7 +49,7 @@ class RangeReader:
     """
 
     def __init__(self, source: Source, name: str, head: bytes = b"") -> None:
-        self._source, self._name, self._head = source, name, head
+        self._source, self.name, self._head = source, name, head
         self._closed = threading.Event()
 
     def open_range(self, begin: int, nbytes: int, buffer: Bytes) -> Bytes:
@@ -89,7 +89,7 @@ class RangeReader:
     def _wait(self, failures: int, fault: Again) -> None:
         if failures >= TRIES or (fault.after or 0.0) > _LONGEST_ASKED_SECONDS:
             tries = f"{failures} tries" if failures > 1 else "1 try"
-            raise CheckpointError(f"{self._name} cannot be read: {fault} ({tries}): {fault.cure}")
+            raise CheckpointError(f"{self.name} cannot be read: {fault} ({tries}): {fault.cure}")
         pause = min(FIRST_PAUSE_SECONDS * 2 ** (failures - 1), _LONGEST_PAUSE_SECONDS)
         self._closed.wait(pause if fault.after is None else fault.after)
         self._check_open()
@@ -118,5 +118,5 @@ def read_range(
     if begin <= len(known) < begin + content.size:
         heads[name] = known[:begin] + content.tobytes()
     if begin == 0 and (fault := mistaken(content.tobytes())):
-        raise MistakenFileError(f"{printable(name)} {fault}")
+        raise MistakenFileError(f"{printable(reader.name)} {fault}")
     return content.tobytes()
