@@ -126,7 +126,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        content = path.read_bytes()
+        self._content(path.read_bytes(), COMMIT, body=body)
+
+    def _content(self, content: bytes, commit: str, *, body: bool) -> None:
+        """A file at a commit, or the range of it that was asked for."""
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         part = content
         if wanted and self.state.honours_ranges:
@@ -138,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         sha256 = hashlib.sha256(content).hexdigest()
         self.send_header("Content-Length", str(len(part)))
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("ETag", f'"{sha256}"')
         self.send_header("X-Linked-Etag", f'"{sha256}"')
         self.send_header("X-Linked-Size", str(len(content)))

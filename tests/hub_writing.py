@@ -232,6 +232,17 @@ class WritingHandler(Handler):
         if (repo := self._repo(repo_id)) and (oid := self._commit_of(repo, revision)):
             self._json(FINE, [_entry(name, blob) for name, blob in repo.commits[oid].items()])
 
+    def resolve(self, repo_id: str, revision: str, name: str) -> None:
+        """A file's content, where it is not in a Xet store."""
+        if (repo := self._repo(repo_id)) and (oid := self._commit_of(repo, revision)):
+            if there := repo.commits[oid].get(name):
+                content = there.content
+                if there.sha256 is not None:
+                    content = self.state.store[there.sha256]
+                self._content(content or b"", oid, body=self.command == "GET")
+            else:
+                self._json(404, {"error": "no entry"}, {"X-Error-Code": "EntryNotFound"})
+
     def refs(self, repo_id: str) -> None:
         if repo := self._repo(repo_id):
             pulls = [b for b in repo.branches if b.startswith("refs/pr/")]
@@ -352,6 +363,7 @@ ROUTES = {
     f"GET {_REPO}(?:/revision/([^/]+))?": "info",
     f"GET {_REPO}/tree/([^/]+)": "tree",
     f"GET {_REPO}/refs": "refs",
+    r"(?:GET|HEAD) /([^/]+/[^/]+)/resolve/([^/]+)/(.+)": "resolve",
     "POST /api/repos/create": "create",
     f"POST {_REPO}/branch/([^/]+)": "branch",
     "POST /api/validate-yaml": "validate",
