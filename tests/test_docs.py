@@ -41,11 +41,11 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    """Every Hub id in README and specs, served from the demo pair."""
+def hub() -> Iterator[WritableHub]:
+    """Every Hub id in README and specs, served from the demo pair; and a place to publish to."""
     repositories = dict.fromkeys(HUB_MODELS, MODELS / "aligned")
     repositories |= {"openchat/openchat-3.5-0106": MODELS / "sft"}
-    hub = Hub(repositories)
+    hub = WritableHub(repositories, accounts={TOKEN: Account()})
     server = hub.start()
     yield hub
     server.shutdown()
@@ -99,7 +99,7 @@ def run(command: list[str], folder: Path, hub: Hub) -> str:
     environment |= {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(folder / "hf"),
-        "HF_HUB_DISABLE_XET": "0" if isinstance(hub, WritableHub) else "1",
+        "HF_HUB_DISABLE_XET": "0" if isinstance(hub, WritableHub) and hub.xet else "1",
     }
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (command, done.stderr)
@@ -160,10 +160,12 @@ def test_the_commands_of_the_evaluation_page(workplace: Path, hub: Hub) -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme(workplace: Path, hub: Hub) -> None:
+def test_the_commands_of_the_readme(workplace: Path, hub: WritableHub) -> None:
+    log_in(workplace)
     assert run_commands(README, workplace, hub) >= 6
     assert (workplace / "delta.png").exists()
     assert (workplace / "starling-expo" / "expo.json").exists()
+    assert "model.safetensors" in hub.repos["org/my-expo"].head()
 
 
 @pytest.mark.slow
@@ -195,13 +197,18 @@ def test_a_recipe_plans_by_name_from_the_hub(workplace: Path, hub: Hub) -> None:
     assert "21 extrapolated, 0 copied, 0 missing" in run(command, workplace, hub)
 
 
+def log_in(folder: Path) -> None:
+    """As `hf auth login` does."""
+    (folder / "hf").mkdir()
+    (folder / "hf" / "token").write_text(TOKEN)
+
+
 @pytest.mark.slow
 def test_the_publishing_page(workplace: Path) -> None:
     """The commands with Xet, then the snippet, which finds everything there."""
     hub = WritableHub(accounts={TOKEN: Account()}, xet=workplace / "cas")
     server = hub.start()
-    (workplace / "hf").mkdir()
-    (workplace / "hf" / "token").write_text(TOKEN)
+    log_in(workplace)
     text = (ROOT / "docs" / "publishing.md").read_text()
     assert run_commands(text, workplace, hub) == 3
     receipt = json.loads((workplace / "receipt.json").read_text())
