@@ -544,7 +544,7 @@ CONTRADICTIONS = [
     ({"settings": {"top_p": 2}}, "top_p 2 is out of range"),
     (
         {"model": None, "endpoint": "http://me:secret@localhost:1"},
-        "may hold no user or password: put the key",
+        "holds a name or a password: leave it out",
     ),
     ({"reward": f"{MODELS / 'sft'}+{MODELS / 'aligned'}"}, "reward: .* is a model with an adapter"),
     ({"reward": "s3://bucket/rm"}, "reward: s3://bucket/rm lies in an object store"),

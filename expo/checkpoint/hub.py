@@ -22,6 +22,7 @@ from expo.checkpoint.files import Directory, open_directory, read_local
 from expo.checkpoint.ranges import RangeReader, read_range
 from expo.checkpoint.reader import FileReader, Reader
 from expo.checkpoint.reference import Location
+from expo.checkpoint.shown import without_secrets
 from expo.errors import HubError
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -148,12 +149,17 @@ def _without_the_hub(location: Location, error: Exception) -> Directory:
 def _silence(error: Exception) -> str:
     response = error.response if isinstance(error, HfHubHTTPError) else None
     why = type(error.__cause__ or error).__name__ if response is None else str(response.status_code)
-    return f"the Hub at {constants.ENDPOINT} does not answer ({why})"
+    return f"the Hub at {shown_endpoint()} does not answer ({why})"
+
+
+def shown_endpoint() -> str:
+    """The address of the Hub, without the password that HF_ENDPOINT may hold."""
+    return without_secrets(constants.ENDPOINT.rstrip("/"))
 
 
 def endpoint_note() -> str | None:
     """A sentence for the plan where the Hub is not the public one."""
-    endpoint = constants.ENDPOINT.rstrip("/")
+    endpoint = shown_endpoint()
     return None if endpoint == DEFAULT_ENDPOINT else f"Hub endpoint: {endpoint} (not the default)"
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from expo.checkpoint.shown import visible
 from expo.cli import options
 from expo.cli.output import Output, number, percent, table
 
@@ -96,5 +97,5 @@ def diff_text(result: "DiffResult", top: int) -> str:
         (f"only in {result.a}", result.extra),
         ("differs in shape or kind", result.mismatched),
     ):
-        lines += [f"{what}: {name}" for name in names]
+        lines += [visible(f"{what}: {name}") for name in names]
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])

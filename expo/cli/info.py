@@ -8,7 +8,7 @@ import click
 
 from expo.cli import options
 from expo.cli.outcome import edits_text, outcome
-from expo.cli.output import Output, percent
+from expo.cli.output import Output, facts, percent
 
 if TYPE_CHECKING:
     from expo.output.manifest import AdapterManifest, Manifest, SourceEntry
@@ -41,12 +41,7 @@ def info_text(manifest: "Manifest | AdapterManifest") -> str:
     from expo.output.manifest import Manifest
 
     lines = _model(manifest) if isinstance(manifest, Manifest) else _adapter(manifest)
-    return "\n".join(_harmless(f"{name:<10} {text}") for name, text in lines)
-
-
-def _harmless(line: str) -> str:
-    """A line for a terminal: whoever made the file may have put anything into it."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return facts(lines)
 
 
 def _model(manifest: "Manifest") -> Lines:

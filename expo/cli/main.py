@@ -23,7 +23,7 @@ from expo.cli.output import WRITTEN
 from expo.cli.plan import plan
 from expo.cli.publish import publish
 from expo.cli.spectrum import spectrum
-from expo.cli.streams import Unprinted, guarded
+from expo.cli.streams import Unprinted, crashed, guarded
 from expo.cli.sweep import sweep
 from expo.cli.verify import FOUND_AN_ERROR, verify
 from expo.errors import ExpoError, SpecError, VerificationError
@@ -36,7 +36,8 @@ class Terminated(BaseException):
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # click would drop what looks like colour: `guarded` shows it
+    context_settings={"help_option_names": ["-h", "--help"], "color": True},
     epilog="Exit codes: 0 done · 1 failed or refused · 2 usage or invalid spec · 3 an output does "
     "not verify, or models differ in structure (diff) · 130 interrupted · 143 terminated.",
 )
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _on_sigterm)
+    sys.excepthook = crashed
     RESUMABLE.clear()
     WRITTEN.clear()
     with guarded():
@@ -105,21 +107,21 @@ def _on_sigterm(_signal: int, _frame: object) -> NoReturn:
 
 def _stopped(what: str, code: int) -> int:
     resume = "; what is finished is kept, run the same command again to resume" if RESUMABLE else ""
-    click.echo(f"expo: {what}{resume}", err=True)
+    print(f"expo: {what}{resume}", file=sys.stderr)
     return code
 
 
 def _unprinted(reason: Unprinted) -> int:
     where = f"; in place: {', '.join(map(str, WRITTEN))}" if WRITTEN else ""
-    click.echo(f"expo: what came out could not be printed ({reason}){where}", err=True)
+    print(f"expo: what came out could not be printed ({reason}){where}", file=sys.stderr)
     return 1
 
 
 def _failed(error: ExpoError, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    for line in str(error).splitlines():
-        click.echo(f"expo: {line}", err=True)
+    for line in str(error).split("\n"):
+        print(f"expo: {line}", file=sys.stderr)
     match error:
         case SpecError():
             return 2

@@ -2,16 +2,14 @@
 
 import dataclasses
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-import click
-
+from expo.checkpoint.shown import visible, without_secrets
 from expo.planning.findings import gigabytes
 
 if TYPE_CHECKING:
@@ -36,15 +34,15 @@ class Output:
         self.verbose = verbose
 
     def data(self, text: str) -> None:
-        click.echo(text, color=None if _colours(sys.stdout) else False)
+        _print(text, sys.stdout)
 
     def result(self, value: object, text: Callable[[], str]) -> None:
         """Print a dataclass as JSON, or as what `text` makes of it."""
-        self.data(to_json(value) if self.json else text())
+        self.data(to_json(value) if self.json else without_secrets(text()))
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            click.echo(text, err=True, color=None if _colours(sys.stderr) else False)
+            _print(text, sys.stderr)
 
     def wrote(self, path: Path, what: str) -> None:
         """Say what is in its place by now."""
@@ -100,6 +98,8 @@ class Meter:
 
 
 def to_json(value: object) -> str:
+    """ASCII alone, which means the same in every encoding and does nothing to a terminal."""
+
     def plain(item: object) -> object:
         if dataclasses.is_dataclass(item) and not isinstance(item, type):
             return dataclasses.asdict(item)
@@ -107,7 +107,7 @@ def to_json(value: object) -> str:
             return str(item)
         raise TypeError(f"{type(item).__name__} has no JSON form")
 
-    return json.dumps(value, default=plain, indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(value, default=plain, indent=2, allow_nan=False)
 
 
 def speed(rate: float) -> str:
@@ -125,6 +125,7 @@ def percent(share: float | None) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns under their names: the first is flush left, the others flush right."""
+    rows = [[*map(visible, row)] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [
         "  ".join(
@@ -136,9 +137,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _colours(stream: TextIO) -> bool:
-    """Whether colour is wanted there; click leaves it out off a terminal by itself."""
-    return stream.isatty() and not os.environ.get("NO_COLOR")
+def facts(pairs: Iterable[tuple[str, str]], *, width: int = 10) -> str:
+    """A line each: its name, and what there is to say, which may hold no line of its own."""
+    return "\n".join(visible(f"{name:<{width}} {text}") for name, text in pairs)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """In one piece, at once."""
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 class _Bar:
@@ -164,7 +171,7 @@ class _Bar:
 
         unit = "B" if self._unit == "B" else f" {self._unit}"
         return tqdm(
-            desc=self._label,
+            desc=visible(self._label),
             unit=unit,
             unit_scale=self._unit == "B",
             initial=done,

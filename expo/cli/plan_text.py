@@ -1,7 +1,7 @@
 """A plan as a person reads it."""
 
-from expo.checkpoint.headers import printable
 from expo.checkpoint.hub import endpoint_note
+from expo.cli.output import facts
 from expo.planning.findings import gigabytes
 from expo.planning.report import PlanReport, SourceReport
 from expo.spec.request import both_conventions
@@ -40,21 +40,20 @@ def plan_text(plan: PlanReport) -> str:
         ("disk", f"{gigabytes(plan.free_disk_bytes)} free"),
         ("memory", f"about {gigabytes(plan.memory_bytes)} beside the libraries"),
         ("tokenizer", f"from {donor}"),
-        ("copies", ", ".join(map(printable, plan.sidecars)) or "nothing"),
+        ("copies", ", ".join(plan.sidecars) or "nothing"),
         ("leaves", _left_behind(plan.left_behind)),
     ]  # fmt: skip
     if plan.engine == "mergekit":  # what it will read and write is its own affair
         lines = [line for line in lines if line[0] not in ("tensors", "reads", "writes", "memory")]
-    text = [f"{name:<10} {value}" for name, value in lines]
     if note := endpoint_note():
-        text.append(f"note       {note}")
+        lines.append(("note", note))
     for name, remarks in (
         ("note", plan.notes),
         ("warning", plan.warnings),
         ("refused", plan.refusals),
     ):
-        text += [f"{name:<10} {remark}" for remark in remarks]
-    return "\n".join(text)
+        lines += [(name, remark) for remark in remarks]
+    return facts(lines)
 
 
 def _reads(plan: PlanReport) -> str:
@@ -77,6 +76,6 @@ def _at(commit: str | None) -> str:
 
 
 def _left_behind(files: dict[str, int]) -> str:
-    shown = [f"{printable(name)} ({gigabytes(size)})" for name, size in files.items()]
+    shown = [f"{name} ({gigabytes(size)})" for name, size in files.items()]
     more = f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else ""
     return (", ".join(shown[:_LISTED]) + more) or "nothing"

@@ -111,7 +111,7 @@ def _agreed(plan: "PublishPlan", output: Output, *, dry_run: bool, yes: bool) ->
     if yes:
         output.say(publish_plan_text(plan))
         return True
-    click.echo(publish_plan_text(plan), err=True)
+    print(publish_plan_text(plan), file=sys.stderr)
     if not click.confirm("Publish?", err=True):
         raise click.exceptions.Exit(1)
     return True

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-from expo.checkpoint.headers import printable
 from expo.checkpoint.hub import endpoint_note
 from expo.checkpoint.sidecars import SIGNATURE
-from expo.cli.output import gigabytes
+from expo.cli.output import facts, gigabytes
 from expo.results import PublishPlan, PublishResult
 
 _LISTED = 8
@@ -16,7 +15,7 @@ def publish_plan_text(plan: PublishPlan) -> str:
     where = f"pull request to {plan.revision}" if plan.pull_request else plan.revision
     lines = [
         ("to", f"{plan.url} ({'new, ' if plan.is_new else ''}{seen}), {where}"),
-        ("as", printable(plan.account)),
+        ("as", plan.account),
         ("head", plan.head or "nothing there yet"),
         ("licence", plan.licence),
         ("sends", f"{gigabytes(plan.bytes_to_send)} of {gigabytes(plan.bytes_in_all)}: {_names(plan.send)}"),
@@ -27,10 +26,9 @@ def publish_plan_text(plan: PublishPlan) -> str:
     ]  # fmt: skip
     if plan.signs:
         lines.append(("signs", f"all that is published: {SIGNATURE}"))
-    text = [f"{name:<10} {value}" for name, value in lines]
     if note := endpoint_note():
-        text.append(f"note       {note}")
-    return "\n".join([*text, *(f"warning    {warning}" for warning in plan.warnings)])
+        lines.append(("note", note))
+    return facts([*lines, *(("warning", warning) for warning in plan.warnings)])
 
 
 def publish_text(result: PublishResult) -> str:
@@ -42,6 +40,6 @@ def publish_text(result: PublishResult) -> str:
 
 
 def _names(files: Mapping[str, int]) -> str:
-    shown = [f"{printable(name)} ({gigabytes(size)})" for name, size in files.items()]
+    shown = [f"{name} ({gigabytes(size)})" for name, size in files.items()]
     more = f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else ""
     return (", ".join(shown[:_LISTED]) + more) or "nothing"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.cli.outcome import asked, edits_text, without_effect
-from expo.cli.output import number, percent, table
+from expo.cli.output import facts, number, percent, table
 from expo.cli.verify_text import NOT_VERIFIED, VERIFIED
 from expo.planning.findings import gigabytes
 from expo.spec.request import Request
@@ -24,7 +24,7 @@ def result_text(result: "MergeResult", plan: "Plan", out: str) -> str:
         "got": _got(result, plan.request),
         "out": _place(result, out),
     }
-    return "\n".join(f"{name:<6} {text}" for name, text in lines.items())
+    return facts(lines.items(), width=6)
 
 
 def _asked(result: "MergeResult", plan: "Plan") -> str:

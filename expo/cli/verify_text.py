@@ -3,7 +3,7 @@
 import textwrap
 from typing import TYPE_CHECKING
 
-import click
+from expo.cli.streams import red
 
 if TYPE_CHECKING:
     from expo.results import CheckResult, VerifyResult
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _WIDTH = 100
 
 VERIFIED = "verified"
-NOT_VERIFIED = click.style("NOT verified", fg="red")
+NOT_VERIFIED = red("NOT verified")
 
 
 def verify_text(result: "VerifyResult", out: str, *, verbose: bool = False) -> str:
@@ -75,11 +75,7 @@ def _finding(check: "CheckResult") -> list[str]:
     lines = [*_wrapped(lead, first), *(" " * 9 + line for line in more)]
     if check.cure:
         lines += _wrapped(" " * 9 + "→ ", check.cure)
-    return [_red(line) for line in lines] if check.status == "error" else lines
-
-
-def _red(text: str) -> str:
-    return click.style(text, fg="red")
+    return [red(line) for line in lines] if check.status == "error" else lines
 
 
 def _wrapped(lead: str, text: str) -> list[str]:

@@ -148,8 +148,10 @@ def open_endpoint(
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SpecError(f"{url} is no address of a server: give one like http://localhost:8000/v1")
     if "@" in parts.netloc:
+        host = parts.netloc.rpartition("@")[2]
         raise SpecError(
-            f"--endpoint may hold no user or password: put the key into the environment variable {KEY}"
+            f"the address of the server at {host} holds a name or a password: leave it out, and put the key "
+            f"into the environment variable {KEY}"
         )
     base = url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
     endpoint = Endpoint(base, name or "", preset, threads, os.environ.get(KEY))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expo.checkpoint.shown import visible
 from expo.errors import ExpoError, SpecError
 from expo.output.durable import unwritable
 
@@ -62,8 +63,15 @@ def change_map(cells: Cells, pair: str) -> "Figure":
     cells = folded(cells)
     figure = Figure(figsize=map_size(cells), layout="constrained")
     draw_map(figure.subplots(), cells, "‖Δ‖ / ‖θ‖", zero="unchanged")
-    figure.suptitle(f"Relative change of every module\n{pair}", fontsize=10)
+    names = "\n".join(caption(line, 2 * _TITLE) for line in pair.split("\n"))
+    figure.suptitle(f"Relative change of every module\n{names}", fontsize=10)
     return figure
+
+
+def caption(text: str, limit: int = 50) -> str:
+    """A text from outside: what does not show as an escape, not too long, and no part of it set as a formula."""
+    shown = visible(text)
+    return (shown if len(shown) <= limit else f"{shown[: limit - 1]}…").replace("$", r"\$")
 
 
 _ROWS = 40
@@ -152,7 +160,7 @@ def _grid(cells: Cells) -> tuple[list[str], list[int | None], np.ndarray]:
 
 
 def _name_axes(axes: "Axes", modules: list[str], columns: list[int | None]) -> None:
-    axes.set_yticks(range(len(modules)), modules, fontsize=8)
+    axes.set_yticks(range(len(modules)), [*map(caption, modules)], fontsize=8)
     axes.set_ylabel("module")
     step = next(s for s in (1, 2, 4, 8, 16, 32, 64, 128) if len(columns) <= 18 * s)
     layers = len(columns) - (None in columns)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expo.planning.modules import module_of
-from expo.plots.heatmap import draw_map, folded, map_size, set_log_ticks
+from expo.plots.heatmap import caption, draw_map, folded, map_size, set_log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def spectra_figure(
     places[0].set_ylabel("how many", fontsize=8)
     if places[0].get_legend_handles_labels()[0]:  # none where every value is 0
         places[0].legend(fontsize=7, loc="upper left")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(caption(title, 130), fontsize=10)
     axes = lower.subplots()
     axes.set_title("SNR of every matrix: ΣS² above the edge / ΣS² below", fontsize=9)
     absent = "no such matrix, or nothing below the edge"
@@ -76,7 +76,7 @@ def _draw_spectrum(axes: "Axes", one: "MatrixSpectrum", values: np.ndarray) -> N
     where = "" if layer is None else f"layer {layer}, "
     fit = "–" if one.bulk_fit is None else f"{one.bulk_fit:.3f}"
     title = f"{where}{one.rank_mp} above the edge, bulk fit {fit}"
-    axes.set_title(f"{module.removesuffix('.weight')}\n{title}", fontsize=8)
+    axes.set_title(f"{caption(module.removesuffix('.weight'))}\n{title}", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.set_xlabel("singular value", fontsize=8)
     axes.set_xscale("log")

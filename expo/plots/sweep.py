@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from expo.plots.heatmap import caption
 from expo.spec.request import paper_alpha
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def _draw_reward(
     axes.plot(places, [p.reward.mean for p in points], "o-", color=_BLUE, markersize=4)
     low, high = [p.reward.low for p in points], [p.reward.high for p in points]
     axes.fill_between(places, low, high, color=_BLUE, alpha=0.15, label="95 % interval", lw=0)
-    axes.set_ylabel(f"reward ({reward})" if len(reward) < 34 else "reward")
+    axes.set_ylabel(f"reward ({caption(reward)})" if len(reward) < 34 else "reward")
 
 
 def _draw_length(axes: "Axes", places: list[float], points: "list[SweepPoint]") -> None:

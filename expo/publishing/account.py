@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from expo.checkpoint.hub import shown_endpoint
 from expo.errors import HubError
 from expo.publishing.hub_errors import explained, status_of
 from expo.publishing.repository import Remote, Target
@@ -70,7 +71,7 @@ def _check_writing(api: HfApi, target: Target, account: Account) -> None:
 
 
 def _read_only(account: Account) -> str:
-    page = f"{constants.ENDPOINT}{_TOKENS}"
+    page = f"{shown_endpoint()}{_TOKENS}"
     return (
         f"the token of {account.name} is for reading only: take one with write access from {page}"
     )

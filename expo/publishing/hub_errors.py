@@ -1,10 +1,8 @@
 """What the Hub's client raises, as one line each. Its own text, which may hold signed addresses, stays behind."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -16,6 +14,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from expo.checkpoint.hub import shown_endpoint
+from expo.checkpoint.shown import without_secrets
 from expo.errors import HubError
 
 CLIENT_ERRORS = (HTTPError, OSError, RuntimeError, ValueError, LookupError)
@@ -51,7 +51,7 @@ def reason(error: Exception) -> str:
             return "is not a valid Hub id: name it ORG/NAME"
         case HfHubHTTPError() if error.response is not None:
             return _by_status(error.response.status_code)
-    return f"the connection to {constants.ENDPOINT} broke ({type(error).__name__}): {_AGAIN}"
+    return f"the connection to {shown_endpoint()} broke ({type(error).__name__}): {_AGAIN}"
 
 
 def root(error: Exception) -> Exception:
@@ -74,7 +74,7 @@ def _by_status(status: int) -> str:
         case 401:
             return "the token is invalid or has expired: `hf auth login`, or set HF_TOKEN"
         case 403:
-            page = f"{constants.ENDPOINT}/settings/tokens"
+            page = f"{shown_endpoint()}/settings/tokens"
             return f"this token may not do that: take one with write access from {page}"
         case 429:
             return f"the Hub asks for fewer requests: wait a while, then {_AGAIN}"
@@ -89,5 +89,4 @@ class _ClientError(Exception):
 
 def _quiet(error: Exception) -> _ClientError:
     error = root(error)
-    text = re.sub(r"\?[^\s'\"]+", "?…", str(error))
-    return _ClientError(f"{type(error).__name__}: {text}")
+    return _ClientError(f"{type(error).__name__}: {without_secrets(str(error))}")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from expo.checkpoint.headers import printable
+from expo.checkpoint.shown import visible
 from expo.output.manifest import SourceEntry
 
 HUB = "https://huggingface.co"
@@ -11,7 +12,7 @@ HUB = "https://huggingface.co"
 
 def code(text: str) -> str:
     """A name from outside, as code that cannot break out of its backticks."""
-    return f"`{printable(text).replace('`', '')}`"
+    return f"`{visible(printable(text)).replace('`', '')}`"
 
 
 def model(name: str, commit: str | None) -> str:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from expo.checkpoint.files import Files
 from expo.checkpoint.headers import printable
-from expo.checkpoint.hub import open_repository
+from expo.checkpoint.hub import open_repository, shown_endpoint
 from expo.checkpoint.reference import Location
 from expo.checkpoint.templates import templates_in_force
 from expo.errors import CheckpointError, HubError
@@ -30,7 +30,7 @@ def gates(api: HfApi, parents: dict[str, str]) -> Iterator[str]:
         HubError: a parent is gated, and this account has not been let in.
     """
     for parent in map(printable, parents):
-        page = f"{constants.ENDPOINT}/{parent}"
+        page = f"{shown_endpoint()}/{parent}"
         with explained(f"the parent {parent} ({page})"):
             try:
                 api.auth_check(parent)

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from expo.checkpoint.hub import shown_endpoint
 from expo.checkpoint.reference import HUB_ID
 from expo.checkpoint.sidecars import is_weights
 from expo.errors import SpecError
@@ -27,7 +28,7 @@ class Target:
 
     @property
     def url(self) -> str:
-        return f"{constants.ENDPOINT}/{self.repo_id}"
+        return f"{shown_endpoint()}/{self.repo_id}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from expo.checkpoint.shown import visible
 from expo.checkpoint.sidecars import MANIFEST, is_tokenizer_file
 from expo.output.manifest import AdapterManifest, Example, Manifest, SourceEntry
 from expo.publishing.evaluations import results_table
@@ -275,7 +276,7 @@ def _reproduce(manifest: Manifest) -> list[str]:
         "",
         *reproduced_by(command, manifest),
         "",
-        f"{same}, with expo {manifest.versions['expo']}.",
+        f"{same}, with expo {visible(manifest.versions['expo'])}.",
         "",
     ]
 
@@ -357,4 +358,9 @@ def _aligned(manifest: Manifest) -> list[SourceEntry]:
 def short(entry: SourceEntry) -> str:
     """The last part of a name, as a title shows it: no character of Markdown or HTML is left in it."""
     name = (entry.adapter or entry.model).rpartition("/")[2]
-    return "".join(char for char in name if char.isalnum() or char in "-_. ") or "model"
+    return (
+        "".join(
+            char for char in name if (char.isalnum() and visible(char) == char) or char in "-_. "
+        )
+        or "model"
+    )

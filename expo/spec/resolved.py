@@ -6,6 +6,7 @@ from collections.abc import Callable
 import yaml
 
 from expo.checkpoint.reference import Reference
+from expo.checkpoint.shown import visible
 from expo.operators.methods import METHODS
 from expo.spec.inputs import KNOWN
 from expo.spec.request import MatrixEdit, Operand, Request, Slice
@@ -148,7 +149,15 @@ _OURS = (
 
 def to_yaml(spec: dict) -> str:
     """A spec as a person writes it: short lists and parameters on one line."""
-    return yaml.dump(spec, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+    def dump(allow_unicode: bool) -> str:
+        return yaml.dump(
+            spec, Dumper=_Dumper, sort_keys=False, allow_unicode=allow_unicode, width=100
+        )
+
+    text = dump(True)
+    shows = all(visible(line) == line for line in text.split("\n"))
+    return text if shows else dump(False)  # with YAML's own escapes it says the same
 
 
 class _Dumper(yaml.SafeDumper):
