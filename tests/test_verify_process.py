@@ -17,6 +17,7 @@ from expo.checkpoint.checkpoint import open_checkpoint
 from expo.checkpoint.files import open_directory
 from expo.checkpoint.reference import parse_reference
 from expo.verification import probe, tokenizer
+from expo.verification.budget import bounded, reports
 from expo.verification.process import Process, Report, _what_matters, temporary_folder
 from expo.verification.run import judge
 from expo.verification.subject import Reports, Subject
@@ -170,7 +171,7 @@ def test_a_template_that_never_ends(tmp_path: Path) -> None:
     with Process(request) as process:
         assert _eventually(lambda: b'"text"' in process.said)  # it is loaded, and goes on
         report = process.report(seconds=0)
-    assert report.failure == "did not end within 0 s"
+    assert report.failure == "did not end in time"
     assert report.first("loaded") is not None
     assert report.first("conversation") is None
 
@@ -189,6 +190,84 @@ def test_a_template_that_eats_memory(tmp_path: Path) -> None:
         report = process.report()
     came = report.first("conversation")
     assert came is None or "MemoryError" in came["error"]
+
+
+def _template_request(folder: Path, template: str, conversations: int = 1) -> dict:
+    write_tokenizer(folder, template=template)
+    (folder / "config.json").write_text('{"model_type": "mistral"}')
+    return {
+        "task": "tokenizer",
+        "folder": str(folder),
+        "texts": [],
+        "conversations": [HELLO] * conversations,
+    }
+
+
+@pytest.mark.parametrize(
+    "pieces", ["{{ 'x' * 100000000 }}", "{% for i in range(2000) %}{{ 'x' * 1000 }}{% endfor %}"]
+)
+def test_a_text_without_measure_is_neither_tokenized_nor_handed_on(
+    tmp_path: Path, pieces: str
+) -> None:
+    with Process(_template_request(tmp_path, pieces)) as process:
+        report = process.report()
+        assert len(process.said) < 10_000
+    came = report.first("conversation")
+    assert came is not None
+    assert "characters, where 1048576 is far too many" in came["error"]
+    assert report.failure is None
+
+
+def test_what_a_child_tells_is_bounded(tmp_path: Path) -> None:
+    """The parent reads all of it, and takes several times as much memory to do so."""
+    with Process(_template_request(tmp_path, "{{ 'é' * 1000000 }}", conversations=30)) as process:
+        report = process.report()
+        assert len(process.said) < 1 << 24
+    assert report.failure == "gives more than 16 MB to look at"
+    assert report.first("conversation") is not None
+
+
+def test_an_error_is_not_longer_than_it_is_read(tmp_path: Path) -> None:
+    with Process(_template_request(tmp_path, "{{ raise_exception('x' * 9999999) }}")) as process:
+        came = process.report().first("conversation")
+    assert came is not None
+    assert len(came["error"]) < 1100
+
+
+def test_all_children_share_one_budget_of_memory(tmp_path: Path) -> None:
+    """The largest is ended, the others go on."""
+    honest, greedy = tmp_path / "honest", tmp_path / "greedy"
+    requests = [_template_request(honest, TEMPLATE), _template_request(greedy, _GREEDY)]
+    with (
+        Process(requests[0]) as first,
+        Process(requests[1]) as second,
+        bounded([first, second], memory_bytes=400 << 20),
+    ):
+        came = reports([first, None, second])
+    assert came[1] is None
+    assert [report.failure for report in came if report] == [
+        None,
+        "took more memory than the 0.4 GB that a verification has",
+    ]
+
+
+_GREEDY = "{% set n = namespace(x='x' * 500000000) %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_all_children_share_one_time(tmp_path: Path) -> None:
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    request = _template_request(tmp_path, endless)
+    with Process(request) as first, Process(request) as second:
+        assert _eventually(lambda: b'"loaded"' in first.said and b'"loaded"' in second.said)
+        came = reports([first, second], seconds=0)
+    assert [report.failure for report in came if report] == ["did not end in time"] * 2
+
+
+def test_a_loop_ends_with_its_processor_time(tmp_path: Path) -> None:
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with Process(_template_request(tmp_path, endless), seconds=4) as process:
+        report = process.report(seconds=600)
+    assert report.failure == "took more than 4 s of processor time"
 
 
 def test_the_child_sees_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

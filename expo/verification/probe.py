@@ -18,7 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_FILE_BYTES = 1 << 28  # of anything it writes, the report included
+_FILE_BYTES = 1 << 25  # of anything it writes
+_TOLD_BYTES = 1 << 24
+_RENDERED = 1 << 20  # characters that a short conversation may come to
+_SAID = 1000  # characters of an error
 _SPECIAL_PROBES = 32  # added tokens that get probes of their own
 
 
@@ -28,8 +31,15 @@ def main() -> None:
     report = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is talk
 
+    told = 0
+
     def tell(**line: Any) -> None:
-        report.write(json.dumps(line) + "\n")
+        nonlocal told
+        text = json.dumps(line) + "\n"
+        told += len(text)
+        if told > _TOLD_BYTES:
+            raise SystemExit(f"gives more than {_TOLD_BYTES >> 20} MB to look at")
+        report.write(text)
         report.flush()
 
     {"tokenizer": tokenizer, "load": load, "generate": generate}[request["task"]](request, tell)
@@ -56,6 +66,7 @@ def say(tokenizer: Any, request: dict, tell: Any) -> None:
     around = [form.format(token) for token in specials for form in ("{}", "a{}b", " {} x", "{} ")]
     for text in [*request["texts"], *around]:
         tell(text=text, **_encoded(tokenizer, text))
+    tell(texts_done=True)
     for number, conversation in enumerate(request["conversations"]):
         tell(conversation=number, **_rendered(tokenizer, conversation))
 
@@ -126,7 +137,12 @@ def _rendered(tokenizer: Any, conversation: dict) -> dict:
         )
 
     try:
-        return {"rendered": apply(False), "ids": apply(True)}
+        rendered = apply(False)
+        if len(rendered) > _RENDERED:
+            return {
+                "error": f"a text of {len(rendered)} characters, where {_RENDERED} is far too many"
+            }
+        return {"rendered": rendered, "ids": apply(True)}
     except Exception as error:  # templates raise on purpose; the parent compares what
         return {"error": _said(error)}
 
@@ -233,7 +249,9 @@ def _log_probabilities(model: Any, prompt: list[int], output: list[int]) -> Any:
 
 
 def _said(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    if isinstance(error, MemoryError):
+        return "MemoryError: more memory than a verification has"
+    lines = str(error)[:_SAID].strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
 
 
@@ -244,7 +262,8 @@ def _limit(memory_bytes: int, cpu_seconds: int) -> None:
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
         soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (soft, soft))
+        # beyond the soft limit of time comes a signal with a name, beyond the hard one SIGKILL
+        resource.setrlimit(kind, (soft, hard if name == "RLIMIT_CPU" else soft))
     if sys.platform == "linux":
         import ctypes
 

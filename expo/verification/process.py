@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import resource
+import signal
 import site
 import subprocess
 import sys
@@ -16,8 +18,9 @@ from typing import IO
 
 from expo.checkpoint.headers import printable
 
-MEMORY_BYTES = 4 << 30
-SECONDS = 120
+MEMORY_BYTES = 2 << 30
+SECONDS = 60  # of processor time
+WAIT_SECONDS = 300  # on a machine that is busy with other things
 
 _TALK_BYTES = 8000
 _ERROR = re.compile(r"[A-Za-z_.]*(Error|Exception|Interrupt|Exit)\b")
@@ -69,6 +72,7 @@ class Process:
         self._seconds, self._memory_bytes = seconds, memory_bytes
         self._stack = stack = ExitStack()
         self._folder = str(request.get("folder", ""))
+        self._ended_for: str | None = None
         home = str(stack.enter_context(temporary_folder("expo-verify-")))
         self._said = stack.enter_context(_unnamed_file())
         self._talk = stack.enter_context(_unnamed_file())
@@ -104,28 +108,49 @@ class Process:
         """What the child has said so far."""
         return os.pread(self._said.fileno(), os.fstat(self._said.fileno()).st_size, 0)
 
-    def report(self, seconds: float | None = None) -> Report:
-        """Wait for the child to end, or end it when its time (from now on) is up."""
-        seconds = self._seconds if seconds is None else seconds
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def own_bytes(self) -> int:
+        """Memory that it shares with nobody; 0 once it has ended, or where the system does not tell."""
+        try:
+            pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()
+        except OSError:
+            return 0
+        return (int(pages[1]) - int(pages[2])) * resource.getpagesize()
+
+    def end(self, reason: str) -> None:
+        """Kill it; its report names the reason."""
+        self._ended_for = reason
+        self._process.kill()
+
+    def report(self, seconds: float = WAIT_SECONDS) -> Report:
+        """Wait for the child to end, or end it when so much time has passed from now on."""
         failure = None
         try:
             code = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-            failure = f"did not end within {seconds} s"
+            failure = "did not end in time"
         lines = tuple(_lines(self.said, self._folder))
         if failure is None and not (code == 0 and lines and "done" in lines[-1]):
             failure = self._last_words(code)
         return Report(lines, failure)
 
     def _last_words(self, code: int) -> str:
-        self._talk.seek(0)
-        talk = self._talk.read()[-_TALK_BYTES:].decode(errors="replace")
+        if self._ended_for is not None:
+            return self._ended_for
+        if code == -signal.SIGXCPU:
+            return f"took more than {self._seconds} s of processor time"
         if code < 0:
             limits = f"{self._seconds} s and {self._memory_bytes / 1e9:.1f} GB of memory"
             return f"was killed by signal {-code} (its limits are {limits})"
-        words = _what_matters(_nameless(talk, self._folder))
+        said = os.fstat(self._talk.fileno()).st_size
+        talk = os.pread(self._talk.fileno(), _TALK_BYTES, max(0, said - _TALK_BYTES))
+        words = _what_matters(_nameless(talk.decode(errors="replace"), self._folder))
         return printable(words, 400) if words else f"ended with code {code}"
 
 

@@ -27,6 +27,7 @@ from expo.verification import (
     values,
     vectors,
 )
+from expo.verification.budget import bounded, reports
 from expo.verification.check import Check, Skipped, run
 from expo.verification.conversations import CONVERSATIONS, MULTI_TURN, QUESTION, SINGLE, TEXTS
 from expo.verification.golden import Golden, record
@@ -60,7 +61,7 @@ ADAPTER_CHECKS: tuple[Check, ...] = (
 )
 """The table for a LoRA adapter: what does not need the model that it is for."""
 
-_GENERATION_SECONDS = 3600
+_GENERATION_BYTES, _GENERATION_SECONDS = 4 << 30, 3600  # beside the weights
 _SHARED_MEMORY = "/dev/shm"
 
 
@@ -97,6 +98,8 @@ class Children:
             if aligned is not None and _has_tokenizer(aligned.tokenizer_files):
                 folder = self._stack.enter_context(_donor_folder(aligned))
                 self._aligned = self._start(request, folder)
+            started = [child for child in (self._out, self._aligned, self._load) if child]
+            self._stack.enter_context(bounded(started))
         except BaseException:
             self._stack.close()
             raise
@@ -110,8 +113,7 @@ class Children:
     @cached_property
     def reports(self) -> Reports:
         """What came of them, when they have ended."""
-        children = (self._out, self._aligned, self._load)
-        return Reports(*(child.report() if child else None for child in children))
+        return Reports(*reports((self._out, self._aligned, self._load)))
 
     def example(self) -> Example | None:
         """What OUT's template makes of a short conversation, None where it makes nothing of it."""
@@ -311,9 +313,11 @@ def _generated(subject: Subject, aligned: Checkpoint | None) -> Reports:
         "conversations": [prompt.request() for prompt in generation.PROMPTS],
         "new_tokens": generation.NEW_TOKENS,
     }
-    memory_bytes = MEMORY_BYTES + 4 * weight_bytes
+    memory_bytes = _GENERATION_BYTES + 4 * weight_bytes
     with Process(request, memory_bytes=memory_bytes, seconds=_GENERATION_SECONDS) as process:
-        return Reports(reports.out, reports.aligned, reports.load, process.report())
+        return Reports(
+            reports.out, reports.aligned, reports.load, process.report(_GENERATION_SECONDS)
+        )
 
 
 def _has_tokenizer(files: Files) -> bool:

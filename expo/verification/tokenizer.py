@@ -97,9 +97,9 @@ def _install(packages: list[str]) -> str:
 
 
 def _progress(lines: tuple[dict, ...]) -> str:
-    done = sum("conversation" in line for line in lines)
-    if done == 0:
+    if not any("texts_done" in line for line in lines):
         return "stopped at the texts"
+    done = sum("conversation" in line for line in lines)
     return f"stopped at the conversation {CONVERSATIONS[min(done, len(CONVERSATIONS) - 1)].name!r}"
 
 
