@@ -9,12 +9,13 @@ from expo.cli.output import Output
 
 
 @click.command(
+    short_help="Print the model card of OUT, from its manifest alone.",
     epilog="""\b
 Examples:
   expo card out
   expo card out --results results.json --write
   expo card out --license apache-2.0 > README.md
-"""
+""",
 )
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(

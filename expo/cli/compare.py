@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Say how much better one file of answers is than another.",
     epilog="""\b
 Examples:
   expo compare aligned.jsonl expo.jsonl
   expo compare aligned.json expo.json --reward-file aligned.rewards --reward-file expo.rewards
   expo compare aligned.jsonl expo.jsonl --json
-"""
+""",
 )
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
@@ -32,7 +33,13 @@ Examples:
     multiple=True,
     help="The rewards of A, and again for those of B: one a line. [default: those of evaluate]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the resamples.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Of the random draws behind the interval.",
+)
 @options.talk
 def compare(a: Path, b: Path, rewards: tuple[Path, ...], seed: int, output: Output) -> None:
     """Show how much better the answers B are than the answers A, by their rewards.

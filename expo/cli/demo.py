@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from expo.results import DemoResult
 
 
-@click.command(epilog="\b\nExample:\n  expo demo --out demo-output\n")
+@click.command(
+    short_help="Try it on an embedded pair of tiny models.",
+    epilog="\b\nExample:\n  expo demo --out demo-output\n",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

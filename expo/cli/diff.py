@@ -16,18 +16,21 @@ _STRUCTURE_DIFFERS = 3
 
 
 @click.command(
+    short_help="Show how far checkpoint B is from checkpoint A, by module.",
     epilog="""\b
 Examples:
   expo diff openchat/openchat-3.5-0106 Nexusflow/Starling-LM-7B-beta --plot delta.png
   expo diff ./sft ./aligned --top 30
   expo diff ./sft ./aligned --json > diff.json
-"""
+""",
 )
 @click.argument("a")
 @click.argument("b")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw a heat map (.png or .svg).")
 @click.option("--top", type=click.IntRange(1), default=15, show_default=True, help="Rows to print.")
-@click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="Workers."
+)
 @options.streaming
 @options.talk
 def diff(

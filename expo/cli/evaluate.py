@@ -23,6 +23,7 @@ FORMS = ("alpaca-eval", "arena-hard", "jsonl", "mt-bench", "ultrafeedback")
 
 
 @click.command(
+    short_help="Answer a benchmark's prompts in the form its judge reads.",
     epilog="""\b
 Examples:
   expo evaluate out --format alpaca-eval --prompts alpaca_eval.json
@@ -30,7 +31,7 @@ Examples:
   expo evaluate --endpoint http://localhost:8000/v1 --format mt-bench --prompts question.jsonl
   expo evaluate out --prompts prompts.jsonl --temperature 1 --best-of 64 --reward ./reward-model
   expo evaluate out --lm-eval gsm8k,ifeval --apply-chat-template
-"""
+""",
 )
 @click.argument("model", required=False)
 @click.option("--prompts", type=click.Path(path_type=Path), help="The benchmark's prompts.")
@@ -45,7 +46,7 @@ Examples:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The file to write. [default: NAME-FORMAT.json(l), NAME-results.json]",
+    help="The file to write. [default: NAME-FORMAT.json, .jsonl for --format jsonl and mt-bench; NAME-results.json with --lm-eval]",
 )
 @click.option("--endpoint", metavar="URL", help="Ask a server that speaks OpenAI's protocol.")
 @click.option("--model", "served", metavar="NAME", help="The model's name on that server.")
@@ -58,7 +59,12 @@ Examples:
     show_default=True,
     help="Answers a prompt, of which the best by --reward is kept.",
 )
-@click.option("--num-beams", type=click.IntRange(1), default=1, help="Search instead of sampling.")
+@click.option(
+    "--num-beams",
+    type=click.IntRange(1),
+    default=1,
+    help="Beam search for the likeliest answer, in place of sampling.",
+)
 @options.decoding
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
 @click.option(

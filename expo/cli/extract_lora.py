@@ -23,6 +23,7 @@ _ROWS = 10
 
 @click.command(
     "extract-lora",
+    short_help="Write ALIGNED − SFT as a PEFT adapter.",
     epilog="""\b
 Examples:
   expo extract-lora Nexusflow/Starling-LM-7B-beta --minus openchat/openchat-3.5-0106 --rank 64
@@ -52,7 +53,9 @@ Examples:
     help="Of the adapter.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the adapter in OUT, once all is done.")
-@click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="Workers."
+)
 @flags.amount
 @flags.talk
 def extract_lora(

@@ -17,11 +17,12 @@ Lines = Iterator[tuple[str, str]]
 
 
 @click.command(
+    short_help="Show how the model or adapter in OUT was made.",
     epilog="""\b
 Examples:
   expo info out
   expo info out --json
-"""
+""",
 )
 @click.argument("out", type=click.Path(path_type=Path))
 @options.talk

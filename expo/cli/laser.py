@@ -12,12 +12,13 @@ from expo.operators.rules import RULES
 
 
 @click.command(
+    short_help="Cut matrices of MODEL down to a low rank.",
     epilog="""\b
 Examples:
   expo laser Nexusflow/Starling-LM-7B-beta out --target 'layers\\.(2[4-9]|3.)\\.mlp' --keep rho=0.1
   expo laser ./model out --target self_attn --layers 16 32 --keep laser_rmt
   expo laser ./model out --keep mp --accept-if perplexity --texts held_out.txt
-"""
+""",
 )
 @click.argument("model")
 @click.argument("out", type=click.Path(path_type=Path))

@@ -40,12 +40,13 @@ class _Collected(Output):
 
 
 @click.command(
+    short_help="Run a merge spec, or a recipe by name.",
     epilog="""\b
 Examples:
   expo merge --list
   expo merge starling-lm-7b-beta-expo starling-expo
   expo merge spec.yml out --rounding stochastic --seed 7 --dry-run
-"""
+""",
 )
 @click.argument("spec", type=click.Path(path_type=Path), required=False, metavar="SPEC")
 @click.argument("out", type=click.Path(path_type=Path), required=False, metavar="OUT")

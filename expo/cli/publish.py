@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Verify OUT and publish it on the Hub as one commit.",
     epilog="""\b
 Examples:
   expo publish out org/Starling-LM-7B-beta-ExPO --dry-run
   expo publish out org/Starling-LM-7B-beta-ExPO --public --license apache-2.0
   expo publish out org/Starling-LM-7B-beta-ExPO --yes --json --receipt receipt.json
-"""
+""",
 )
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("repo_id", metavar="ORG/NAME")
@@ -32,7 +33,10 @@ Examples:
     help="Results of evaluate or sweep, for the card.",
 )
 @click.option(
-    "--sign", type=click.Path(path_type=Path), metavar="KEY", help="Sign OUT with this private key."
+    "--sign",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Sign OUT with this private EC key (PEM): adds model.sig, needs the extra sign.",
 )
 @click.option(
     "--receipt",

@@ -19,13 +19,14 @@ BYS = ("snr_mp", "snr_compat", "effective_rank")
 
 
 @click.command(
+    short_help="Show the singular values of the matrices of MODEL.",
     epilog="""\b
 Examples:
   expo spectrum Nexusflow/Starling-LM-7B-beta
   expo spectrum ./aligned --minus ./sft
   expo spectrum ./aligned --minus ./sft --target 'self_attn' --json > spectra.json
   expo spectrum ./aligned --plot spectra.png --train-top 25 --train-dir unfrozen
-"""
+""",
 )
 @click.argument("model")
 @click.option("--minus", metavar="BASE", help="Look at what changed since this model.")
@@ -50,7 +51,9 @@ Examples:
     show_default=True,
     help="Where to write them.",
 )
-@click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="Workers."
+)
 @options.streaming
 @options.talk
 def spectrum(

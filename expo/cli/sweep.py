@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Find the α worth publishing, without writing a checkpoint.",
     epilog="""\b
 Examples:
   expo sweep ./sft ./aligned out --prompts prompts.jsonl --reward weqweasdas/RM-Mistral-7B
   expo sweep ./sft ./aligned out --prompts prompts.jsonl --reward ./rm --preset expo-paper
   expo sweep spec.yml out --prompts prompts.jsonl --reward rewards:score --alphas 1.0:1.6:0.1
-"""
+""",
 )
 @click.argument("models", nargs=-1, required=True, metavar="SPEC|SFT ALIGNED")
 @click.argument("out", type=click.Path(path_type=Path), metavar="OUT_DIR")

@@ -13,6 +13,7 @@ FOUND_AN_ERROR = 3
 
 
 @click.command(
+    short_help="Check that a model is whole, loads and talks as it should.",
     epilog="""\b
 Examples:
   expo verify out
@@ -20,7 +21,7 @@ Examples:
   expo verify out --vectors openchat --quick --json
   expo verify out --signature publisher.pub
   expo verify trusted-model --record vectors.yml
-"""
+""",
 )
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--against", metavar="ALIGNED", help="The aligned model, to compare with.")
