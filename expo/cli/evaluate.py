@@ -46,7 +46,7 @@ Examples:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The file to write. [default: NAME-FORMAT.json, .jsonl for --format jsonl and mt-bench; NAME-results.json with --lm-eval]",
+    help="The file to write. [default: NAME-FORMAT.json or .jsonl; NAME-results.json with --lm-eval]",
 )
 @click.option("--endpoint", metavar="URL", help="Ask a server that speaks OpenAI's protocol.")
 @click.option("--model", "served", metavar="NAME", help="The model's name on that server.")
