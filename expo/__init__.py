@@ -5,7 +5,9 @@ This module is the only public door. Its names load what they need when they are
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+# Not imported: until the program minds signals, every import is one that they can break.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from expo.errors import (

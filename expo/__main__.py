@@ -1,5 +1,5 @@
 """`python -m expo` is `expo`."""
 
-from expo.cli.main import main
+from expo.cli.entry import run
 
-main()
+run()

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from expo.errors import ExpoError
+
 DEFAULT_THREADS = 3  # workers of a merge: two compute, one waits for the disk
 
 _POLL_SECONDS = 0.2
@@ -60,8 +62,14 @@ class Crew:
 
     def start(self, work: Callable[[], None]) -> None:
         thread = threading.Thread(target=self._guarded, args=(work,), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise ExpoError(
+                "a thread cannot be started: raise the limits on processes and memory (ulimit -u -v), or take "
+                "fewer --threads"
+            ) from error
         self._threads.append(thread)
-        thread.start()
 
     def pause(self, seconds: float) -> None:
         """Wait, in one of the threads. Raises Stopped when the crew ends."""
@@ -83,9 +91,10 @@ class Crew:
         tick()
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        if torch := sys.modules.get("torch"):
-            torch.set_num_threads(1)  # of this thread: two contend for the same cores
         try:
+            torch = sys.modules.get("torch")  # it may be half imported
+            if torch is not None and hasattr(torch, "set_num_threads"):
+                torch.set_num_threads(1)  # of this thread: two contend for the same cores
             work()
         except Stopped:
             pass

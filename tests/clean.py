@@ -9,7 +9,7 @@ from expo.checkpoint.files import open_directory
 from expo.checkpoint.reference import parse_reference
 from expo.results import CheckResult
 from expo.verification.golden import Golden, read_golden
-from expo.verification.run import Children, headers_of, judge
+from expo.verification.run import Children, judge, shapes_of
 from expo.verification.subject import Reports, Subject
 from expo.verification.tensors import read_tensors
 
@@ -34,7 +34,7 @@ class Clean:
         if reads == "tensors":
             subject.tensor_facts = read_tensors(subject)
         elif reads == "load":
-            with Children(folder, headers=headers_of(subject)) as children:
+            with Children(folder, shapes=shapes_of(subject)) as children:
                 load = children.reports.load
         elif reads == "tokenizer":
             with Children(folder, golden=self.golden) as children:
@@ -54,5 +54,5 @@ def make_clean(root: Path) -> Clean:
     aligned = open_checkpoint(parse_reference(str(root / "aligned"), role="ALIGNED"))
     golden = read_golden(VECTORS / "openchat.yml")
     subject = Subject(open_directory(root / "out"), aligned, golden=golden)
-    with Children(root / "out", aligned, golden, headers_of(subject)) as children:
+    with Children(root / "out", aligned, golden, shapes_of(subject)) as children:
         return Clean(root / "out", aligned, children.reports, golden)

@@ -7,7 +7,7 @@ import expo
 
 ROOT = Path(expo.__file__).parent
 ORDER = (
-    ("errors", "results", "threads"),
+    ("errors", "results", "temporary", "threads"),
     ("operators",),
     ("checkpoint",),
     ("spec",),

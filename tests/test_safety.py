@@ -32,14 +32,14 @@ STAGING = ".out.expo-staging"
 _RUN = """
 import sys
 from pathlib import Path
-from expo.cli import main
+from expo.cli import entry
 from expo.verbs import merge
 original = merge.run_plan  # the command line itself, with small chunks to make it slow
 def slow(*args, tuning, **more):
     tuning = merge.Tuning(threads=2, chunk_bytes=4096, block_elements=2048)
     return original(*args, tuning=tuning, **more)
 merge.run_plan = slow
-main.main(sys.argv[1:])
+entry.run()
 """
 
 

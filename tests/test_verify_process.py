@@ -18,7 +18,7 @@ from expo.checkpoint.files import open_directory
 from expo.checkpoint.reference import parse_reference
 from expo.verification import probe, tokenizer
 from expo.verification.budget import bounded, reports
-from expo.verification.process import Process, Report, _what_matters, temporary_folder
+from expo.verification.process import Process, Report, _what_matters
 from expo.verification.run import judge
 from expo.verification.subject import Reports, Subject
 
@@ -128,10 +128,19 @@ def test_a_failure_reads_the_same_for_two_folders(tmp_path: Path) -> None:
     assert failures[0] == failures[1]
 
 
-def test_a_temporary_folder_goes_with_its_context(tmp_path: Path) -> None:
-    with temporary_folder("x-", str(tmp_path)) as folder:
-        (folder / "file").write_text("x")
-    assert list(tmp_path.iterdir()) == []
+def test_a_model_is_built_from_names_dtypes_and_shapes() -> None:
+    made = probe._without_values({"a": ("F8_E4M3", [2, 3]), "b": ("BF16", []), "c": ("U8", [0])})
+    assert {name: (str(t.dtype), t.shape, t.device.type) for name, t in made.items()} == {
+        "a": ("torch.float8_e4m3fn", (2, 3), "meta"),
+        "b": ("torch.bfloat16", (), "meta"),
+        "c": ("torch.uint8", (0,), "meta"),
+    }
+
+
+def test_a_child_ends_whose_parent_has_ended_already() -> None:
+    command = [sys.executable, "-P", str(probe.__file__), "0"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
 
 
 def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
@@ -143,13 +152,7 @@ def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as run:
         assert _eventually(lambda: len(list(scratch.glob("expo-*"))) >= 3)
         run.send_signal(signal.SIGKILL)
-    assert _eventually(lambda: not list(scratch.glob("expo-*")) and not _headers(model))
-
-
-def _headers(model: Path) -> list[Path]:
-    """Stand-ins of this model in shared memory."""
-    links = Path("/dev/shm").glob("expo-headers-*/config.json")
-    return [link for link in links if link.resolve() == (model / "config.json").resolve()]
+    assert _eventually(lambda: not list(scratch.iterdir()))
 
 
 def _eventually(holds) -> bool:

@@ -172,8 +172,9 @@ def open_directory(root: Path, *, label: str | None = None, commit: str | None =
         directories[:] = sorted(d for d in directories if d not in _SKIPPED_DIRECTORIES)
         for name in sorted(names):
             path = Path(folder, name)
-            if path.is_file():
-                sizes[PurePosixPath(path.relative_to(root)).as_posix()] = path.stat().st_size
+            with _readable(str(path)):
+                if path.is_file():
+                    sizes[PurePosixPath(path.relative_to(root)).as_posix()] = path.stat().st_size
     return Directory(root, sizes, label or root.resolve().name, commit)
 
 

@@ -2,11 +2,9 @@
 
 import json
 import re
-import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -20,6 +18,7 @@ from expo.checkpoint.ranges import Again, RangeReader, changed, read_range
 from expo.checkpoint.reader import Bytes
 from expo.checkpoint.sidecars import MODEL, TOKENIZER
 from expo.errors import CheckpointError, SpecError
+from expo.temporary import temporary_folder
 from expo.threads import side_by_side
 
 if TYPE_CHECKING:
@@ -124,9 +123,9 @@ class Store:
 
     @cached_property
     def _folder(self) -> Path:
-        folder = tempfile.mkdtemp(prefix="expo-store-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        return Path(folder)
+        life = ExitStack()
+        weakref.finalize(self, life.close)
+        return life.enter_context(temporary_folder())
 
     def _entry(self, name: str) -> Listed:
         if name not in self.listed:

@@ -7,8 +7,8 @@ import click
 from click.core import ParameterSource
 
 from expo.cli import options
-from expo.cli.merging import RESUMABLE
 from expo.cli.output import WRITTEN, Output, number, percent, table
+from expo.cli.stopping import RESUMABLE, gently
 from expo.errors import SpecError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def evaluate(
 
     place = out or Path(f"{name}-{form}{FORMATS[form].suffix}")
     RESUMABLE.append(place)
-    with output.progress("evaluate", unit="answers") as progress:
+    with output.progress("evaluate", unit="answers") as progress, gently():
         result = run(
             model,
             prompts,

@@ -1,4 +1,4 @@
-"""The entry point: the verbs, and what every error and signal turns into."""
+"""The verbs, and what every error turns into."""
 
 import signal
 import sys
@@ -15,24 +15,19 @@ from expo.cli.diff import diff
 from expo.cli.evaluate import evaluate
 from expo.cli.extract_lora import extract_lora
 from expo.cli.extrapolate import extrapolate
+from expo.cli.faults import SYSTEM_FAULTS, in_words
 from expo.cli.info import info
 from expo.cli.laser import laser
 from expo.cli.merge import merge
-from expo.cli.merging import RESUMABLE
 from expo.cli.output import WRITTEN
 from expo.cli.plan import plan
 from expo.cli.publish import publish
 from expo.cli.spectrum import spectrum
+from expo.cli.stopping import RESUMABLE, Stop, last_words
 from expo.cli.streams import Unprinted, crashed, guarded
 from expo.cli.sweep import sweep
 from expo.cli.verify import FOUND_AN_ERROR, verify
 from expo.errors import ExpoError, SpecError, VerificationError
-
-_INTERRUPTED, _TERMINATED = 130, 143
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. Like KeyboardInterrupt, nothing but the entry point may swallow it."""
 
 
 @click.group(
@@ -73,7 +68,6 @@ for _command in (
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, _on_sigterm)
     sys.excepthook = crashed
     RESUMABLE.clear()
     WRITTEN.clear()
@@ -91,29 +85,38 @@ def _run(arguments: list[str]) -> int:
         error.show()
         code = 2
     except (KeyboardInterrupt, click.Abort):
-        code = _stopped("interrupted", _INTERRUPTED)
-    except Terminated:
-        code = _stopped("terminated", _TERMINATED)
+        code = _stopped(signal.SIGINT)
+    except Stop as stop:
+        code = _stopped(stop.number)
     except ExpoError as error:
         code = _failed(error, debug="--debug" in arguments)
     except Unprinted as reason:
         code = _unprinted(reason)
+    except SYSTEM_FAULTS as fault:
+        code = _refused_by_the_system(fault, debug="--debug" in arguments)
     return code if isinstance(code, int) else 0
 
 
-def _on_sigterm(_signal: int, _frame: object) -> NoReturn:
-    raise Terminated
-
-
-def _stopped(what: str, code: int) -> int:
-    resume = "; what is finished is kept, run the same command again to resume" if RESUMABLE else ""
-    print(f"expo: {what}{resume}", file=sys.stderr)
+def _stopped(number: int) -> int:
+    words, code = last_words(number)
+    print(words, file=sys.stderr)
     return code
 
 
 def _unprinted(reason: Unprinted) -> int:
     where = f"; in place: {', '.join(map(str, WRITTEN))}" if WRITTEN else ""
     print(f"expo: what came out could not be printed ({reason}){where}", file=sys.stderr)
+    return 1
+
+
+def _refused_by_the_system(fault: Exception, *, debug: bool) -> int:
+    """Raises what is not the system's doing but a mistake in expo."""
+    words = in_words(fault)
+    if words is None:
+        raise fault
+    if debug:
+        traceback.print_exception(fault)
+    print(f"expo: {words}", file=sys.stderr)
     return 1
 
 

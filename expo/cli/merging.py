@@ -9,6 +9,7 @@ import click
 from expo.cli.options import RunOptions
 from expo.cli.output import STEPS, WRITTEN, Output, speed, to_json
 from expo.cli.result_text import details, result_text
+from expo.cli.stopping import RESUMABLE
 from expo.cli.verify import FOUND_AN_ERROR
 from expo.cli.verify_text import findings
 from expo.planning.findings import gigabytes
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from expo.spec.stages import Stage
 
 _NOTES = 8  # shown before a run
-
-RESUMABLE: list[Path] = []
-"""The outputs that this process has begun to write, for the message on an interruption."""
 
 
 def run_merge(request: Request, out: Path, options: RunOptions, output: Output) -> None:

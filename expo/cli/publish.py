@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from expo.cli import options
-from expo.cli.merging import RESUMABLE
 from expo.cli.output import Output, to_json
+from expo.cli.stopping import RESUMABLE
 from expo.errors import SpecError
 
 if TYPE_CHECKING:

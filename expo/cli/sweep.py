@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from expo.cli import options as flags
-from expo.cli.merging import RESUMABLE
 from expo.cli.output import Output, number, percent, table
+from expo.cli.stopping import RESUMABLE
 
 if TYPE_CHECKING:
     from expo.results import Paired, SweepResult

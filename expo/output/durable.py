@@ -15,6 +15,12 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def is_of_the_process(error: OSError) -> bool:
+    """Whether memory, files or threads have run out, or a library does not load: no fault of any file."""
+    lacking = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, None)
+    return error.errno in lacking
+
+
 def unwritable(error: OSError, out: Path, *, kept: str = "") -> OutputError:
     """What a failed write means, and the cure; `kept` is what the same command goes on from."""
     if is_full(error):
@@ -68,12 +74,21 @@ def copy_file(source: Path, target: Path) -> str:
 
 def seal_file(path: Path) -> str:
     """Make a file durable that a library has written, with the mode that files have; its SHA-256."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
+    path.chmod(0o666 & ~_mask())
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_up(folder: Path) -> None:
+    """Give a directory that was its user's alone the mode that directories have."""
+    folder.chmod(0o777 & ~_mask())
+
+
+def _mask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def sync_directory(path: Path) -> None:

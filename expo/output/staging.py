@@ -5,27 +5,30 @@ interruption and a full disk; a lock on it, which dies with the process, keeps a
 """
 
 import ctypes
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from expo.checkpoint.sidecars import MANIFEST
 from expo.errors import OutputError
 from expo.output.claim import check_free, check_out, is_free, staging_path
-from expo.output.durable import seal_file, sync_directory, write_file
+from expo.output.durable import open_up, seal_file, sync_directory, write_file
 from expo.output.journal import Fingerprint, Journal
 from expo.output.manifest import Manifest
 from expo.output.sink import FinishedShard
 from expo.output.writer import ShardWriter
 from expo.planning.plan import ShardPlan
 from expo.spec.request import Request
+from expo.temporary import lock_directory
 
 _JOURNAL = "journal.jsonl"
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_PRIVATE = 0o700  # until it is placed
+_OTHERS_WRITE = 0o022
 
 
 class Staging:
@@ -127,6 +130,7 @@ class Staging:
         """
         check_free(self.out, overwrite=self._overwrite)
         self._journal.remove()
+        open_up(self.folder)
         sync_directory(self.folder)
         if self._is_inside:
             self._place_inside()
@@ -167,18 +171,22 @@ class Staging:
         shutil.rmtree(self.folder)
 
     def _lock(self) -> int:
-        while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                os.close(fd)
-                raise OutputError(f"another run is writing {self.out}: wait for it") from error
-            # The directory may have become OUT between mkdir and lock: then lock a new one.
-            if self.folder.exists() and os.path.samestat(os.fstat(fd), self.folder.stat()):
-                return fd
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
+            raise OutputError(
+                f"{self.folder} is a link or a file, not a run's directory: remove it"
+            )
+        try:
+            fd = lock_directory(self.folder, mode=_PRIVATE)
+        except BlockingIOError as error:
+            raise OutputError(f"another run is writing {self.out}: wait for it") from error
+        if fault := _not_ours_alone(os.fstat(fd), self.folder.parent):
             os.close(fd)
+            raise OutputError(
+                f"{self.folder} {fault}, who may change what a run writes there: have it removed, or choose "
+                "another OUT"
+            )
+        return fd
 
     def _clear(self) -> None:
         for entry in self.folder.iterdir():
@@ -201,6 +209,19 @@ def claimed(out: Path, request: Request, *, overwrite: bool) -> Iterator[Staging
             staging.discard()
             check_out(out, request, overwrite=False)
         yield staging
+
+
+def _not_ours_alone(found: os.stat_result, beside: Path) -> str | None:
+    """Whose a directory is as well, None where it is its user's alone."""
+    if found.st_uid == os.geteuid() and not found.st_mode & _OTHERS_WRITE:
+        return None
+    # Not every disk knows owners and modes: what would a directory of ours look like here?
+    with TemporaryDirectory(prefix=".expo-", dir=beside) as fresh:
+        made = Path(fresh).stat()
+    if found.st_uid != made.st_uid:
+        return f"belongs to another user ({found.st_uid})"
+    others = found.st_mode & ~made.st_mode & _OTHERS_WRITE
+    return f"can be written by others (mode {found.st_mode & 0o777:o})" if others else None
 
 
 def _placement_order(entry: Path) -> tuple[bool, bool, str]:

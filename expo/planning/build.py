@@ -10,13 +10,14 @@ from expo.checkpoint.code import code_files
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.files import check_contents
 from expo.checkpoint.headers import printable
+from expo.checkpoint.links import is_cached, target_outside
 from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import is_legal, is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError
 from expo.operators.methods import METHODS, NOT_IN_MERGEKIT
 from expo.planning.asked import check_asked, tables_differ
 from expo.planning.edits import with_edits
-from expo.planning.findings import Findings, summarize
+from expo.planning.findings import Findings, listing, summarize
 from expo.planning.jobs import TensorJob
 from expo.planning.match import match
 from expo.planning.models import Models
@@ -54,6 +55,7 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
     jobs = with_edits(request, donor, jobs, found)
     sidecars, left_behind = _sidecars(donor, request.include, found)
     sidecars = _with_licences(sidecars, opened.values())
+    _check_links(sidecars, found)
     if request.foreign is not None:
         sidecars = tuple(s for s in sidecars if not _is_mergekits(s.name, request.foreign))
     models = " → ".join(checkpoint.label for checkpoint in opened.values())
@@ -211,6 +213,26 @@ def _with_licences(
             for name in filter(is_legal, files.sizes):
                 chosen.setdefault(name, Sidecar(name, files))
     return tuple(chosen[name] for name in sorted(chosen))
+
+
+def _check_links(sidecars: Iterable[Sidecar], found: Findings) -> None:
+    """Refuse links out of the model's folder, but to what the Hub's client has downloaded: those are said."""
+    followed: dict[str, list[str]] = {}
+    for sidecar in sidecars:
+        label, name = sidecar.files.label, sidecar.name
+        target = target_outside(sidecar.files, name)
+        if target is None:
+            continue
+        if is_cached(target):
+            followed.setdefault(label, []).append(name)
+        else:
+            found.refusals.append(
+                f"{printable(f'{label}/{name}')} is a link to {printable(str(target))}, outside the model's folder: "
+                "copy that file there if it belongs to the model, else remove the link"
+            )
+    for label, names in followed.items():
+        what = listing(map(printable, names))
+        found.notes.append(f"links of {label} into the Hub's cache are followed: {what}")
 
 
 def _remark(

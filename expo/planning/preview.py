@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from expo.checkpoint.checkpoint import INDEX, Checkpoint
 from expo.checkpoint.headers import layout
@@ -16,6 +15,7 @@ from expo.planning.modules import module_of
 from expo.planning.plan import Plan
 from expo.spec.request import Request
 from expo.spec.stages import Stage
+from expo.temporary import temporary_folder
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape of every tensor, by its name."""
@@ -34,7 +34,7 @@ def planned(
     Raises:
         SpecError, CheckpointError, HubError, TokenizerError: as `build_plan`.
     """
-    with TemporaryDirectory(prefix="expo-plan-") as temporary:
+    with temporary_folder() as temporary:
         outputs: dict[str, Path] = {}
         plans: list[Plan] = []
         for stage in stages:
@@ -43,9 +43,9 @@ def planned(
             if plan.refusals:
                 break
             if stage.name is not None:
-                outputs[stage.name] = Path(temporary) / stage.name
+                outputs[stage.name] = temporary / stage.name
                 _preview(plan, outputs[stage.name])
-        yield Path(temporary), plans
+        yield temporary, plans
 
 
 def check_all(stages: Sequence[Stage], change: Callable[[Request], Request]) -> None:

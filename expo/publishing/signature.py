@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from expo.checkpoint.sidecars import SIGNATURE
 from expo.errors import ExpoError, SpecError
 from expo.output.durable import seal_file, unwritable
 from expo.results import CheckResult
+from expo.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from model_signing import hashing
@@ -174,10 +174,10 @@ def _public_half(key: Path) -> Iterator[Path]:
     if not isinstance(private, ec.EllipticCurvePrivateKey):
         raise SpecError(f"{key} is no elliptic-curve key: openssl ecparam -name prime256v1 -genkey")
     kind = serialization.PublicFormat.SubjectPublicKeyInfo
-    with tempfile.NamedTemporaryFile(suffix=".pub") as file:
-        file.write(private.public_key().public_bytes(serialization.Encoding.PEM, kind))
-        file.flush()
-        yield Path(file.name)
+    with temporary_folder() as folder:
+        public = folder / "key.pub"
+        public.write_bytes(private.public_key().public_bytes(serialization.Encoding.PEM, kind))
+        yield public
 
 
 def _no_key(key: Path, kind: str, error: Exception) -> SpecError:

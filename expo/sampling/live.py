@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from expo.compute.stream import tensors
@@ -12,6 +10,7 @@ from expo.errors import CheckpointError
 from expo.output.folder import write_small_files
 from expo.planning.plan import Plan
 from expo.sampling.resident import Resident, has_room, keep_resident, switch, without
+from expo.temporary import temporary_folder
 
 if TYPE_CHECKING:
     import torch
@@ -76,8 +75,7 @@ def build(plan: Plan, *, device: "str | torch.device" = "cpu") -> Live:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     given = dict(tensors(plan))
-    with TemporaryDirectory(prefix="expo-") as name, _one_line(plan):
-        folder = Path(name)
+    with temporary_folder() as folder, _one_line(plan):
         write_small_files(plan, folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

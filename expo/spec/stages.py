@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from expo.spec.dialect import plain
 from expo.spec.read import request_of
@@ -12,6 +11,7 @@ from expo.spec.request import Request
 from expo.spec.resolved import resolved
 from expo.spec.strict import Document
 from expo.spec.surgery import named_models, renamed
+from expo.temporary import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ def resolved_stages(
     """
     specs: list[dict[str, object]] = []
     outputs: dict[str, Path] = {}
-    with TemporaryDirectory(prefix="expo-plan-") as temporary:  # a model is known by its place
+    with temporary_folder() as temporary:  # a model is known by its place
         for stage in stages:
             spec = resolved(change(stage.request(outputs)))
             names = {str(place): name for name, place in outputs.items()}
             own = {} if stage.name is None else {"name": stage.name}
             specs.append(own | renamed(spec, names))
             if stage.name is not None:
-                outputs[stage.name] = Path(temporary) / stage.name
+                outputs[stage.name] = temporary / stage.name
                 outputs[stage.name].mkdir()
     return specs
 

@@ -13,7 +13,7 @@ from expo.compute.inputs import fetch
 from expo.compute.stream import Progress, Tuning
 from expo.errors import CheckpointError, SpecError
 from expo.output.claim import check_out
-from expo.output.durable import unwritable
+from expo.output.durable import is_of_the_process, unwritable
 from expo.output.journal import fingerprint, identities
 from expo.output.manifest import Identities, Manifest
 from expo.output.staging import claimed
@@ -209,6 +209,8 @@ def run_plans(
                 run.staging.discard()
             raise
         except OSError as error:
+            if is_of_the_process(error):
+                raise
             raise unwritable(error, runs[0].staging.out, kept="finished shards") from error
     seconds = time.monotonic() - started
     return tuple(_result(r, m, seconds) for r, m in zip(runs, manifests, strict=True))

@@ -175,8 +175,8 @@ def _children(run: Run) -> "Children":
     from expo.verification.run import Children
 
     plan = run.plan
-    headers = {shard.file: (shard.header, shard.file_bytes) for shard in plan.shards}
-    known = headers if (run.staging.folder / "config.json").exists() else None
+    shapes = {job.name: (job.dtype, job.shape) for job in plan.jobs}
+    known = shapes if (run.staging.folder / "config.json").exists() else None
     return Children(run.staging.folder, plan.donor, _golden(plan), known)
 
 

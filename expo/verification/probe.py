@@ -4,9 +4,9 @@ Run as a script, by path. It imports nothing of expo, so that what it reports is
 process sees. It reads one JSON request from stdin and writes one JSON object a line to stdout, in
 the order of the work, so that what was done before a crash or a timeout is known.
 
-Requests: {"task": "tokenizer", "folder", "texts", "conversations"} · {"task": "load", "folder"} ·
-{"task": "generate", "folder", "aligned", "conversations", "new_tokens"}; each with "memory_bytes"
-and "cpu_seconds".
+Requests: {"task": "tokenizer", "folder", "texts", "conversations"} · {"task": "load", "folder",
+"tensors"} · {"task": "generate", "folder", "aligned", "conversations", "new_tokens"}; each with
+"memory_bytes" and "cpu_seconds". The argument is the process whose child this is.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ _SPECIAL_PROBES = 32  # added tokens that get probes of their own
 
 
 def main() -> None:
+    _die_with(int(sys.argv[1]))
     request = json.load(sys.stdin)
     _limit(request["memory_bytes"], request["cpu_seconds"])
     report = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -148,9 +149,12 @@ def _rendered(tokenizer: Any, conversation: dict) -> dict:
 
 
 def load(request: dict, tell: Any) -> None:
-    """Build the model on the meta device: which keys found no home, and which homes no key."""
+    """Build the model on the meta device: which keys found no home, and which homes no key.
+
+    Of safetensors files names, dtypes and shapes are given: that spares reading them.
+    """
     _hide("scipy")
-    from transformers import GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     folder = request["folder"]
     if (Path(folder) / "generation_config.json").exists():
@@ -159,14 +163,34 @@ def load(request: dict, tell: Any) -> None:
             tell(generation_config=None)
         except Exception as error:
             tell(generation_config=_said(error))
+    source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+    if tensors := _without_values(request["tensors"]):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        source = {"pretrained_model_name_or_path": None, "config": config, "state_dict": tensors}
     model, info = _model_class(folder).from_pretrained(
-        folder, device_map="meta", output_loading_info=True, trust_remote_code=False
+        **source, device_map="meta", output_loading_info=True, trust_remote_code=False
     )
     keys = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
     tell(
         load={key: sorted(map(str, info.get(key) or ())) for key in keys},
         model=type(model).__name__,
     )
+
+
+def _without_values(tensors: dict[str, tuple[str, list[int]]]) -> dict[str, Any]:
+    """On the meta device, of safetensors' dtypes."""
+    import torch
+    from safetensors.torch import load
+
+    def dtype(name: str) -> Any:
+        header = json.dumps({"x": {"dtype": name, "shape": [0], "data_offsets": [0, 0]}}).encode()
+        return load(len(header).to_bytes(8, "little") + header)["x"].dtype
+
+    dtypes = {name: dtype(name) for name in {name for name, _ in tensors.values()}}
+    return {
+        name: torch.empty(shape, dtype=dtypes[kind], device="meta")
+        for name, (kind, shape) in tensors.items()
+    }
 
 
 def _model_class(folder: str) -> Any:
@@ -256,7 +280,7 @@ def _said(error: Exception) -> str:
 
 
 def _limit(memory_bytes: int, cpu_seconds: int) -> None:
-    """Bound memory (not mapped files), time and files; die with the parent where Linux can."""
+    """Bound memory (not mapped files), time and files."""
     limits = {"RLIMIT_DATA": memory_bytes, "RLIMIT_CPU": cpu_seconds, "RLIMIT_FSIZE": _FILE_BYTES}
     for name, value in (limits | {"RLIMIT_CORE": 0}).items():
         kind = getattr(resource, name)
@@ -264,10 +288,16 @@ def _limit(memory_bytes: int, cpu_seconds: int) -> None:
         soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
         # beyond the soft limit of time comes a signal with a name, beyond the hard one SIGKILL
         resource.setrlimit(kind, (soft, hard if name == "RLIMIT_CPU" else soft))
+
+
+def _die_with(parent: int) -> None:
+    """End when the parent does, where Linux can; it may have ended already."""
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ import site
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from expo.checkpoint.headers import printable
+from expo.temporary import temporary_folder
 
 MEMORY_BYTES = 2 << 30
 SECONDS = 60  # of processor time
@@ -33,7 +33,6 @@ _KEPT = (
     "LC_CTYPE",
     "LD_LIBRARY_PATH",
     "PYTHONPATH",
-    "TMPDIR",
     "VIRTUAL_ENV",
 )
 _SET = {
@@ -73,16 +72,24 @@ class Process:
         self._stack = stack = ExitStack()
         self._folder = str(request.get("folder", ""))
         self._ended_for: str | None = None
-        home = str(stack.enter_context(temporary_folder("expo-verify-")))
-        self._said = stack.enter_context(_unnamed_file())
-        self._talk = stack.enter_context(_unnamed_file())
-        limits = {"memory_bytes": memory_bytes, "cpu_seconds": seconds}
-        with _unnamed_file() as stdin:
+        try:
+            self._start(request)
+        except BaseException:
+            stack.close()
+            raise
+
+    def _start(self, request: dict) -> None:
+        stack = self._stack
+        home = str(stack.enter_context(temporary_folder()))
+        self._said = stack.enter_context(_unnamed_file(home))
+        self._talk = stack.enter_context(_unnamed_file(home))
+        limits = {"memory_bytes": self._memory_bytes, "cpu_seconds": self._seconds}
+        with _unnamed_file(home) as stdin:
             stdin.write(json.dumps(request | limits).encode())
             stdin.seek(0)
             # -P: the folder of the script is not on its path, so no module there shadows another
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_PROGRAM)],
+                [sys.executable, "-P", str(_PROGRAM), str(os.getpid())],
                 stdin=stdin,
                 stdout=self._said,
                 stderr=self._talk,
@@ -154,9 +161,9 @@ class Process:
         return printable(words, 400) if words else f"ended with code {code}"
 
 
-def _unnamed_file() -> IO[bytes]:
+def _unnamed_file(folder: str) -> IO[bytes]:
     """A file instead of a pipe: the child never waits for somebody to read."""
-    return tempfile.TemporaryFile()
+    return tempfile.TemporaryFile(dir=folder)
 
 
 def _lines(raw: bytes, folder: str) -> list[dict]:
@@ -178,24 +185,8 @@ def _what_matters(talk: str) -> str:
     return " ".join(line.strip() for line in kept if line.strip())
 
 
-@contextmanager
-def temporary_folder(prefix: str, place: str | None = None) -> Iterator[Path]:
-    """A folder that goes in any case: a process of its own waits for this one to end, or to be
-    killed, and removes it."""
-    name = tempfile.mkdtemp(prefix=prefix, dir=place)
-    reaper = subprocess.Popen(
-        ["/bin/sh", "-c", 'cat >/dev/null; rm -rf -- "$0"', name],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    with reaper:  # closes its stdin and waits for it
-        yield Path(name)
-
-
 def _environment(home: str) -> dict[str, str]:
     """Enough to find Python and its packages, nothing that could hold a token."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    homes = {"HOME": home, "HF_HOME": home, "PYTHONUSERBASE": site.getuserbase()}
-    return kept | homes | _SET
+    homes = dict.fromkeys(("HOME", "HF_HOME", "TMPDIR"), home)
+    return kept | homes | {"PYTHONUSERBASE": site.getuserbase()} | _SET

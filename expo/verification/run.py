@@ -1,19 +1,18 @@
 """Verify a folder: start the child processes, gather the facts, run the table of checks."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
-from expo.checkpoint.checkpoint import INDEX, Checkpoint
+from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.files import Files, open_directory
-from expo.checkpoint.headers import Shard
 from expo.checkpoint.sidecars import is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError, TokenizerError
 from expo.output.manifest import Example
 from expo.results import CheckResult, VerifyResult
 from expo.spec.request import StopAt
+from expo.temporary import temporary_folder
 from expo.verification import (
     adapter,
     configuration,
@@ -31,7 +30,7 @@ from expo.verification.budget import bounded, reports
 from expo.verification.check import Check, Skipped, run
 from expo.verification.conversations import CONVERSATIONS, MULTI_TURN, QUESTION, SINGLE, TEXTS
 from expo.verification.golden import Golden, record
-from expo.verification.process import MEMORY_BYTES, Process, temporary_folder
+from expo.verification.process import Process
 from expo.verification.subject import Reports, Subject, TensorFacts
 
 Progress = Callable[[int, int], None]
@@ -62,12 +61,11 @@ ADAPTER_CHECKS: tuple[Check, ...] = (
 """The table for a LoRA adapter: what does not need the model that it is for."""
 
 _GENERATION_BYTES, _GENERATION_SECONDS = 4 << 30, 3600  # beside the weights
-_SHARED_MEMORY = "/dev/shm"
 
 
-Headers = dict[str, tuple[bytes, int]]
-"""Of every safetensors file its header and its size: all that building the model takes. Empty where the
-weights are in another format, and lie in the folder."""
+Shapes = dict[str, tuple[str, tuple[int, ...]]]
+"""Dtype and shape of every tensor, by its name: all that building the model takes. Empty where the weights are
+in another format, and lie in the folder."""
 
 
 class Children:
@@ -81,9 +79,9 @@ class Children:
         out: Path,
         aligned: Checkpoint | None = None,
         golden: Golden | None = None,
-        headers: Headers | None = None,
+        shapes: Shapes | None = None,
     ) -> None:
-        """Start them. Without `headers` the model is not built."""
+        """Start them. Without `shapes` the model is not built."""
         self._stack = ExitStack()
         conversations = [*CONVERSATIONS, *(golden.conversations if golden else [])]
         request = {
@@ -92,7 +90,8 @@ class Children:
             "conversations": [conversation.request() for conversation in conversations],
         }
         try:
-            self._load = None if headers is None else self._start_load(out, headers)
+            load = {"task": "load", "tensors": shapes}
+            self._load = None if shapes is None else self._start(load, out)
             self._out = self._start(request, out) if _has_tokenizer(open_directory(out)) else None
             self._aligned = None
             if aligned is not None and _has_tokenizer(aligned.tokenizer_files):
@@ -130,17 +129,10 @@ class Children:
     def _start(self, request: dict, folder: Path) -> Process:
         return self._stack.enter_context(Process(request | {"folder": str(folder.resolve())}))
 
-    def _start_load(self, out: Path, headers: Headers) -> Process:
-        folder = self._stack.enter_context(_stand_in(out, headers))
-        # torch maps files privately, which counts as data although nothing is read
-        memory_bytes = MEMORY_BYTES + sum(file_bytes for _, file_bytes in headers.values())
-        request = {"task": "load", "folder": str(folder)}
-        return self._stack.enter_context(Process(request, memory_bytes=memory_bytes))
-
 
 def children_of(out: Path, *, golden: Golden | None = None) -> Children:
     """Those that a verification of the whole folder by itself needs."""
-    return Children(out, None, golden, headers_of(Subject(open_directory(out))))
+    return Children(out, None, golden, shapes_of(Subject(open_directory(out))))
 
 
 def verify_folder(
@@ -169,7 +161,7 @@ def verify_folder(
     with (
         nullcontext(children)
         if children
-        else Children(out, aligned, golden, headers_of(subject)) as children
+        else Children(out, aligned, golden, shapes_of(subject)) as children
     ):
         if not quick:
             subject.tensor_facts = tensors.read_tensors(subject, progress)
@@ -258,44 +250,15 @@ def check_directory(out: Path) -> None:
         raise SpecError(f"{out} {what}")
 
 
-def headers_of(subject: Subject) -> Headers | None:
-    """The headers of a folder's weights; None where they are known not to be whole, or lack a config."""
+def shapes_of(subject: Subject) -> Shapes | None:
+    """Those of a folder's tensors; None where the weights are known not to be whole, or lack a config."""
     try:
-        _ = subject.tensors, subject.config
+        tensors, _ = subject.tensors, subject.config
     except Skipped:
         return None
     if not all(name.endswith(".safetensors") for name in subject.shards):
         return {}
-    shards = subject.shards.items()
-    return {name: (_header(subject, shard), shard.file_bytes) for name, shard in shards}
-
-
-def _header(subject: Subject, shard: Shard) -> bytes:
-    start = min((tensor.begin for tensor in shard.tensors), default=shard.file_bytes)
-    return subject.out.read(shard.file, 0, start)
-
-
-@contextmanager
-def _stand_in(out: Path, headers: Headers) -> Iterator[Path]:
-    """The model with its headers, and holes where the data would be, in memory where that can be.
-
-    Building it on the meta device touches every tensor, and the system reads megabytes ahead each
-    time: 3 GB, or 3 s, of a 7 B model.
-    """
-    if not headers:
-        yield out.resolve()
-        return
-    place = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
-    with temporary_folder("expo-headers-", place) as folder:
-        for name, (header, file_bytes) in headers.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(header)
-            os.truncate(path, file_bytes)
-        for name in ("config.json", "generation_config.json", INDEX):
-            if (out / name).exists():
-                (folder / name).symlink_to((out / name).resolve())
-        yield folder
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
 def _generated(subject: Subject, aligned: Checkpoint | None) -> Reports:
@@ -327,7 +290,7 @@ def _has_tokenizer(files: Files) -> bool:
 @contextmanager
 def _donor_folder(aligned: Checkpoint) -> Iterator[Path]:
     """The donor's configuration and tokenizer in one folder, as OUT has them: links, no copies."""
-    with temporary_folder("expo-donor-") as folder:
+    with temporary_folder() as folder:
         for files, wanted in (
             (aligned.tokenizer_files, is_tokenizer_file),
             (aligned.files, is_model_sidecar),
