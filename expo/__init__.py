@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from expo.verbs.merge import extrapolate, merge
     from expo.verbs.plan import plan
     from expo.verbs.publish import publish
+    from expo.verbs.push import push
     from expo.verbs.scale_adapter import extrapolate_adapter
     from expo.verbs.spectrum import spectrum
     from expo.verbs.sweep import sweep
@@ -72,6 +73,7 @@ __all__ = [
     "merge",
     "plan",
     "publish",
+    "push",
     "spectrum",
     "sweep",
     "verify",

@@ -507,3 +507,24 @@ class PublishResult:
     bytes_skipped: int
     deleted: tuple[str, ...]
     pull_request: str | None
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push would do: the merge, and the publication as far as it is known before (the shards' hashes are not:
+    they are all in `send`). `staging` is where it works, of which it takes up to `staging_bytes`."""
+
+    merge: PlanReport
+    publish: PublishPlan
+    staging: Path
+    staging_bytes: int
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """A merge that went to the Hub: `merge.out` is the repository's id. `unchecked` are the checks that need weights
+    on a disk: `expo verify` of a download makes up for them."""
+
+    merge: MergeResult
+    receipt: PublishResult
+    unchecked: tuple[str, ...]

@@ -93,6 +93,8 @@ class WritableHub(Hub):
     xet: Path | None = None
     faults: list[Fault] = field(default_factory=list)
     believes: dict[str, str] = field(default_factory=dict)
+    keeps_in_git: bool = False
+    """A `.gitattributes` that names no weights."""
     bodies: int = 0
     """Bytes of LFS objects that came in."""
 
@@ -285,7 +287,7 @@ class WritingHandler(Handler):
         kept = there[".gitignore"].content if ".gitignore" in there else b""
         ignored = asked.get("gitIgnore", (kept or b"").decode()).split()
         self._json(FINE, {"files": [
-            {"path": f["path"], "uploadMode": "lfs" if is_large(f["path"]) else "regular",
+            {"path": f["path"], "uploadMode": "lfs" if is_large(f["path"]) and not self.state.keeps_in_git else "regular",
              "shouldIgnore": any(fnmatch(f["path"], line) for line in ignored),
              "oid": _known(there.get(f["path"]))}
             for f in asked["files"]

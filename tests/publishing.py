@@ -122,7 +122,6 @@ def world(
     for module in (_http, upload):  # time itself would make every other wait a busy one
         monkeypatch.setattr(module, "time", quick)
     monkeypatch.setattr(verb, "_SMALL", 2000)  # these shards are large ones
-    monkeypatch.setattr(upload, "_IN_MEMORY", 2000)
     yield world
     close_session()
     server.shutdown()

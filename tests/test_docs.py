@@ -210,7 +210,8 @@ def test_the_publishing_page(workplace: Path) -> None:
     server = hub.start()
     log_in(workplace)
     text = (ROOT / "docs" / "publishing.md").read_text()
-    assert run_commands(text, workplace, hub) == 3
+    assert run_commands(text, workplace, hub) == 5
+    assert "model.safetensors" in hub.repos["org/my-push"].head()
     receipt = json.loads((workplace / "receipt.json").read_text())
     keys = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?)\|", text, flags=re.M))))
     assert keys == receipt.keys()

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -97,6 +97,29 @@ class Directory:
 
 
 @dataclass(frozen=True)
+class Remains(Directory):
+    """A local directory whose shards have left it: of those that are in `headers` nothing else can be read."""
+
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        header = self.headers.get(name)
+        if header is None:
+            return super().read(name, start, stop)
+        if start >= len(header):
+            raise CheckpointError(f"{self.label}/{name} is no longer on this disk")
+        return header[start:stop]
+
+    def local_path(self, name: str) -> Path:
+        if name in self.headers:
+            raise CheckpointError(f"{self.label}/{name} is no longer on this disk")
+        return super().local_path(name)
+
+    def is_local(self, name: str) -> bool:
+        return name in self.sizes and name not in self.headers
+
+
+@dataclass(frozen=True)
 class Overlay:
     """Two places as one: the files of `upper` that are `chosen`, and all the others of `lower`."""
 
@@ -176,6 +199,15 @@ def open_directory(root: Path, *, label: str | None = None, commit: str | None =
                 if path.is_file():
                     sizes[PurePosixPath(path.relative_to(root)).as_posix()] = path.stat().st_size
     return Directory(root, sizes, label or root.resolve().name, commit)
+
+
+def open_remains(root: Path, gone: Mapping[str, tuple[bytes, int]]) -> Directory:
+    """A local directory with the shards that it held: of those that are gone (header, bytes in all) by name."""
+    there = open_directory(root)
+    headers = {name: header for name, (header, _) in gone.items()}
+    sizes = dict(there.sizes) | {name: file_bytes for name, (_, file_bytes) in gone.items()}
+    in_order = sorted(sizes, key=lambda name: ("/" in name, name))
+    return Remains(root, {name: sizes[name] for name in in_order}, there.label, headers=headers)
 
 
 def read_local(path: Path, start: int, stop: int | None, what: str) -> bytes:

@@ -7,6 +7,7 @@ import click
 from expo.cli import options as flags
 from expo.cli.merging import run_merge
 from expo.cli.output import Output, to_json
+from expo.cli.pushing import is_push, run_push
 
 
 @click.command(
@@ -16,6 +17,7 @@ Examples:
   expo extrapolate ./sft ./aligned ./out --paper-alpha 0.3
   expo extrapolate ./sft ./sft+./dpo-adapter ./out --alpha 1.3 --rounding stochastic
   expo extrapolate ./sft ./sft+./dpo-adapter ./adapter --alpha 1.3 --as-adapter
+  expo extrapolate org/sft org/aligned org/name --alpha 1.5 --push --stream-inputs
 """
 )
 @click.argument("sft")
@@ -30,6 +32,7 @@ Examples:
 @flags.amount
 @flags.overrides
 @flags.running
+@flags.pushing
 @flags.talk
 def extrapolate(
     sft: str,
@@ -40,19 +43,26 @@ def extrapolate(
     alpha: float | None,
     overrides: flags.Overrides,
     options: flags.RunOptions,
+    to: flags.PublishOptions,
     output: Output,
 ) -> None:
     """Write θ_sft + α·(θ_aligned − θ_sft) to the directory OUT.
 
     SFT and ALIGNED are directories, Hub ids (org/name, org/name@revision), prefixes of object stores
     (s3://bucket/prefix, gs://, az://, https://), or model+adapter for a LoRA adapter. An interrupted run resumes when the same command is run again.
+    With --push OUT is a repository on the Hub, and no more than two shards of it are on this disk at a time.
     """
     from expo.errors import SpecError
     from expo.spec.request import make_request
 
     if alpha is None and (print_spec or not options.dry_run):
         raise SpecError("give --alpha or --paper-alpha (= alpha − 1); neither has a default")
+    pushes = is_push(out, to)
     if as_adapter:
+        if pushes:
+            raise SpecError(
+                "--push: not with --as-adapter, which writes megabytes: expo publish them"
+            )
         _adapter((sft, aligned, out), alpha, print_spec, overrides, options, output)
         return
     request = overrides.apply(make_request(sft, aligned, alpha=alpha, interpolate=True))
@@ -62,7 +72,10 @@ def extrapolate(
         spec = resolved(request)
         output.data(to_json(spec) if output.json else to_yaml(spec).rstrip())
         return
-    run_merge(request, out, options, output)
+    if pushes:
+        run_push(request, out, to, options, output)
+    else:
+        run_merge(request, out, options, output)
 
 
 def _adapter(

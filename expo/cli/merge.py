@@ -9,6 +9,7 @@ import click
 from expo.cli import options as flags
 from expo.cli.merging import run_merge, show_plans
 from expo.cli.output import Output, to_json
+from expo.cli.pushing import is_push, run_push
 from expo.spec.request import Request
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ Examples:
   expo merge --list
   expo merge starling-lm-7b-beta-expo starling-expo
   expo merge spec.yml out --rounding stochastic --seed 7 --dry-run
+  expo merge spec.yml org/name --push --stream-inputs --license apache-2.0
 """,
 )
 @click.argument("spec", type=click.Path(path_type=Path), required=False, metavar="SPEC")
@@ -61,6 +63,7 @@ Examples:
 @flags.strictness
 @flags.overrides
 @flags.running
+@flags.pushing
 @flags.talk
 def merge(
     spec: Path | None,
@@ -70,11 +73,13 @@ def merge(
     strict: bool,
     overrides: flags.Overrides,
     options: flags.RunOptions,
+    to: flags.PublishOptions,
     output: Output,
 ) -> None:
     """Run the merge spec SPEC (a file, or the name of a recipe) and write the directory OUT.
 
-    Flags win over the spec.
+    Flags win over the spec. With --push OUT is a repository on the Hub, and no more than two shards of it are on this
+    disk at a time.
     """
     from dataclasses import replace
 
@@ -86,13 +91,20 @@ def merge(
     if spec is None or out is None:
         raise click.UsageError(f"Missing argument '{'SPEC' if spec is None else 'OUT'}'.")
 
+    pushes = is_push(out, to)
+
     def final(request: Request) -> Request:
         if force and request.low_rank is not None:
             request = replace(request, low_rank=replace(request.low_rank, force=True))
         return overrides.apply(request)
 
     stages = read_stages(spec, strict=strict)
-    if len(stages) == 1:
+    if pushes:
+        from expo.verbs.push import check_single
+
+        check_single(len(stages))
+        run_push(final(stages[0].request({})), out, to, options, output)
+    elif len(stages) == 1:
         run_merge(final(stages[0].request({})), out, options, output)
     elif options.dry_run:
         show_plans(stages, final, out, options, output)

@@ -36,7 +36,7 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
     from expo.verbs.merge import run_plan
 
     if not plan.refusals:
-        _remark(plan, output)
+        remark(plan, output)
     RESUMABLE.append(out)
     with (
         output.progress(out.name) as progress,
@@ -53,20 +53,17 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
             checking=checking,
             say=output.say,
         )
-    for warning in result.warnings:
-        if warning not in plan.warnings:  # what only the tensors could tell
-            output.say(f"warning: {warning}")
     RESUMABLE.remove(out)
     WRITTEN.append(out)
     if progress.done:
         took = f"{progress.seconds:.1f} s, {speed(progress.rate)}"
         output.say(f"wrote {gigabytes(progress.done)} in {took}")
-    _report(result, plan, out, output)
+    report(result, plan, out, output)
     if result.verified is False:
         raise click.exceptions.Exit(FOUND_AN_ERROR)
 
 
-def _remark(plan: "Plan", output: Output) -> None:
+def remark(plan: "Plan", output: Output) -> None:
     """Every warning, and what is copied and dropped, as far as it fits a screen."""
     for warning in plan.warnings:
         output.say(f"warning: {warning}")
@@ -76,10 +73,16 @@ def _remark(plan: "Plan", output: Output) -> None:
         output.say(f"note: {len(plan.notes) - _NOTES} more are in expo.json, and in expo plan")
 
 
-def _report(result: "MergeResult", plan: "Plan", out: Path, output: Output) -> None:
-    """What the verification found on stderr, what came out on stdout."""
+def report(
+    result: "MergeResult", plan: "Plan", out: Path, output: Output, value: object = None
+) -> None:
+    """What the tensors and the verification told on stderr, what came out on stdout: with --json `value`, which
+    holds the result."""
+    for warning in result.warnings:
+        if warning not in plan.warnings:  # what only the tensors could tell
+            output.say(f"warning: {warning}")
     if output.json:
-        output.result(result, lambda: "")
+        output.result(value or result, lambda: "")
         return
     if result.checks and (found := findings(VerifyResult(bool(result.verified), result.checks))):
         output.say(found)

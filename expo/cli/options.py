@@ -4,6 +4,8 @@ import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -74,6 +76,19 @@ class RunOptions:
     hash_inputs: bool = False
     verify: bool = True
     threads: int = DEFAULT_THREADS
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """Flags that say where and how to publish."""
+
+    public: bool
+    revision: str
+    create_pr: bool
+    licence: str | None
+    name_ok: bool
+    receipt: Path | None
+    push: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,6 +204,42 @@ running = _bundle(
             help="Workers.",
         ),
     },
+)
+
+
+def _to_the_hub(when: str = "") -> dict[str, Decorator]:
+    """The flags of a publication, which another verb's help introduces with `when` they are taken."""
+
+    def flag(name: str, said: str, **how: Any) -> Decorator:
+        text = f"{when}{said[0].lower()}{said[1:]}" if when else said
+        return click.option(*name.split(), help=text, **how)
+
+    return {
+        "public": flag("--public", "Let everybody see a new repository.", is_flag=True),
+        "revision": flag("--revision", "Made if need be.", metavar="BRANCH", default="main", show_default=True),
+        "create_pr": flag("--create-pr", "Open a pull request instead of a commit to main.", is_flag=True),
+        "licence": flag("--license licence", "Of OUT, where its parents do not tell.", metavar="ID"),
+        "name_ok": flag("--name-ok", "Leave out the name prefix that a licence wants.", is_flag=True),
+        "receipt": flag("--receipt", "Write what was published, as JSON, to this file.",
+                        type=click.Path(path_type=Path), metavar="FILE"),
+    }  # fmt: skip
+
+
+publishing = _bundle("to", PublishOptions, _to_the_hub())
+
+
+pushing = _bundle(
+    "to",
+    PublishOptions,
+    {
+        "push": click.option(
+            "--push",
+            is_flag=True,
+            help="OUT is ORG/NAME on the Hub (hf://ORG/NAME says the same): send shards as they finish, then commit. "
+            "Works in ./.ORG--NAME.expo-staging, two shards large at most.",
+        )
+    }
+    | _to_the_hub("With --push: "),
 )
 
 decoding = _bundle(

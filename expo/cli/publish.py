@@ -38,19 +38,7 @@ Examples:
     metavar="KEY",
     help="Sign OUT with this private EC key (PEM): adds model.sig, needs the extra sign.",
 )
-@click.option(
-    "--receipt",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write what was published, as JSON, to this file.",
-)
-@click.option("--public", is_flag=True, help="Let everybody see a new repository.")
-@click.option(
-    "--revision", metavar="BRANCH", default="main", show_default=True, help="Made if need be."
-)
-@click.option("--create-pr", is_flag=True, help="Open a pull request instead of a commit to main.")
-@click.option("--license", "licence", metavar="ID", help="Of OUT, where its parents do not tell.")
-@click.option("--name-ok", is_flag=True, help="Leave out the name prefix that a licence wants.")
+@options.publishing
 @click.option("--dry-run", is_flag=True, help="Print what would be done, send nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask before sending.")
 @options.talk
@@ -59,12 +47,7 @@ def publish(
     repo_id: str,
     results: Path | None,
     sign: Path | None,
-    receipt: Path | None,
-    public: bool,
-    revision: str,
-    create_pr: bool,
-    licence: str | None,
-    name_ok: bool,
+    to: options.PublishOptions,
     dry_run: bool,
     yes: bool,
     output: Output,
@@ -74,31 +57,34 @@ def publish(
     A new repository is private unless --public is given. What is there already is not sent again; other weights
     there are deleted in the same commit, other files stay. Interrupted, the same command goes on.
     """
+    from expo.cli.publish_text import publish_text
     from expo.publishing.receipt import check_receipt_path
     from expo.verbs.publish import prepare, send
 
     if not (yes or dry_run or _has_terminal()):
         raise SpecError("there is no terminal to ask on: add --yes, or --dry-run to see the plan")
-    if receipt is not None:
-        check_receipt_path(receipt)
+    if to.receipt is not None:
+        check_receipt_path(to.receipt)
     with output.progress("verify") as progress:
         ready = prepare(
             out,
             repo_id,
             results=results,
             sign=sign,
-            public=public,
-            revision=revision,
-            create_pr=create_pr,
-            licence=licence,
-            name_ok=name_ok,
+            public=to.public,
+            revision=to.revision,
+            create_pr=to.create_pr,
+            licence=to.licence,
+            name_ok=to.name_ok,
             progress=progress,
         )
     if not _agreed(ready.plan, output, dry_run=dry_run, yes=yes):
         return
     RESUMABLE.append(out)
     with output.progress(repo_id) as progress:
-        _report(send(ready, sign=sign, progress=progress), receipt, output)
+        result = send(ready, sign=sign, progress=progress)
+    output.result(result, lambda: publish_text(result))
+    write_receipt(result, to.receipt)
 
 
 def _has_terminal() -> bool:
@@ -121,14 +107,12 @@ def _agreed(plan: "PublishPlan", output: Output, *, dry_run: bool, yes: bool) ->
     return True
 
 
-def _report(result: "PublishResult", receipt: Path | None, output: Output) -> None:
-    from expo.cli.publish_text import publish_text
+def write_receipt(result: "PublishResult", path: Path | None) -> None:
+    """The last thing to do: one that cannot be written hides nothing."""
     from expo.output.durable import unwritable
 
     try:
-        if receipt is not None:
-            receipt.write_text(to_json(result) + "\n", encoding="utf-8")
+        if path is not None:
+            path.write_text(to_json(result) + "\n", encoding="utf-8")
     except OSError as error:
-        output.result(result, lambda: publish_text(result))
-        raise unwritable(error, receipt) from error  # pyright: ignore[reportArgumentType]
-    output.result(result, lambda: publish_text(result))
+        raise unwritable(error, path) from error  # pyright: ignore[reportArgumentType]

@@ -1,6 +1,6 @@
 """The plan: every tensor job of a merge with its bytes, and all that the user should know first."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -87,6 +87,12 @@ class Plan:
     @property
     def write_bytes(self) -> int:
         return sum(shard.file_bytes for shard in self.shards)
+
+    def held_on_disk(self, at_once: int | None = None, done: Collection[str] = ()) -> int:
+        """What the output takes of the disk while no more than so many shards are on it at a time (None: all of
+        them), without those that are `done`."""
+        left = [shard.file_bytes for shard in self.shards if shard.file not in done]
+        return sum(sorted(left, reverse=True)[:at_once])
 
     def preparation_bytes(self, threads: int) -> int:
         """What tensors take that have to be looked at whole, one a worker, and matrices that are edited."""

@@ -21,13 +21,15 @@ def report(
     out: Path | None = None,
     threads: int = DEFAULT_THREADS,
     refusals: tuple[str, ...] = (),
+    shards_at_once: int | None = None,
 ) -> PlanReport:
-    """Describe a plan; `refusals` are reasons to add that lie outside of it (OUT is taken)."""
+    """Describe a plan; `refusals` are reasons to add that lie outside of it (OUT is taken). No more than
+    `shards_at_once` are on the disk at a time, None for all of them."""
     request = plan.request
     free = shutil.disk_usage(_existing(out or Path.cwd())).free
-    if plan.write_bytes > free:
+    if (needed := plan.held_on_disk(shards_at_once)) > free:
         what = f"the disk of {out or 'this directory'} is too full"
-        refusals = (*refusals, f"{what}: {room(plan.write_bytes, free)}")
+        refusals = (*refusals, f"{what}: {room(needed, free)}")
     sources = {role: _source(checkpoint) for role, checkpoint in plan.sources.items()}
     rules = [job.rule for job in plan.jobs]
     models = max((len(job.inputs) for job in plan.jobs), default=2)

@@ -13,6 +13,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    logging,
+)
 
 from expo.checkpoint.hub import shown_endpoint
 from expo.checkpoint.shown import without_secrets
@@ -81,6 +87,21 @@ def _by_status(status: int) -> str:
         case 400 | 413 | 422:
             return f"the Hub refuses what was sent ({status}): add --debug to see what it says"
     return f"the Hub answered {status}: {_AGAIN}"
+
+
+@contextmanager
+def quiet_client() -> Iterator[None]:
+    """Without the client's own bars and warnings, which name signed addresses."""
+    verbosity, has_bars = logging.get_verbosity(), not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    if has_bars:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            enable_progress_bars()
 
 
 class _ClientError(Exception):

@@ -1,6 +1,6 @@
 """Everything that can be known before the first byte is sent."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -64,11 +64,14 @@ def preflight(
     name_ok: bool = False,
     results: Path | None = None,
     signs: bool = False,
+    sent: Mapping[str, int] = {},
 ) -> Preflight:
     """Ask the Hub and OUT all there is to ask; nothing is sent or written.
 
     Args:
         signs: OUT will be signed.
+        sent: the bytes of those files of the manifest that lie on the Hub (or will, when this is asked before they
+            are made), and not in `out`, by name.
 
     Raises:
         CheckpointError, VerificationError: OUT is not what its manifest says.
@@ -80,8 +83,8 @@ def preflight(
     terms = terms_of(manifest, licence)
     _check_name(target, terms, name_ok=name_ok)
     contents = presented(out, manifest, terms=terms, results=measured, repo_id=target.repo_id)
-    files = replaced(snapshot(out, manifest), out, contents)
-    _check_copies(out, files, terms)
+    files = replaced(snapshot(out, manifest, sent), out, contents)
+    _check_copies(out, files, terms, is_pushed=bool(sent))
     _check_signature(out, files, signs=signs)
     account = whose_token(api)
     remote = look(api, target)
@@ -150,14 +153,16 @@ def _check_name(target: Target, terms: Terms, *, name_ok: bool) -> None:
         )
 
 
-def _check_copies(out: Path, files: Iterable[Outgoing], terms: Terms) -> None:
+def _check_copies(out: Path, files: Iterable[Outgoing], terms: Terms, *, is_pushed: bool) -> None:
     """That the texts which have to travel with the model are there."""
     names = [file.name.lower() for file in files]
+    where = "the aligned model" if is_pushed else str(out)
+    cure = "merge into a directory, put it there, and `expo publish` that" if is_pushed else "put it there"  # fmt: skip
     for pattern in terms.files:
         if not any(fnmatchcase(name, pattern.lower()) for name in names):
             raise CheckpointError(
-                f"{out} has no {pattern.rstrip('*')} file, and its licence asks for a copy of the text: put "
-                f"it there ({terms.link})"
+                f"{where} has no {pattern.rstrip('*')} file, and its licence asks for a copy of the text: "
+                f"{cure} ({terms.link})"
             )
 
 

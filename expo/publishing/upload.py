@@ -1,28 +1,21 @@
 """The upload: files one by one, then one commit that holds them all or is not made."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    logging,
-)
+from huggingface_hub import CommitOperationAdd, HfApi
 
 from expo.errors import HubError
-from expo.publishing.hub_errors import CLIENT_ERRORS, explained, root, status_of
+from expo.publishing.hub_errors import CLIENT_ERRORS, explained, quiet_client, root, status_of
 from expo.publishing.outgoing import Outgoing
 from expo.publishing.repository import Remote, Target, compare, files_at, look
+from expo.publishing.wire import post_commit
 
 _PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a commit is tried again: what the client does for every other request."""
 
 _LONGEST_PAUSE = 300.0
-_IN_MEMORY = 10 << 20
 _RECENT = 10
 
 
@@ -52,8 +45,9 @@ def open_branch(api: HfApi, target: Target, *, private: bool) -> Remote:
     return look(api, target)
 
 
-def preupload(api: HfApi, target: Target, files: Sequence[Outgoing]) -> list[CommitOperationAdd]:
-    """Send the content of files ahead of the commit that will name them, hashed no second time.
+def preupload(api: HfApi, target: Target, files: Sequence[Outgoing]) -> None:
+    """Send LFS objects ahead of the commit that will name them, hashed no second time. When it returns the Hub has
+    them.
 
     Raises:
         HubError: the Hub does not take them.
@@ -61,50 +55,41 @@ def preupload(api: HfApi, target: Target, files: Sequence[Outgoing]) -> list[Com
     """
     operations = [_addition(file) for file in files]
     what = files[0].name if len(files) == 1 else f"{len(files)} files"
-    with explained(f"{what} to {target}"), _quiet_client():
+    with explained(f"{what} to {target}"), quiet_client():
         api.preupload_lfs_files(
             target.repo_id,
             operations,
             revision=target.revision,
             create_pr=target.create_pr,
-            free_memory=False,
-            gitignore_content="",  # a .gitignore on the branch must not thin the model out
+            gitignore_content="",  # as in `names_in_lfs`
         )
     for file in files:
         file.confirm()
-    return operations
 
 
 def commit(
     api: HfApi,
     target: Target,
-    operations: Iterable[CommitOperationAdd | CommitOperationDelete],
+    send: Sequence[Outgoing],
+    in_lfs: Collection[str],
+    deleted: Iterable[str],
     *,
     parent: str,
     files: Sequence[Outgoing],
     message: str,
     description: str,
 ) -> Landed:
-    """Make the one commit on top of `parent`. An answer that does not come is looked up in the tree: where it holds
-    `files` the commit was made.
+    """Make the one commit on top of `parent`: `send`, those `in_lfs` by their hash. An answer that does not come is
+    looked up in the tree: where it holds `files` the commit was made.
 
     Raises:
         HubError: it was not made, or the branch has moved.
+        VerificationError: a small file changed.
     """
-    operations = list(operations)
+    said = {"parent": parent, "message": message, "description": description}
     for pause in (*_PAUSES, None):
         try:
-            with _quiet_client():
-                made = api.create_commit(
-                    target.repo_id,
-                    operations,
-                    commit_message=message,
-                    commit_description=description,
-                    revision=target.revision,
-                    create_pr=target.create_pr,
-                    parent_commit=parent,
-                )
-            return Landed(made.oid, made.pr_url)
+            return Landed(*post_commit(target, send, in_lfs, deleted, **said))
         except CLIENT_ERRORS as error:
             if landed := find(api, target, files, parent=parent):
                 return landed
@@ -162,11 +147,8 @@ def _pull_request(api: HfApi, target: Target, files: Sequence[Outgoing]) -> Land
 
 
 def _addition(file: Outgoing) -> CommitOperationAdd:
-    """A small file is read now, because those that are not in LFS travel with the commit itself."""
-    if file.nbytes < _IN_MEMORY:
-        return CommitOperationAdd(file.name, file.read())
     file.confirm()
-    operation = CommitOperationAdd(file.name, file.path)
+    operation = CommitOperationAdd(file.name, file.path if file.content is None else file.content)
     operation.upload_info.sha256 = bytes.fromhex(file.sha256)
     return operation
 
@@ -181,18 +163,3 @@ def _pause(error: Exception, otherwise: float) -> float:
     response = getattr(root(error), "response", None)
     asked = response.headers.get("Retry-After", "") if response is not None else ""
     return min(float(asked), _LONGEST_PAUSE) if asked.isdigit() else otherwise
-
-
-@contextmanager
-def _quiet_client() -> Iterator[None]:
-    """Without the client's own bars and warnings, which name signed addresses."""
-    verbosity, has_bars = logging.get_verbosity(), not are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    if has_bars:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bars:
-            enable_progress_bars()

@@ -185,15 +185,10 @@ def run_plans(
     """
     started = time.monotonic()
     for plan, out in zip(plans, outs, strict=True):
-        _check_plan(plan)
+        check_plan(plan, hash_inputs=hash_inputs)
         check_out(out, plan.request, overwrite=overwrite)
-    if hash_inputs and plans[0].stream_bytes:
-        raise SpecError(
-            "--hash-inputs reads inputs whole, and streamed ones are read once: leave out --hash-inputs, or "
-            "bring the models to this disk first"
-        )
     fetch(plans[0])
-    known = _identities(plans[0], hash_inputs=hash_inputs)
+    known = known_identities(plans[0], hash_inputs=hash_inputs)
     with ExitStack() as claims:
         runs = [Run(plan, claims.enter_context(claimed(out, plan.request, overwrite=overwrite)),
                      fingerprint(plan, known), known)
@@ -213,10 +208,11 @@ def run_plans(
                 raise
             raise unwritable(error, runs[0].staging.out, kept="finished shards") from error
     seconds = time.monotonic() - started
-    return tuple(_result(r, m, seconds) for r, m in zip(runs, manifests, strict=True))
+    return tuple(merge_result(r, m, seconds) for r, m in zip(runs, manifests, strict=True))
 
 
-def _result(run: Run, manifest: Manifest, seconds: float) -> MergeResult:
+def merge_result(run: Run, manifest: Manifest, seconds: float) -> MergeResult:
+    """What is told of a run that is done."""
     written = run.plan.write_bytes
     if manifest.engine == "mergekit":  # only now it is known
         written = sum((run.staging.out / name).stat().st_size for name in manifest.files)
@@ -240,7 +236,18 @@ def _result(run: Run, manifest: Manifest, seconds: float) -> MergeResult:
     )
 
 
-def _check_plan(plan: Plan) -> None:
+def check_plan(plan: Plan, *, hash_inputs: bool = False) -> None:
+    """That a plan can be run.
+
+    Raises:
+        CheckpointError: it refuses.
+        SpecError: it has no alpha, or a streamed input would have to be read twice to be hashed.
+    """
+    if hash_inputs and plan.stream_bytes:
+        raise SpecError(
+            "--hash-inputs reads inputs whole, and streamed ones are read once: leave out --hash-inputs, or "
+            "bring the models to this disk first"
+        )
     if plan.refusals:
         raise CheckpointError("; ".join(plan.refusals))
     if not plan.request.gives_alpha:
@@ -249,7 +256,8 @@ def _check_plan(plan: Plan) -> None:
         )
 
 
-def _identities(plan: Plan, *, hash_inputs: bool) -> Identities:
+def known_identities(plan: Plan, *, hash_inputs: bool) -> Identities:
+    """Every input with what tells it from a changed one; `hash_inputs` adds the SHA-256 of whole files."""
     known = identities(plan)
     if hash_inputs:
         for side, checkpoint in plan.sources.items():

@@ -4,7 +4,7 @@ mergekit's engine."""
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from expo.checkpoint.sidecars import CARD, is_apart
 from expo.compute.stream import Progress, Tuning, stream
@@ -25,14 +25,29 @@ if TYPE_CHECKING:  # YAML, schemas and checks are imported by those that need th
     from expo.verification.run import Children
 
 
+class Engine(Protocol):
+    """Whatever runs plans into their sinks as `stream` does."""
+
+    def __call__(
+        self,
+        plans: Sequence[Plan],
+        sinks: Sequence[Staging],
+        *,
+        finished: Sequence[Sequence[FinishedShard]],
+        tuning: Tuning,
+        progress: Progress | None,
+    ) -> list[list[FinishedShard]]: ...
+
+
 @dataclass(frozen=True)
 class Run:
-    """One plan on its way to its OUT."""
+    """One plan on its way to its OUT. `shards_at_once` are on this disk at a time, None for all of them."""
 
     plan: Plan
     staging: Staging
     print_: Fingerprint
     known: Identities
+    shards_at_once: int | None = None
 
 
 def produce(
@@ -43,6 +58,7 @@ def produce(
     progress: Progress | None,
     checking: Progress | None,
     say: Callable[[str], None] | None,
+    engine: Engine = stream,
 ) -> list[Manifest]:
     """Everything up to the placement: the manifests, which are written last."""
     manifests = [run.staging.complete_manifest(run.print_) for run in runs]
@@ -52,7 +68,9 @@ def produce(
     elif left[0].plan.request.foreign is not None:
         made = [_foreign(run, verify=verify) for run in left]
     else:
-        made = _streamed(left, tuning, verify=verify, progress=progress, checking=checking, say=say)
+        made = _streamed(
+            left, tuning, engine, verify=verify, progress=progress, checking=checking, say=say
+        )
     following = iter(made)
     return [known if known is not None else next(following) for known in manifests]
 
@@ -60,6 +78,7 @@ def produce(
 def _streamed(
     runs: Sequence[Run],
     tuning: Tuning,
+    engine: Engine,
     *,
     verify: bool,
     progress: Progress | None,
@@ -71,7 +90,7 @@ def _streamed(
     with ExitStack() as stack:
         # They need no weights, so they work while the weights stream; all outputs have the same files.
         children = stack.enter_context(_children(runs[0])) if verify else None
-        done = stream(
+        done = engine(
             [run.plan for run in runs],
             [run.staging for run in runs],
             finished=finished,
@@ -96,7 +115,7 @@ def _resumed(run: Run, say: Callable[[str], None] | None) -> list[FinishedShard]
     finished, reason = staging.resume(run.print_)
     if say and (reason or finished):
         say(reason or f"resuming: {len(finished)} of {len(plan.shards)} shards done")
-    _check_space(plan, staging, finished)
+    _check_space(run, finished)
     return finished
 
 
@@ -117,10 +136,17 @@ def _verified(
         name for name, s in sums.items() if s.elements and not (s.base_square or s.delta_square)
     }
     sft = plan.sources.get("sft")
+    folder = run.staging.folder
+    gone = {
+        shard.file: (shard.header, shard.file_bytes)
+        for shard in plan.shards
+        if not (folder / shard.file).exists()
+    }
     found = verify_stream(
-        run.staging.folder,
+        folder,
         children,
         TensorFacts({shard.file: shard.sha256 for shard in finished}, zero=frozenset(zero)),
+        gone=gone,
         aligned=plan.donor,
         sft=None if sft is None else sft.tokenizer_files,
         asked_dtype=plan.request.dtype,
@@ -194,14 +220,16 @@ def _changed(before: Identities, after: Identities) -> str | None:
     return None
 
 
-def _check_space(plan: Plan, staging: Staging, finished: list[FinishedShard]) -> None:
+def _check_space(run: Run, finished: list[FinishedShard]) -> None:
+    plan, staging, done = run.plan, run.staging, {shard.file for shard in finished}
     beside = sum(sidecar.files.sizes[sidecar.name] for sidecar in plan.sidecars)
-    needed = plan.write_bytes - sum(shard.file_bytes for shard in finished) + beside
-    free = staging.free_bytes()
+    left = plan.held_on_disk(run.shards_at_once, done)
+    needed, free = left + beside, staging.free_bytes()
     if needed > free:
         if not finished:
             staging.discard()
+        where = "name an OUT" if run.shards_at_once is None else "run it in a directory"
         raise OutputError(
             f"the disk of {staging.out} is too full: {room(needed, free)}; "
-            "make room, or name an OUT on another disk"
+            f"make room, or {where} on another disk"
         )

@@ -5,12 +5,13 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import HfApi
 
 from expo.checkpoint.sidecars import MANIFEST
 from expo.errors import VerificationError
 from expo.output.manifest import AdapterManifest, Manifest
 from expo.publishing import signature
+from expo.publishing.hub_errors import explained
 from expo.publishing.outgoing import Outgoing, signed, written
 from expo.publishing.preflight import Preflight, preflight
 from expo.publishing.presentation import present
@@ -25,6 +26,7 @@ from expo.publishing.upload import (
     preupload,
 )
 from expo.publishing.watch import watched
+from expo.publishing.wire import names_in_lfs
 from expo.results import PublishResult, VerifyResult
 from expo.spec.request import both_conventions
 from expo.verification.run import check_directory, verify_folder
@@ -140,15 +142,15 @@ def send(
     difference = compare(files, remote.files)
     landed = _existing(api, ready, files, remote, difference)
     if landed is None:
-        operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            *_uploaded(api, target, difference.send, progress),
-            *(CommitOperationDelete(name, is_folder=False) for name in difference.delete),
-        ]
+        in_lfs = _in_lfs(target, difference.send)
+        _upload(api, target, difference.send, in_lfs, progress)
         message, description = _message(ready.manifest, files)
         landed = commit(
             api,
             target,
-            operations,
+            difference.send,
+            in_lfs,
+            difference.delete,
             parent=str(remote.head),
             files=files,
             message=message,
@@ -177,22 +179,34 @@ def _existing(
     return find(api, ready.target, files, parent=None) if ready.target.create_pr else None
 
 
-def _uploaded(
-    api: HfApi, target: Target, files: Sequence[Outgoing], progress: Progress | None
-) -> list[CommitOperationAdd]:
-    """The small files together, then the large ones one by one."""
+def _in_lfs(target: Target, files: Sequence[Outgoing]) -> set[str]:
+    """The names of the LFS objects among the files: those that are sent are some."""
+    with explained(f"{len(files)} files to {target}"):
+        here = [file for file in files if not file.is_sent]
+        return names_in_lfs(target, here) | {file.name for file in files if file.is_sent}
+
+
+def _upload(
+    api: HfApi,
+    target: Target,
+    files: Sequence[Outgoing],
+    in_lfs: set[str],
+    progress: Progress | None,
+) -> None:
+    """The LFS objects that are not there yet, the small ones together, then the large ones one by one."""
     tell = progress or (lambda _done, _total: None)
-    small = [file for file in files if file.nbytes < _SMALL]
-    large = [[file] for file in files if file.nbytes >= _SMALL]
-    operations: list[CommitOperationAdd] = []
-    done, total = 0, sum(file.nbytes for file in files)
+    objects = [file for file in files if file.name in in_lfs and not file.is_sent]
+    small = [file for file in objects if file.nbytes < _SMALL]
+    large = [[file] for file in objects if file.nbytes >= _SMALL]
+    total = sum(file.nbytes for file in files)
+    done = total - sum(file.nbytes for file in objects)
+    tell(done, total)
     for batch in [small, *large] if small else large:
         nbytes = sum(file.nbytes for file in batch)
         with watched(batch[0].path, partial(_tell_of_part, tell, done, nbytes, total)):
-            operations += preupload(api, target, batch)
+            preupload(api, target, batch)
         done += nbytes
         tell(done, total)
-    return operations
 
 
 def _tell_of_part(tell: Progress, done: int, nbytes: int, total: int, part: int) -> None:

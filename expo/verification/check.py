@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Severity = Literal["error", "warning", "info"]
 
+GONE = "the weights have left this disk"
+UNREAD = "values are looked at by a whole expo verify, not during the merge"
 MISTAKEN = "a file that it reads is not what its name says"
 _SHOWN = 5  # faults in a message before "and N more"
 _MALFORMED = (

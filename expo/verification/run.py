@@ -1,12 +1,12 @@
 """Verify a folder: start the child processes, gather the facts, run the table of checks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
 from expo.checkpoint.checkpoint import Checkpoint
-from expo.checkpoint.files import Files, open_directory
+from expo.checkpoint.files import Files, open_directory, open_remains
 from expo.checkpoint.sidecars import is_model_sidecar, is_tokenizer_file
 from expo.errors import SpecError, TokenizerError
 from expo.output.manifest import Example
@@ -176,6 +176,7 @@ def verify_stream(
     children: Children,
     facts: TensorFacts,
     *,
+    gone: Mapping[str, tuple[bytes, int]],
     aligned: Checkpoint,
     sft: Files | None,
     asked_dtype: str | None,
@@ -186,12 +187,13 @@ def verify_stream(
     """Run the checks on what a merge has just written, with what its stream knows of the tensors.
 
     Args:
+        gone: header and size in bytes of the shards that have left `out` already.
         checking: called with (steps done, steps in all).
     """
     steps = _steps(checking)
     steps(0)
     subject = Subject(
-        open_directory(out),
+        open_remains(out, gone),
         aligned,
         sft,
         golden=golden,

@@ -21,7 +21,7 @@ from expo.checkpoint.sidecars import (
 )
 from expo.errors import CheckpointError
 from expo.verification.altered import why_altered
-from expo.verification.check import MISTAKEN, Check, Info, Skipped, listing
+from expo.verification.check import GONE, MISTAKEN, Check, Info, Skipped, listing
 from expo.verification.contents import strangers, together
 from expo.verification.subject import BIN, Subject
 
@@ -117,7 +117,7 @@ def total_size(s: Subject) -> Iterator[str]:
 def modes(s: Subject) -> Iterator[str]:
     """Whoever may list the folder should be able to read its files."""
     folder = s.folder.stat().st_mode
-    for name in s.out.sizes:
+    for name in filter(s.out.is_local, s.out.sizes):
         mode = (s.folder / name).stat().st_mode
         if not mode & 0o400 or folder & 0o044 & ~mode:
             yield f"{printable(name)} has mode {mode & 0o777:04o} in a folder of {folder & 0o777:04o}"
@@ -253,6 +253,10 @@ def tied(s: Subject) -> Iterator[str]:
 
 def _same_bytes(s: Subject, a: str, b: str, step: int = 1 << 24) -> bool:
     first, second = s.tensors[a], s.tensors[b]
+    if not (s.out.is_local(first.file) and s.out.is_local(second.file)):
+        raise Skipped(
+            f"{GONE}: whether {printable(a)} holds the values of {printable(b)} is not known"
+        )
 
     def part(tensor, at: int) -> bytes:
         stop = min(at + step, tensor.nbytes)

@@ -23,7 +23,7 @@ from expo.checkpoint.vocabulary import read_vocabulary
 from expo.errors import CheckpointError
 from expo.output.manifest import AdapterManifest, Manifest
 from expo.results import CheckResult
-from expo.verification.check import Skipped
+from expo.verification.check import UNREAD, Skipped
 from expo.verification.conversations import (
     BASICS,
     CONVERSATIONS,
@@ -298,7 +298,7 @@ class Subject:
     def values(self) -> dict[str, Values]:
         if not self.scanned.values:
             self.require_all_read()
-            raise Skipped("values are looked at by a whole expo verify, not during the merge")
+            raise Skipped(UNREAD)
         return self.scanned.values
 
     @cached_property
