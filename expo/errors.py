@@ -11,9 +11,23 @@ ExpoError                 exit 1: the run failed, one line says what, where and 
 └── VerificationError     exit 3: a model does not verify, so it is not published
 """
 
+_LONGEST = 860
+"""Characters of a message: what it quotes may be megabytes."""
+_MOST_LINES, _LONGEST_OF_SEVERAL = 12, 300
+
 
 class ExpoError(Exception):
-    """A failure whose message is one line for the user: what, where, the cure."""
+    """A failure whose message is one line for the user: what, where, the cure; of several faults one line each.
+
+    What a line quotes from outside does not break it, and is cut in the middle where it is long: what and where
+    stand at the beginning, the cure at the end.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        longest = _LONGEST if len(lines) == 1 else _LONGEST_OF_SEVERAL
+        kept = [_one_line(line, longest) for line in lines[:_MOST_LINES]]
+        more = [f"and {len(lines) - len(kept)} more"] if len(lines) > len(kept) else []
+        super().__init__("\n".join([*kept, *more]))
 
 
 class SpecError(ExpoError):
@@ -46,3 +60,13 @@ class OutputError(ExpoError):
 
 class VerificationError(ExpoError):
     """A model does not verify, or is no longer the one that was verified."""
+
+
+def _one_line(text: str, longest: int) -> str:
+    """The text with its line breaks written out, and without its middle where it is too long."""
+    return _cut("\\n".join(_cut(text, longest).splitlines()), longest)
+
+
+def _cut(text: str, longest: int) -> str:
+    tail = longest // 3
+    return text if len(text) <= longest else f"{text[: longest - tail - 3]} … {text[-tail:]}"

@@ -356,7 +356,7 @@ def test_the_plan_says_what_is_cut(pair: Path, expo) -> None:
         ({"edits": [{"laser": {}}]}, "edits.0.laser: needs keep: mp, gd,"),
         ({"edits": [{"laser": {"keep": "half"}}]}, "keep half: not a rule: mp, gd, laser_rmt, rank=R"),
         ({"edits": [{"laser": {"keep": "gd", "force": True}}]}, "force: is not a parameter of laser"),
-        ({"edits": [{"laser": {"keep": "gd", "target": "("}}]}, "target: (: not a regular expression"),
+        ({"edits": [{"laser": {"keep": "gd", "target": "("}}]}, "target: '(' is not a regular expression: missing )"),
         ({"edits": [{"laser": {"keep": "gd", "layers": [4]}}]}, "layers: [first, after the last], not [4]"),
         ({"transforms": [{"low_rank": {"keep": "gd", "force": 3}}]}, "force: true or false, not 3"),
         ({"transforms": [{"low_rank": {"keep": "gd"}}, {"dare": {"density": 0.5}}]}, "one transform at a time"),

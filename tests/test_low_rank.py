@@ -309,7 +309,7 @@ def test_bad_input(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "c", {name: broken})
     with pytest.raises(CheckpointError, match=r"up_proj\.weight holds NaN or Inf"):
         door.spectrum(tmp_path / "c")
-    with pytest.raises(SpecError, match="not a regular expression"):
+    with pytest.raises(SpecError, match="is not a regular expression"):
         door.spectrum(tmp_path / "a", target="(")
 
 

@@ -238,7 +238,7 @@ SIDECARS = {
     "generation_config.json": b'{"eos_token_id": 32000}',
     "tokenizer_config.json": b'{\n "legacy": true  }',
     "special_tokens_map.json": b"{}",
-    "tokenizer.model": b"",
+    "tokenizer.model": b"\x12\x00",  # no piece, and how none was trained
     "chat_template.jinja": b"{{ bos_token }}\r\n",
     "additional_chat_templates/tool.jinja": b"tool",
     "preprocessor_config.json": b"{}",

@@ -2,11 +2,14 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from expo.checkpoint.child import search
 from expo.checkpoint.files import Files, read_json
 from expo.checkpoint.headers import Shard, TensorInfo, printable
+from expo.checkpoint.parsing import shown
 from expo.errors import CheckpointError
 
 CONFIG = "adapter_config.json"
@@ -61,8 +64,10 @@ def read_adapter(files: Files, shard: Shard, base: dict[str, TensorInfo]) -> Ada
     updates: dict[str, LowRank] = {}
     replaced: dict[str, TensorInfo] = {}
     tensors = {tensor.name: tensor for tensor in shard.tensors}
+    parts = {key: _split(key) for key in tensors}
+    alphas = _alphas(files.label, config, {module for module, _ in parts.values()})
     for key, tensor in tensors.items():
-        module, kind = _split(key)
+        module, kind = parts[key]
         match kind:
             case "lora_A.weight" | "lora_embedding_A":
                 partner = tensors.get(key.replace("_A", "_B"))
@@ -71,7 +76,8 @@ def read_adapter(files: Files, shard: Shard, base: dict[str, TensorInfo]) -> Ada
                 name = f"{module}.weight"
                 embedding = kind == "lora_embedding_A"
                 transposed = embedding or bool(config.get("fan_in_fan_out"))
-                scale = _scale(config, module, rank=tensor.shape[0])
+                rank = _checked_rank(files.label, key, tensor)
+                scale = alphas[module] / (math.sqrt(rank) if config.get("use_rslora") else rank)
                 updates[name] = LowRank(tensor, partner, scale, transposed)
                 _check_fit(files.label, name, updates[name], base)
             case "lora_B.weight" | "lora_embedding_B":
@@ -109,19 +115,37 @@ def _split(key: str) -> tuple[str, str]:
     return (name, "unknown") if ".lora_" in name else (name, "whole")
 
 
-def _scale(config: dict, module: str, rank: int) -> float:
-    """lora_alpha / r, or / √r with rsLoRA (2312.03732); patterns match as PEFT's do."""
-    alpha = config["lora_alpha"]
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = value
-            break
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _alphas(label: str, config: dict, modules: Iterable[str]) -> dict[str, float]:
+    """What every module's product is multiplied with before it is divided by r, or √r with rsLoRA (2312.03732).
+
+    The first pattern that fits a name's end counts, as in PEFT.
+    """
+    alphas = dict.fromkeys(modules, float(config["lora_alpha"]))
+    patterns = config.get("alpha_pattern") or {}
+    if not patterns:
+        return alphas
+    try:
+        found = search([rf"\A(.*\.)?({pattern})$" for pattern in patterns], list(alphas))
+    except ValueError as error:
+        _refuse(label, f"has an alpha_pattern that cannot be used: {error}")
+    for fitting, alpha in reversed([*zip(found, patterns.values(), strict=True)]):
+        alphas |= dict.fromkeys(fitting, float(alpha))
+    return alphas
+
+
+def _checked_rank(label: str, key: str, a: TensorInfo) -> int:
+    if len(a.shape) != 2 or a.shape[0] == 0:
+        _refuse(
+            label, f"has {printable(key)} of the shape {shown(list(a.shape))}, no matrix of a rank"
+        )
+    return a.shape[0]
 
 
 def _check_config(label: str, config: dict) -> None:
     if config.get("peft_type") != "LORA":
-        _refuse(label, f"is a {config.get('peft_type')} adapter; expo adds LoRA adapters only")
+        _refuse(
+            label, f"is a {_named(config.get('peft_type'))} adapter; expo adds LoRA adapters only"
+        )
     for key, meaning in _UNSUPPORTED.items():
         if config.get(key):
             _refuse(
@@ -129,8 +153,25 @@ def _check_config(label: str, config: dict) -> None:
                 f"uses {meaning} ({key}), which expo cannot add; "
                 "merge it with peft's merge_and_unload first",
             )
-    if not isinstance(config.get("lora_alpha"), int | float):
-        _refuse(label, "has no lora_alpha")
+    if not _is_number(config.get("lora_alpha")):
+        _refuse(label, f"has no number for lora_alpha, but {shown(config.get('lora_alpha'))}")
+    patterns = config.get("alpha_pattern") or {}
+    if not (isinstance(patterns, dict) and all(map(_is_number, patterns.values()))):
+        _refuse(label, f"has an alpha_pattern that is no map to numbers: {shown(patterns)}")
+
+
+def _named(value: object) -> str:
+    return printable(value) if isinstance(value, str) else shown(value)
+
+
+def _is_number(value: object) -> bool:
+    """Whether a float holds it."""
+    try:
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
+    except OverflowError:
+        return False
 
 
 def _check_fit(label: str, name: str, update: LowRank, base: dict[str, TensorInfo]) -> None:

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import PurePosixPath
 
 from expo.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
 from expo.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
@@ -19,6 +18,7 @@ from expo.checkpoint.files import (
     read_json,
 )
 from expo.checkpoint.headers import Shard, TensorInfo, header_bytes, parse_header, printable
+from expo.checkpoint.places import fault_of
 from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import is_tokenizer_file
 from expo.checkpoint.vocabulary import read_vocabulary
@@ -209,9 +209,8 @@ def _shard_names(files: Files, index_name: str, index: dict) -> list[str]:
     for tensor, name in weight_map.items():
         if not isinstance(name, str):
             raise CheckpointError(f"{where} maps {printable(tensor)} to something that is no name")
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-            raise CheckpointError(f"{where} points outside its directory: {printable(name)}")
+        if fault := fault_of(name):
+            raise CheckpointError(f"{where} names a file that {fault}: {printable(name)}")
         if name not in files.sizes:
             raise CheckpointError(
                 f"{where} names {printable(name)}, which is missing: download the model again"

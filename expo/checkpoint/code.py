@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from expo.checkpoint.files import Files, read_json
+from expo.checkpoint.files import Files, read_json, read_whole
 from expo.checkpoint.sidecars import is_config
 from expo.errors import CheckpointError
 
@@ -53,8 +53,8 @@ def _texts(value: object) -> Iterator[str]:
 def _imported(files: Files, name: str) -> Iterator[str]:
     """The files of `from .module import x` and `from . import module`, as Python finds them."""
     try:
-        tree = ast.parse(files.read(name))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        tree = ast.parse(read_whole(files, name))
+    except (CheckpointError, SyntaxError, ValueError, RecursionError, MemoryError):
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and 0 < node.level <= len(PurePosixPath(name).parts):

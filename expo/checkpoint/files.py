@@ -1,6 +1,5 @@
 """The files of one location, wherever they lie: list them, read a range, bring one to the disk."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from typing import Protocol
 
 from expo.checkpoint.contents import FIRST_BYTES, mistaken
 from expo.checkpoint.headers import printable
+from expo.checkpoint.parsing import MOST_BYTES, parse_json
+from expo.checkpoint.places import fault_of
 from expo.checkpoint.reader import FileReader, Reader
 from expo.checkpoint.reference import Location
 from expo.errors import CheckpointError, MistakenFileError
@@ -195,9 +196,15 @@ def open_directory(root: Path, *, label: str | None = None, commit: str | None =
         directories[:] = sorted(d for d in directories if d not in _SKIPPED_DIRECTORIES)
         for name in sorted(names):
             path = Path(folder, name)
+            place = PurePosixPath(path.relative_to(root)).as_posix()
             with _readable(str(path)):
-                if path.is_file():
-                    sizes[PurePosixPath(path.relative_to(root)).as_posix()] = path.stat().st_size
+                if not path.is_file():
+                    continue
+                if fault := fault_of(place):
+                    raise CheckpointError(
+                        f"{root} holds a file whose name {fault}: rename {printable(place)}"
+                    )
+                sizes[place] = path.stat().st_size
     return Directory(root, sizes, label or root.resolve().name, commit)
 
 
@@ -244,24 +251,38 @@ def read_json(files: Files, name: str) -> dict:
     Raises:
         CheckpointError: it cannot be read or is not an object.
     """
-    where = f"{files.label}/{name}"
+    where = f"{files.label}/{printable(name)}"
     try:
-        value = parse_json(files, name)
-    except (ValueError, RecursionError) as error:
+        value = load_json(files, name)
+    except ValueError as error:
         raise CheckpointError(f"{where} is not JSON ({error}): download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{where} is not a JSON object: download it again")
     return value
 
 
-def parse_json(files: Files, name: str) -> object:
+def load_json(files: Files, name: str) -> object:
     """Any JSON value.
 
     Raises:
-        ValueError, RecursionError: it is not JSON.
+        ValueError: it is not JSON, or beyond the limits of `parse_json`.
         CheckpointError: it cannot be read.
     """
-    return json.loads(files.read(name))
+    return parse_json(read_whole(files, name))
+
+
+def read_whole(files: Files, name: str) -> bytes:
+    """All of a file that is no weight file.
+
+    Raises:
+        CheckpointError: it cannot be read, or is larger than any such file is.
+    """
+    if files.sizes[name] > MOST_BYTES:
+        raise CheckpointError(
+            f"{files.label}/{printable(name)} has {files.sizes[name]} bytes, at most {MOST_BYTES} are read: "
+            "is it the right file?"
+        )
+    return files.read(name)
 
 
 @contextmanager

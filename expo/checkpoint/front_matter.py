@@ -4,7 +4,9 @@ import re
 from dataclasses import dataclass
 
 from expo.checkpoint.files import Files
+from expo.checkpoint.parsing import MOST_BYTES
 from expo.checkpoint.sidecars import CARD
+from expo.errors import SpecError
 
 _BLOCK = re.compile(r"\s*---\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", re.S)
 
@@ -27,7 +29,7 @@ def read_front_matter(files: Files) -> FrontMatter | None:
     Raises:
         CheckpointError, HubError: the file cannot be read.
     """
-    if CARD not in files.sizes:
+    if files.sizes.get(CARD, MOST_BYTES) >= MOST_BYTES:
         return None
     said = front_matter(files.read(CARD).decode(errors="replace"))
     if said is None:
@@ -44,16 +46,16 @@ def read_front_matter(files: Files) -> FrontMatter | None:
 
 def front_matter(text: str) -> dict | None:
     """The mapping at the top of a card; None where there is none."""
-    import yaml
+    from expo.checkpoint.yaml_values import load_yaml
 
     found = _BLOCK.match(text)
     if found is None:
         return None
     try:
-        said = yaml.safe_load(found[1])
-    except (yaml.YAMLError, ValueError):
+        said, *more = load_yaml(found[1], CARD)
+    except SpecError:
         return None
-    return said if isinstance(said, dict) else None
+    return said.value if isinstance(said.value, dict) and not more else None
 
 
 def _text(value: object) -> str | None:

@@ -14,10 +14,13 @@ from itertools import pairwise
 from typing import NoReturn
 
 from expo.checkpoint.dtypes import ITEM_BYTES
+from expo.checkpoint.parsing import parse_json, shown
 from expo.errors import CheckpointError
 
 _AGAIN = "download it again"
 MAX_HEADER_BYTES = 100_000_000
+_MOST = 1 << 62  # bytes or elements: what counts them has 64 bits
+_MOST_DIMENSIONS = 64  # torch's own limit
 ALIGNMENT = 4096
 """Data of our own shards starts on this boundary, so that direct I/O works from the first byte."""
 
@@ -135,8 +138,8 @@ def _load_json(raw: bytes, file: str) -> dict:
         return dict(pairs)
 
     try:
-        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        entries = parse_json(raw, pairs=unique)
+    except ValueError as error:
         _refuse(file, f"has a header that is not JSON ({error}): {_AGAIN}")
     if not isinstance(entries, dict):
         _refuse(file, "has a header that is not a JSON object")
@@ -155,11 +158,18 @@ def _entry(file: str, name: str, entry: object) -> tuple[str, str, tuple[int, ..
             f"stores {printable(name)} as {printable(dtype)}, which expo cannot add; "
             "dequantize the model to bfloat16 first",
         )
-    if not all(isinstance(size, int) and size >= 0 for size in shape):
-        _refuse(file, f"gives {printable(name)} the impossible shape {shape}")
-    if begin < 0 or end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
-        _refuse(file, f"gives {printable(name)} {end - begin} bytes, not {shape} × {dtype}")
+    if len(shape) > _MOST_DIMENSIONS or not all(_is_size(size) for size in shape):
+        _refuse(file, f"gives {printable(name)} the impossible shape {shown(shape)}")
+    if not 0 <= begin <= end <= _MOST or end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+        _refuse(
+            file,
+            f"gives {printable(name)} {shown(end - begin)} bytes, not {shown(shape)} × {dtype}",
+        )
     return name, dtype, tuple(shape), begin, end
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
 
 
 def _by_offset(span: tuple[str, str, tuple[int, ...], int, int]) -> tuple[int, int]:

@@ -1,12 +1,13 @@
 """A Hub repository at one commit: listed and read by range, downloaded through the Hub's cache."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import constants
+from huggingface_hub import ModelInfo, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -19,6 +20,8 @@ from huggingface_hub.errors import (
 )
 
 from expo.checkpoint.files import Directory, open_directory, read_local
+from expo.checkpoint.parsing import shown
+from expo.checkpoint.places import fault_of
 from expo.checkpoint.ranges import RangeReader, read_range
 from expo.checkpoint.reader import FileReader, Reader
 from expo.checkpoint.reference import Location
@@ -26,6 +29,8 @@ from expo.checkpoint.shown import without_secrets
 from expo.errors import HubError
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+_COMMIT, _SHA256 = re.compile(r"[0-9a-f]{7,64}"), re.compile(r"[0-9a-f]{64}")
+_MOST_FILE_BYTES = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -104,14 +109,13 @@ def open_repository(location: Location, *, streams: bool = False) -> Repository 
         if constants.HF_HUB_OFFLINE:
             return _cached_snapshot(repo_id, location.revision)
         try:
-            info = huggingface_hub.HfApi().model_info(
-                repo_id, revision=location.revision, files_metadata=True
-            )
+            info = _described(repo_id, location.revision)
         except (HTTPError, OSError) as error:
             if not _is_silence(error):
                 raise
             return _without_the_hub(location, error)
     files = {file.rfilename: file for file in info.siblings or []}
+    _check_described(repo_id, info)
     return Repository(
         repo_id,
         location.revision,
@@ -120,6 +124,34 @@ def open_repository(location: Location, *, streams: bool = False) -> Repository 
         sha256={name: file.lfs.sha256 for name, file in files.items() if file.lfs},
         streams=streams,
     )
+
+
+def _described(repo_id: str, revision: str | None) -> ModelInfo:
+    """What the Hub says of a repository, as its client understands it."""
+    try:
+        return huggingface_hub.HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+    except (HTTPError, OSError, HFValidationError):
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise HubError(_strange(repo_id, "no description of a repository")) from error
+
+
+def _check_described(repo_id: str, info: ModelInfo) -> None:
+    """Raises HubError: its commit, or the name, size or hash of a file is none."""
+    if not _COMMIT.fullmatch(str(info.sha)):
+        raise HubError(_strange(repo_id, f"the commit {shown(info.sha)}"))
+    for file in info.siblings or []:
+        if fault := fault_of(file.rfilename):
+            raise HubError(_strange(repo_id, f"a file whose name {fault}: {shown(file.rfilename)}"))
+        numbers = [file.size or 0, *([file.lfs.size] if file.lfs else [])]
+        if not all(isinstance(n, int) and 0 <= n < _MOST_FILE_BYTES for n in numbers):
+            raise HubError(_strange(repo_id, f"the size {shown(file.size)} of {file.rfilename}"))
+        if file.lfs and not _SHA256.fullmatch(str(file.lfs.sha256)):
+            raise HubError(_strange(repo_id, f"a hash of {file.rfilename} that is no SHA-256"))
+
+
+def _strange(repo_id: str, what: str) -> str:
+    return f"{repo_id}: the Hub at {constants.ENDPOINT} answered with {what}; check HF_ENDPOINT, or run again later"
 
 
 def _is_silence(error: Exception) -> bool:

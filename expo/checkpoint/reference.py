@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from expo.checkpoint.headers import printable
 from expo.errors import SpecError
 
 STORES = ("s3", "gs", "az", "https", "http")
@@ -50,7 +51,7 @@ def parse_reference(text: str, *, role: str = "model") -> Reference:
     """
     if not text:
         raise SpecError(f"{role}: is empty; name a directory or a Hub id")
-    if Path(text).expanduser().exists():
+    if _exists(text):
         return Reference(_location(text, role))
     # A '+' may be part of a directory's name, so the longest existing path wins.
     for cut in reversed([at for at, char in enumerate(text) if char == "+"]):
@@ -79,7 +80,22 @@ def parse_loadable(text: str, *, role: str) -> Location:
 
 def _is_known(text: str) -> bool:
     named = _hub_parts(text) is not None or _scheme(text) in STORES
-    return named or Path(text).expanduser().exists()
+    return named or _exists(text)
+
+
+def local_path(text: str) -> Path:
+    """The path that the text is; `~` and `~user` stand for homes where there is one."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # nobody's home
+        return Path(text)
+
+
+def _exists(text: str) -> bool:
+    try:
+        return local_path(text).exists()
+    except OSError:  # longer than any name can be
+        return False
 
 
 def _scheme(text: str) -> str | None:
@@ -96,24 +112,30 @@ def _hub_parts(text: str) -> tuple[str, str | None] | None:
 
 
 def _location(text: str, role: str) -> Location:
-    path = Path(text).expanduser()
+    path = local_path(text)
     if _scheme(text) in STORES:
         return Location(url=_checked_url(text, role))
-    if not text.startswith("hf://") and path.exists():
+    if not text.startswith("hf://") and _exists(text):
         if not path.is_dir():
-            raise SpecError(f"{role}: {text} is a file; name the directory that holds the model")
+            raise SpecError(
+                f"{role}: {printable(text)} is a file; name the directory that holds the model"
+            )
         return Location(path=path)
     if parts := _hub_parts(text):
         return Location(repo_id=parts[0], revision=parts[1])
     raise SpecError(
-        f"{role}: {text} is neither an existing directory nor a Hub id (org/name[@revision])"
+        f"{role}: {printable(text)} is neither an existing directory nor a Hub id (org/name[@revision])"
     )
 
 
 def _checked_url(text: str, role: str) -> str:
     """The address of a prefix, as messages and the manifest may show it."""
-    parts = urlsplit(text)
-    shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path.rstrip('/')}"
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError as error:
+        raise SpecError(f"{role}: {printable(text)} is no address: {error}") from error
+    shown = printable(f"{parts.scheme}://{parts.hostname or ''}{parts.path.rstrip('/')}")
     if not parts.hostname:
         raise SpecError(
             f"{role}: {shown} names no bucket or host: write {parts.scheme}://NAME/PREFIX"

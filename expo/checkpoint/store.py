@@ -1,6 +1,5 @@
 """A prefix of an object store as a checkpoint's folder: listed once, read by range, never downloaded whole."""
 
-import json
 import re
 import weakref
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from expo.checkpoint.parsing import MOST_BYTES, parse_json, shown
+from expo.checkpoint.places import fault_of
 from expo.checkpoint.ranges import Again, RangeReader, changed, read_range
 from expo.checkpoint.reader import Bytes
 from expo.checkpoint.sidecars import MODEL, TOKENIZER
@@ -204,7 +205,10 @@ def _listed(store: "ObjectStore", url: str) -> Iterator[Listed]:
             raise CheckpointError(
                 f"{url} holds more than {_MOST_FILES} files: name the model's own prefix"
             )
-        yield Listed.of(meta)
+        entry = Listed.of(meta)
+        if fault := fault_of(entry.path):
+            raise CheckpointError(f"{url} lists a file whose name {fault}: {shown(entry.path)}")
+        yield entry
 
 
 def _probed(store: "ObjectStore") -> list[Listed]:
@@ -212,18 +216,22 @@ def _probed(store: "ObjectStore") -> list[Listed]:
     known = [name for name in (*TOKENIZER, *MODEL) if "*" not in name]
     found = _heads(store, [*known, *_SINGLES, *_INDEXES])
     index = next((entry for entry in found if entry.path in _INDEXES), None)
-    return found if index is None else [*found, *_heads(store, _shards(store, index.path))]
+    return found if index is None else [*found, *_heads(store, _shards(store, index))]
 
 
-def _shards(store: "ObjectStore", index: str) -> list[str]:
+def _shards(store: "ObjectStore", index: Listed) -> list[str]:
     """The files that an index names; what is wrong with it is said when it is read."""
     import obstore
 
-    try:
-        named = json.loads(bytes(obstore.get(store, index).bytes()))["weight_map"].values()
-        return sorted({name for name in named if isinstance(name, str) and ".." not in name})
-    except (ValueError, LookupError, TypeError, AttributeError):
+    if index.file_bytes > MOST_BYTES:
         return []
+    try:
+        match parse_json(bytes(obstore.get(store, index.path).bytes())):
+            case {"weight_map": dict(named)}:
+                return sorted(name for name in {*map(str, named.values())} if not fault_of(name))
+    except ValueError:
+        pass
+    return []
 
 
 def _heads(store: "ObjectStore", names: list[str]) -> list[Listed]:

@@ -6,10 +6,9 @@ ones), which is all that older readers know. A processor takes `chat_template.js
 `.jinja` files; tokenizers ignore it.
 """
 
-import json
 from pathlib import PurePosixPath
 
-from expo.checkpoint.files import Files
+from expo.checkpoint.files import Files, load_json, read_whole
 
 FILE = "chat_template.jinja"
 ADDITIONAL = "additional_chat_templates/"
@@ -32,7 +31,7 @@ def read_templates(files: Files) -> dict[str, Templates]:
         places[FILE if FILE in files.sizes else ADDITIONAL] = own
     for name in ("tokenizer_config.json", PROCESSORS_OWN):
         if name in files.sizes:
-            value = json.loads(files.read(name)).get("chat_template")
+            value = _entry(files, name)
             if value is not None:
                 places[name] = _by_name(value)
     return places
@@ -62,12 +61,22 @@ def _jinja_files(files: Files) -> Templates:
         for name in files.sizes
         if name.startswith(ADDITIONAL) and name.endswith(".jinja")
     }
-    return {names[name]: files.read(name).decode() for name in names if name in files.sizes}
+    return {names[name]: read_whole(files, name).decode() for name in names if name in files.sizes}
 
 
-def _by_name(value: str | list | dict) -> Templates:
-    if isinstance(value, str):
-        return {DEFAULT: value}
-    if isinstance(value, list):
-        return {entry["name"]: entry["template"] for entry in value}
-    return dict(value)
+def _entry(files: Files, name: str) -> object:
+    value = load_json(files, name)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no JSON object")
+    return value.get("chat_template")
+
+
+def _by_name(value: object) -> Templates:
+    match value:
+        case str():
+            return {DEFAULT: value}
+        case list():
+            return {entry["name"]: entry["template"] for entry in value}
+        case dict():
+            return value
+    raise ValueError("a chat_template is text, or a list of named ones")

@@ -8,6 +8,7 @@ from typing import NoReturn
 import click
 
 from expo import __version__
+from expo.checkpoint.headers import printable
 from expo.cli.card import card
 from expo.cli.compare import compare
 from expo.cli.demo import demo
@@ -78,6 +79,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str]) -> int:
     try:
+        _check_text(arguments)
         code = cli.main(arguments, prog_name="expo", standalone_mode=False)
     except click.exceptions.Exit as exit_:
         code = exit_.exit_code
@@ -95,6 +97,17 @@ def _run(arguments: list[str]) -> int:
     except SYSTEM_FAULTS as fault:
         code = _refused_by_the_system(fault, debug="--debug" in arguments)
     return code if isinstance(code, int) else 0
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Names that are no text end up in manifests and cards, which are."""
+    for word in arguments:
+        try:
+            is_text = "\0" not in word.encode().decode()
+        except UnicodeEncodeError:
+            is_text = False
+        if not is_text:
+            raise SpecError(f"{printable(word)} is not UTF-8 text: rename what it names")
 
 
 def _stopped(number: int) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
+from expo.checkpoint.parsing import MOST_BYTES
 from expo.errors import EndpointError, SpecError
 from expo.evaluation.answers import Reply
 from expo.sampling.decoding import PRESETS
@@ -183,7 +184,7 @@ def _sent(url: str, body: dict | None, key: str | None) -> dict:
     try:
         request = urllib.request.Request(url, data=data, headers=headers)
         with _OPENER.open(request, timeout=SECONDS) as response:
-            return json.loads(response.read())
+            return json.loads(response.read(MOST_BYTES))
     except urllib.error.HTTPError as error:
         said = _message(error)
         if error.code in _RETRIED:
@@ -193,7 +194,7 @@ def _sent(url: str, body: dict | None, key: str | None) -> dict:
     except (OSError, http.client.HTTPException) as error:
         why = str(getattr(error, "reason", None) or error) or type(error).__name__
         raise _Busy(why, is_away=True) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _Refused(
             f"{url} does not answer with JSON: is it the address of a server?"
         ) from error
@@ -217,7 +218,7 @@ def _message(error: urllib.error.HTTPError) -> str:
         found = json.loads(raw)
         inner = found.get("error", found)
         said = inner.get("message") or inner.get("detail") if isinstance(inner, dict) else inner
-    except (ValueError, AttributeError, OSError, http.client.HTTPException):
+    except (ValueError, RecursionError, AttributeError, OSError, http.client.HTTPException):
         said = raw
     return _short(said) if said else str(error.reason)
 

@@ -1,11 +1,11 @@
 """Open the models of a merge, match them by their headers, lay out the output."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 
 from expo.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from expo.checkpoint.child import search
 from expo.checkpoint.code import code_files
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.files import check_contents
@@ -44,12 +44,12 @@ def build_plan(request: Request) -> Plan:
 
 def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
     """Plan the merge of models that are open. Raises as `build_plan`."""
-    allowed = _compiled(request.allow_missing)
+    allowed = _allowed(request, opened)
     found = Findings(notes=[note for checkpoint in opened.values() for note in checkpoint.notes])
     donor = opened[donor_of(request)]
     request = _routed(request, opened, donor)
     check_asked(request, opened, donor, found)
-    check_patterns(request, opened, donor, found)
+    check_patterns(request, opened, donor, allowed, found)
     jobs = match(request, _models(request, opened), allowed, found) if not request.foreign else {}
     fit = check_sides(request, opened, jobs, found)
     jobs = with_edits(request, donor, jobs, found)
@@ -164,11 +164,15 @@ def _roles(request: Request, opened: Mapping[Reference, Checkpoint]) -> dict[str
     return {name: opened[reference] for name, reference in named}
 
 
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+def _allowed(request: Request, opened: Mapping[Reference, Checkpoint]) -> frozenset[str]:
+    """The tensors that `--allow-missing` names."""
+    if request.allow_missing is None:
+        return frozenset()
+    names = sorted({name for checkpoint in opened.values() for name in checkpoint.tensors})
     try:
-        return re.compile(pattern) if pattern is not None else None
-    except re.error as error:
-        raise SpecError(f"--allow-missing {pattern}: not a regular expression: {error}") from error
+        return search([request.allow_missing], names)[0]
+    except ValueError as error:
+        raise SpecError(f"--allow-missing: {error}") from error
 
 
 def _sidecars(

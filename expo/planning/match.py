@@ -1,6 +1,5 @@
 """Match the tensors of all models of a merge, one or many, and say what becomes of each."""
 
-import re
 from collections.abc import Iterator, Mapping
 
 from expo.checkpoint.checkpoint import Checkpoint, Weight
@@ -21,9 +20,13 @@ _SHARED = frozenset({"rescale"})
 
 
 def match(
-    request: Request, models: Models, allowed: re.Pattern[str] | None, found: Findings
+    request: Request, models: Models, allowed: frozenset[str], found: Findings
 ) -> dict[str, TensorJob]:
-    """What becomes of every tensor of the donor; what does not fit is left out and noted in `found`."""
+    """What becomes of every tensor of the donor; what does not fit is left out and noted in `found`.
+
+    Args:
+        allowed: the tensors that some models may lack.
+    """
     matcher = _Matcher(request, models, allowed, found)
     jobs = (matcher.job(name, weight) for name, weight in models.donor.weights.items())
     matched = {job.name: job for job in jobs if job is not None}
@@ -33,7 +36,7 @@ def match(
 
 class _Matcher:
     def __init__(
-        self, request: Request, models: Models, allowed: re.Pattern[str] | None, found: Findings
+        self, request: Request, models: Models, allowed: frozenset[str], found: Findings
     ) -> None:
         self._request, self._models, self._allowed, self._found = request, models, allowed, found
         self._values = Values(request, models.donor)
@@ -83,7 +86,7 @@ class _Matcher:
 
     def _may_differ(self, name: str) -> bool:
         """Whether a tensor may be in some models only: a derived buffer, or what --allow-missing names."""
-        return bool(DERIVED.search(name) or (self._allowed and self._allowed.search(name)))
+        return bool(DERIVED.search(name) or name in self._allowed)
 
     def _partner(self, checkpoint: Checkpoint, name: str) -> Weight | None:
         """The tensor of that name; a tied head is its embedding, and the other way round."""

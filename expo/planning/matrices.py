@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from expo.checkpoint.checkpoint import Checkpoint, Weight
+from expo.checkpoint.child import search
 from expo.checkpoint.dtypes import FLOATS
 from expo.checkpoint.names import is_of_kind
+from expo.errors import SpecError
 
 _GATE = re.compile(r"(block_sparse_moe\.gate|mlp\.gate|router(\.\w+)?|shared_expert_gate)\.weight$")
 _FUSED_QKV = re.compile(r"\.(qkv_proj|Wqkv|c_attn)\.weight$")  # query_key_value is interleaved
@@ -41,7 +43,23 @@ def matrices(checkpoint: Checkpoint, pattern: str | None = None) -> Iterator[Mat
     Embeddings, head, norms, biases and router gates are left out, unless a `pattern` (`re.search` on
     the label, which starts with the full name) asks for them. What is in a fused tensor is told apart
     by rows: `qkv_proj.weight:v`; the experts of a stack by number: `gate_up_proj[3]:up`.
+
+    Raises:
+        SpecError: the pattern is no regular expression, or does not come to an end.
     """
+    found = _all_parts(checkpoint, pattern)
+    if pattern is None:
+        yield from found
+        return
+    listed = list(found)
+    try:
+        chosen = search([pattern], [matrix.label for matrix in listed])[0]
+    except ValueError as error:
+        raise SpecError(f"target: {error}") from error
+    yield from (matrix for matrix in listed if matrix.label in chosen)
+
+
+def _all_parts(checkpoint: Checkpoint, pattern: str | None) -> Iterator[Matrix]:
     for name, weight in checkpoint.weights.items():
         if weight.dtype not in FLOATS or len(weight.shape) not in (2, 3) or min(weight.shape) < 2:
             continue
@@ -49,9 +67,7 @@ def matrices(checkpoint: Checkpoint, pattern: str | None = None) -> Iterator[Mat
             is_of_kind(name, ("embeddings", "head", "norms", "biases")) or is_router_gate(name)
         ):
             continue
-        for matrix in _parts(checkpoint, name, weight):
-            if pattern is None or re.search(pattern, matrix.label):
-                yield matrix
+        yield from _parts(checkpoint, name, weight)
 
 
 def is_router_gate(name: str) -> bool:

@@ -1,6 +1,5 @@
 """Patterns that fit nothing: they are warned of, because what they were to do does not happen."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 
@@ -16,11 +15,17 @@ from expo.spec.strict import nearest
 Opened = Mapping[Reference, Checkpoint]
 
 
-def check_patterns(request: Request, opened: Opened, donor: Checkpoint, found: Findings) -> None:
-    """Warn of filters, `--include` and `--allow-missing` that fit nothing."""
+def check_patterns(
+    request: Request,
+    opened: Opened,
+    donor: Checkpoint,
+    allowed: frozenset[str],
+    found: Findings,
+) -> None:
+    """Warn of filters, `--include` and `--allow-missing` (which names the `allowed`) that fit nothing."""
     found.warnings += _filters(request, donor)
     found.warnings += _includes(request.include, donor)
-    found.warnings += _allowed(request, opened)
+    found.warnings += _allowing(request, opened, allowed)
 
 
 def _filters(request: Request, donor: Checkpoint) -> Iterator[str]:
@@ -50,10 +55,10 @@ def _includes(patterns: Iterable[str], donor: Checkpoint) -> Iterator[str]:
             yield f"--include {printable(pattern)} fits no file of {donor.label}: nothing is added"
 
 
-def _allowed(request: Request, opened: Opened) -> Iterator[str]:
+def _allowing(request: Request, opened: Opened, allowed: frozenset[str]) -> Iterator[str]:
     """`--allow-missing` where no model lacks a tensor that it fits."""
     pattern = request.allow_missing
     held = [model.tensors.keys() for model in opened.values()]
     uneven = set().union(*held) - set(held[0]).intersection(*held)
-    if pattern is not None and not any(re.search(pattern, name) for name in uneven):
+    if pattern is not None and not allowed & uneven:
         yield f"--allow-missing {printable(pattern)} fits no tensor that only some models have"

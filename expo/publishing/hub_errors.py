@@ -24,8 +24,11 @@ from expo.checkpoint.hub import shown_endpoint
 from expo.checkpoint.shown import without_secrets
 from expo.errors import HubError
 
-CLIENT_ERRORS = (HTTPError, OSError, RuntimeError, ValueError, LookupError)
-"""Whatever a request may end with; HfHubHTTPError and the transfer's own errors are among them."""
+CLIENT_ERRORS = (
+    HTTPError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
+)  # fmt: skip
+"""Whatever a request may end with; HfHubHTTPError and the transfer's own errors are among them, and what its reading of
+a strange answer comes to."""
 
 _AGAIN = "run the same command again, it goes on from there"
 

@@ -76,6 +76,8 @@ def _json(text: str, path: Path, first: int) -> list:
     except json.JSONDecodeError as error:
         line = first + error.lineno - 1
         raise SpecError(f"{path}:{line}: is not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # too many digits, too deep
+        raise SpecError(f"{path}:{first}: is not JSON that can be read: {error}") from error
 
 
 def _parquet(path: Path) -> list[dict]:

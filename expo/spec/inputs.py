@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from expo.checkpoint.yaml_values import Path_
 from expo.operators.methods import METHODS, Base, Default
 from expo.spec.schema import MergeSpec, Model, Parameters, SliceOf, Source
-from expo.spec.source import Path_
 from expo.spec.strict import Document
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from expo.checkpoint.yaml_values import Path_
 from expo.errors import SpecError
 from expo.operators.methods import WITHOUT_EFFECT, Default
 from expo.spec.inputs import KNOWN, Takes
 from expo.spec.request import resolve_alpha
 from expo.spec.settings import Setting, Settings, is_number, mapped, parse_setting
-from expo.spec.source import Path_
 from expo.spec.strict import Document, nearest
 
 _UP_TO_1 = ("density", "epsilon", "gamma", "select_topk")

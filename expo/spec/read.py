@@ -6,7 +6,9 @@ from os import PathLike
 from pathlib import Path
 
 from expo.checkpoint.names import KINDS
+from expo.checkpoint.parsing import shown
 from expo.checkpoint.reference import Reference, parse_reference
+from expo.checkpoint.yaml_values import Path_
 from expo.spec.dialect import plain
 from expo.spec.experts import is_mixture, mixture
 from expo.spec.inputs import KNOWN, check_inputs, scopes
@@ -14,7 +16,6 @@ from expo.spec.parameters import Reader
 from expo.spec.recipes import spec_path, vectors_path
 from expo.spec.request import Foreign, Operand, Request, Slice
 from expo.spec.schema import MergeSpec, Mixture, Model, SliceOf, Source
-from expo.spec.source import Path_
 from expo.spec.steps import edits, low_rank, transforms
 from expo.spec.strict import Document, nearest
 from expo.spec.surgery import named_models, placed, renamed, surgery
@@ -128,7 +129,7 @@ class _Reader:
         name = spec.merge_method
         if name in KNOWN:
             return
-        fault = f"{name!r} is not a method of expo or mergekit{nearest(name, list(KNOWN))}"
+        fault = f"{shown(name)} is not a method of expo or mergekit{nearest(name, list(KNOWN))}"
         if name == "tokensurgeon":
             fault = "is a command of mergekit's: mergekit-tokensurgeon MODEL DONOR OUT, then expo verify OUT"
         self.document.fault(("merge_method",), fault)
@@ -244,7 +245,9 @@ class _Reader:
     def _kinds(self, kinds: list[str]) -> tuple[str, ...]:
         for number, kind in enumerate(kinds):
             if kind not in KINDS:
-                fault = f"{kind!r} is not one of {', '.join(KINDS)}{nearest(kind, list(KINDS))}"
+                fault = (
+                    f"{shown(kind)} is not one of {', '.join(KINDS)}{nearest(kind, list(KINDS))}"
+                )
                 self.document.fault(("exclude", number), fault)
         return tuple(kinds)
 

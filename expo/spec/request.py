@@ -1,12 +1,13 @@
 """The request: what a merge is asked to compute, from flags or from a spec, defaults filled in."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from expo.checkpoint.child import search
+from expo.checkpoint.parsing import shown
 from expo.checkpoint.reference import Reference, parse_reference
 from expo.errors import SpecError
 from expo.operators.rules import Keep, parse_keep
@@ -16,6 +17,7 @@ Rounding = Literal["nearest", "stochastic"]
 StopAt = Literal["error", "warning"]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic")
 DTYPES = ("bfloat16", "float16", "float32", "float64")
+MAX_SEED = 2**32 - 1  # what NumPy takes, and so do the libraries on it
 ADAPTER_DTYPES = ("float32", "bfloat16", "float16")
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
@@ -24,6 +26,12 @@ def dtype_name(text: str) -> str:
     """The one name of a dtype that may be written `bf16` or `torch.bfloat16`; others as they are."""
     bare = text.removeprefix("torch.")
     return _SHORT.get(bare, bare)
+
+
+def check_seed(seed: int) -> None:
+    """Raises SpecError: it is no seed that every library takes."""
+    if not 0 <= seed <= MAX_SEED:
+        raise SpecError(f"seed is a whole number from 0 to {MAX_SEED}, not {shown(seed)}")
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,9 @@ class Request:
     foreign: Foreign | None = None
     stream_inputs: bool = False
 
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
     @property
     def operands(self) -> tuple[Operand, ...]:
         """Those of the first slice: every slice has the same models."""
@@ -187,9 +198,9 @@ def matrix_edit(
     rule = parse_keep(keep)
     if target is not None:
         try:
-            re.compile(str(target))
-        except re.error as error:
-            raise SpecError(f"target: {target}: not a regular expression: {error}") from None
+            search([str(target)], [])
+        except ValueError as error:
+            raise SpecError(f"target: {error}") from None
     span = None
     if layers is not None:
         if not (
@@ -198,10 +209,10 @@ def matrix_edit(
             and all(isinstance(n, int) and not isinstance(n, bool) for n in layers)
             and 0 <= layers[0] < layers[1]
         ):
-            raise SpecError(f"layers: [first, after the last], not {layers!r}")
+            raise SpecError(f"layers: [first, after the last], not {shown(layers)}")
         span = (layers[0], layers[1])
     if force not in (None, True, False):
-        raise SpecError(f"force: true or false, not {force!r}")
+        raise SpecError(f"force: true or false, not {shown(force)}")
     return MatrixEdit(rule, None if target is None else str(target), span, bool(force))
 
 

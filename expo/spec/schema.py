@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from expo.checkpoint.names import KINDS
 from expo.spec.dialect import dtype, model_text, whole
-from expo.spec.request import Rounding
+from expo.spec.request import MAX_SEED, Rounding
 from expo.spec.strict import Strict
 
 Parameters = dict[str, object]
@@ -76,7 +76,7 @@ class MergeSpec(Strict):
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
     rounding: Rounding = "nearest"
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     interpolate: bool = False
     tokenizer_source: ModelName | None = None
     tokenizer: dict[str, object] | None = None
@@ -107,7 +107,7 @@ class Mixture(Strict):
     architecture: str | None = None
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     verify: Verify | None = None
     warning: str | None = None
     name: str | None = None

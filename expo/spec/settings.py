@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from expo.checkpoint.parsing import shown
 from expo.errors import SpecError
 
 Scalar = bool | float
@@ -86,13 +87,17 @@ def _conditional(entry: object, *, flag: bool) -> Conditional:
         case {"value": value, **more}:
             name = more.get("filter")
             if isinstance(value, dict) or not (name is None or isinstance(name, str)):
-                raise SpecError(f"a filter is a part of a name and has one value, not {entry!r}")
+                raise SpecError(
+                    f"a filter is a part of a name and has one value, not {shown(entry)}"
+                )
             inner = parse_setting(value, flag=flag)
             if isinstance(inner, tuple) and any(isinstance(i, Conditional) for i in inner):
-                raise SpecError(f"a filter is a part of a name and has one value, not {entry!r}")
+                raise SpecError(
+                    f"a filter is a part of a name and has one value, not {shown(entry)}"
+                )
             return Conditional(inner, name)  # pyright: ignore[reportArgumentType]
         case _:
-            raise SpecError(f"a filter has the keys filter and value, not {entry!r}")
+            raise SpecError(f"a filter has the keys filter and value, not {shown(entry)}")
 
 
 _FLAGS = {
@@ -110,18 +115,27 @@ def _scalar(value: object, *, flag: bool) -> Scalar:
         number = None
     if not isinstance(number, bool | int | float):
         raise _no_setting(value)
-    return _finite(number)
+    return finite(number)
 
 
 def _no_setting(value: object) -> SpecError:
     return SpecError(
-        f"a number, a list of numbers over the layers, or filters with values, not {value!r}"
+        f"a number, a list of numbers over the layers, or filters with values, not {shown(value)}"
     )
 
 
-def _finite(value: Scalar) -> Scalar:
-    if not math.isfinite(value):
-        raise SpecError(f"should be a finite number, not {value!r}")
+def finite(value: Scalar) -> Scalar:
+    """The value.
+
+    Raises:
+        SpecError: no float holds it.
+    """
+    try:
+        is_finite = math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        is_finite = False
+    if not is_finite:
+        raise SpecError(f"should be a finite number, not {shown(value)}")
     return value
 
 

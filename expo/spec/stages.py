@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from expo.checkpoint.parsing import shown
 from expo.spec.dialect import plain
 from expo.spec.read import request_of
 from expo.spec.recipes import spec_path
@@ -53,7 +54,7 @@ def read_stages(source: Path, *, strict: bool = False) -> list[Stage]:
         if taken and name is None:
             raise document.error((), "only one document goes without a name:, the one for OUT")
         if taken or not (name is None or (isinstance(name, str) and Path(name).name == name)):
-            raise document.error(("name",), f"{name!r} is taken or is not a plain name")
+            raise document.error(("name",), f"{shown(name)} is taken or is not a plain name")
         stages.append(Stage(name, document, path.parent, strict))
     return _ordered(stages) if len(stages) > 1 else stages
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 
+from expo.checkpoint.parsing import shown
+from expo.checkpoint.yaml_values import Path_
 from expo.operators.methods import TRANSFORMS
 from expo.operators.rules import RULES
 from expo.spec.parameters import in_range
 from expo.spec.request import MatrixEdit, Transform, matrix_edit
 from expo.spec.schema import MergeSpec
-from expo.spec.source import Path_
+from expo.spec.settings import finite
 from expo.spec.strict import Document, nearest
 
 _LOW_RANK, _LASER = "low_rank", "laser"
@@ -56,7 +58,7 @@ def _named(
             example = "{dare: {density: 0.5}}" if key == "transforms" else "{laser: {keep: gd}}"
             document.fault(path, f"needs one name and its parameters, such as {example}")
         else:
-            document.fault(path, f"{name!r} is not {_AN[key]}{nearest(name, known)}")
+            document.fault(path, f"{shown(name)} is not {_AN[key]}{nearest(name, known)}")
 
 
 def _matrix_edit(
@@ -86,10 +88,10 @@ def _transform(
             fault = f"is not a parameter of {name}{nearest(key, list(TRANSFORMS[name].each))}"
             document.fault(where, fault)
         elif not isinstance(value, bool | int | float):
-            document.fault(where, f"is a number, not {value!r}")
+            document.fault(where, f"is a number, not {shown(value)}")
         else:
             settings[key] = value
-            document.attempt(where, lambda key=key, value=value: in_range(key, value))
+            document.attempt(where, lambda key=key, value=value: in_range(key, finite(value)))
     for key, default in TRANSFORMS[name].each.items():
         if default is None and key not in parameters:
             document.fault(path, f"needs {key}")

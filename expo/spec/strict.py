@@ -9,8 +9,10 @@ from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from expo.checkpoint.headers import printable
+from expo.checkpoint.parsing import shown
+from expo.checkpoint.yaml_values import Path_, Position, load_yaml, read_text
 from expo.errors import SpecError
-from expo.spec.source import Path_, Position, load_yaml, read_text
 
 _WORDS = {
     "missing": "is required",
@@ -24,6 +26,7 @@ _WORDS = {
     "too_short": "has too few entries",
     "too_long": "has too many entries",
     "greater_than_equal": "is too small",
+    "less_than_equal": "is too large",
     "finite_number": "should be a finite number",
 }
 """A validator's kinds of faults, in the words of a person."""
@@ -37,6 +40,8 @@ class Strict(BaseModel):
 
 Schema = TypeVar("Schema", bound=Strict)
 T = TypeVar("T")
+_LONGEST_KEY = 100  # characters of it that messages show
+_MOST_FAULTS = 50
 
 
 class Document:
@@ -92,16 +97,30 @@ class Document:
         try:
             return schema.model_validate(self.value)
         except ValidationError as error:
-            faults = error.errors()
-            for fault in faults:
-                path = tuple(fault["loc"])
-                if fault["type"] == "extra_forbidden":
-                    self.unknown_key(path, _keys_at(schema, path[:-1]))
-                else:
-                    self.fault(path, _describe(dict(fault)))
-            if any(fault["type"] != "extra_forbidden" for fault in faults):
-                self.check()
-            return schema.model_validate(_without(self.value, [f["loc"] for f in faults]))
+            unknown = self._noted(error, schema)
+        try:
+            return schema.model_validate(_without(self.value, unknown))
+        except ValidationError as error:  # what an unknown key stood for is missing now
+            self._noted(error, schema)
+            raise SpecError(*(what for _, what in self._faults)) from error
+
+    def _noted(self, error: ValidationError, schema: type[BaseModel]) -> list[Path_]:
+        """The unknown keys of what a validator found, which is noted.
+
+        Raises:
+            SpecError: there is more than unknown keys, or there are very many of them.
+        """
+        faults = error.errors()
+        for fault in faults[:_MOST_FAULTS]:
+            path = tuple(fault["loc"])
+            if fault["type"] == "extra_forbidden":
+                self.unknown_key(path, _keys_at(schema, path[:-1]))
+            else:
+                self.fault(path, _describe(dict(fault)))
+        is_doubtful = all(fault["type"] == "extra_forbidden" for fault in faults)
+        if not is_doubtful or len(faults) > _MOST_FAULTS:
+            self.check()
+        return [tuple(fault["loc"]) for fault in faults]
 
     def attempt(self, path: Path_, make: Callable[[], T]) -> T | None:
         """What `make` returns, or None and its SpecError as a fault at `path`."""
@@ -143,8 +162,8 @@ class Document:
         """`what`, with the place of `path` before it."""
         line, column = self._position(path)
         where = f"{self._name}:{line}:{column}" if line else self._name
-        shown = ".".join(map(str, path))
-        return f"{where}: {shown}: {what}" if shown else f"{where}: {what}"
+        part = ".".join(printable(str(key), _LONGEST_KEY) for key in path)
+        return f"{where}: {part}: {what}" if part else f"{where}: {what}"
 
     def _position(self, path: Path_) -> Position:
         """That of the path, or of what it lies in; (0, 0) where nothing has one."""
@@ -157,7 +176,7 @@ class Document:
         the reader is strict."""
         if self._faults or (strict and self._doubts):
             found = [*self._faults, *((place, what) for place, what, _ in self._doubts)]
-            raise SpecError("\n".join(what for _, what in sorted(found, key=itemgetter(0))))
+            raise SpecError(*(what for _, what in sorted(found, key=itemgetter(0))))
 
 
 _PLACES = {
@@ -179,6 +198,8 @@ _WITHOUT = {
 
 def nearest(word: str, known: list[str]) -> str:
     """` (did you mean …?)`, or nothing."""
+    if len(word) > _LONGEST_KEY:
+        return ""
     others = [name for name in known if name != word]
     found = difflib.get_close_matches(word.lower(), others, n=1, cutoff=0.55)
     return f" (did you mean {found[0]}?)" if found else ""
@@ -200,13 +221,15 @@ def _describe(fault: dict) -> str:
     match kind:
         case "literal_error":
             expected = re.findall(r"'([^']+)'", fault["ctx"]["expected"])
-            return f"{value!r} is not one of {', '.join(expected)}" + nearest(str(value), expected)
+            return f"{shown(value)} is not one of {', '.join(expected)}" + nearest(
+                str(value), expected
+            )
         case "value_error":
             return str(fault["ctx"]["error"])
         case "missing":
             return _WORDS[kind]
         case _:
-            return f"{_WORDS.get(kind, 'is not valid')}, not {value!r}"
+            return f"{_WORDS.get(kind, 'is not valid')}, not {shown(value)}"
 
 
 def _keys_at(schema: type[BaseModel], path: Path_) -> list[str]:

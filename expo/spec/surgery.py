@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from expo.checkpoint.yaml_values import Path_
 from expo.operators.methods import IN_MERGEKIT
 from expo.spec.dialect import overrides_architecture
 from expo.spec.schema import MergeSpec, SliceOf
-from expo.spec.source import Path_
 
 
 def surgery(spec: MergeSpec, value: object) -> Iterator[str]:

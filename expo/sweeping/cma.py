@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from expo.errors import ExpoError, SpecError
+from expo.spec.request import MAX_SEED
 from expo.sweeping.bench import Bench, Chunk
 from expo.sweeping.candidates import Point
 from expo.sweeping.cliff import beyond_cliff
@@ -48,7 +49,13 @@ def evolve(
     low, high = (np.array([pick(v) for v in values.values()]) for pick in (min, max))
     start = np.clip((np.array(bench.baseline) - low) / (high - low), 0.0, 1.0)
     bench.measure([bench.baseline], chunks)
-    options = {"bounds": [0, 1], "seed": seed + 1, "verbose": -9, "verb_disp": 0, "verb_log": 0}
+    options = {
+        "bounds": [0, 1],
+        "seed": seed % MAX_SEED + 1,
+        "verbose": -9,
+        "verb_disp": 0,
+        "verb_log": 0,
+    }
     strategy = cma.CMAEvolutionStrategy(start.tolist(), _STEP, options)
     tried = 1
     while tried < budget and not strategy.stop():

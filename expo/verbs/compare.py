@@ -14,6 +14,7 @@ from expo.operators.paired import (
     win_rate_at_matched_length,
 )
 from expo.results import CompareResult, Paired
+from expo.spec.request import check_seed
 
 _MATCHABLE = 4
 
@@ -37,6 +38,7 @@ def compare(
     Raises:
         SpecError: a file cannot be read, has no rewards, or the prompts are not the same.
     """
+    check_seed(seed)
     scored = [
         read_scored(Path(file), None if rewards is None else Path(rewards))
         for file, rewards in ((a, rewards_a), (b, rewards_b))

@@ -21,6 +21,7 @@ from expo.output.journal import Fingerprint
 from expo.results import EvaluateResult, Paired
 from expo.sampling.decoding import check_preset
 from expo.sampling.prompts import Prompt, read_prompts
+from expo.spec.request import check_seed
 
 Say = Callable[[str], None]
 
@@ -69,6 +70,7 @@ def evaluate(
         OutputError: `out` exists, cannot be written, or another run is at it.
         EndpointError, CheckpointError: no answer could be had.
     """
+    check_seed(seed)
     given = dict(settings or {})
     _check(model, endpoint, preset, given, best_of, reward, num_beams)
     if format not in FORMATS:

@@ -1,6 +1,5 @@
 """`expo spectrum`: spectra of a model's matrices, or of their change, a few at once."""
 
-import re
 from collections.abc import Callable, Iterator
 from os import PathLike
 
@@ -13,7 +12,7 @@ from expo.checkpoint.reference import parse_reference
 from expo.compute.choice import plain_arithmetic
 from expo.compute.cuts import one_rounding
 from expo.compute.inputs import Inputs, Readers, fetch_weights, read_tensor
-from expo.errors import CheckpointError, SpecError
+from expo.errors import CheckpointError
 from expo.operators.decompose import singular_values
 from expo.operators.low_rank import (
     bulk_fit,
@@ -61,10 +60,6 @@ def spectrum(
         SpecError: `target` is not a regular expression.
         CheckpointError, HubError: an input cannot be used.
     """
-    try:
-        re.compile(target or "")
-    except re.error as error:
-        raise SpecError(f"{target}: not a regular expression: {error}") from error
     references = (parse_reference(str(model), role="MODEL"),) + (
         () if minus is None else (parse_reference(str(minus), role="BASE"),)
     )

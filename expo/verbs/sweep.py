@@ -22,6 +22,7 @@ from expo.sampling.exact import Question, read_questions
 from expo.sampling.live import Live, build
 from expo.sampling.prompts import Prompt, read_prompts
 from expo.sampling.rewards import Reward, identity, label, open_reward
+from expo.spec.request import check_seed
 from expo.spec.resolved import resolved, to_yaml
 from expo.sweeping.bench import REWARD, SECOND, Bench, Chunk
 from expo.sweeping.candidates import Candidates, alphas_of, numbers_of
@@ -93,6 +94,7 @@ def sweep(
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
     """
     started = time.monotonic()
+    check_seed(seed)
     plans, how = _asked(spec, alphas, vary, method, budget)
     questions = None if exact is None else read_questions(Path(exact))
     parts = _prompts(Path(prompts), seed, batch_size)

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 
-from expo.checkpoint.files import parse_json
+from expo.checkpoint.files import load_json
 from expo.checkpoint.headers import printable
 from expo.output.manifest import Manifest
 from expo.results import Statistics
@@ -53,8 +53,8 @@ def _shard(s: Subject, file: str) -> str:
 
 def _json(s: Subject, name: str) -> str:
     try:
-        value = parse_json(s.out, name)
-    except (ValueError, RecursionError):
+        value = load_json(s.out, name)
+    except ValueError:
         return "was edited, and is not JSON any more"
     theirs = s.as_donor.json(name) if s.aligned and s.as_donor.has(name) else {}
     mine = value if isinstance(value, dict) and theirs else {}

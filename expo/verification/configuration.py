@@ -5,10 +5,11 @@ from itertools import pairwise
 
 from expo.checkpoint.code import auto_map_entries
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
-from expo.checkpoint.files import parse_json
+from expo.checkpoint.files import load_json
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import INPUTS
 from expo.checkpoint.sidecars import MANIFEST
+from expo.errors import CheckpointError
 from expo.verification.check import Check, Skipped
 from expo.verification.subject import Subject, same_json
 
@@ -27,9 +28,12 @@ def json_files(s: Subject) -> Iterator[str]:
         raise Skipped("there is no JSON file")
     for name in names:
         try:
-            value = parse_json(s.out, name)
-        except (ValueError, RecursionError):
+            value = load_json(s.out, name)
+        except ValueError:
             yield f"{printable(name)} is not JSON"
+            continue
+        except CheckpointError as error:
+            yield str(error)
             continue
         if not isinstance(value, dict) and name.endswith(_OBJECTS):
             yield f"{printable(name)} holds no JSON object"
