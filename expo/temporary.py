@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from expo import disk
+
 _PREFIX = "expo-run-"
 _OPENED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _REMOVE = 'cat >/dev/null; rm -rf -- "$0" || { sleep 1; rm -rf -- "$0"; }'
@@ -54,7 +56,7 @@ def lock_directory(folder: Path, *, mode: int, wait: bool = False) -> int:
     """
     while True:
         with suppress(FileExistsError):
-            folder.mkdir(mode=mode)
+            disk.make_directory(folder, mode)
         # It may get another name, or go, before it is locked: then a new one is locked.
         with suppress(FileNotFoundError):
             fd = os.open(folder, _OPENED)

@@ -205,9 +205,7 @@ def test_only_what_expo_has_made(world: World) -> None:
     with pytest.raises(VerificationError, match=f"{SHARDS[0]} is missing: restore it, or run"):
         world.prepare()
     (world.out / "expo.json").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"has no expo.json: expo can tell only of what it made"
-    ):
+    with pytest.raises(CheckpointError, match=r"has no expo.json: expo did not make it"):
         world.prepare()
 
 

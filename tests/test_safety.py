@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 import expo as door
+from expo import disk
 from expo.compute.stream import Tuning
 from expo.output.journal import Journal
 from expo.planning.build import build_plan
@@ -286,29 +287,38 @@ def test_killed_before_the_rename_is_placed_by_the_next_run(
 
 
 def test_killed_while_filling_an_empty_out(
-    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expo: Callable[..., Ran]
 ) -> None:
     plan = build_plan(make_request(str(pair.sft), str(pair.aligned), alpha=1.5))
     out = tmp_path / "out"
     out.mkdir()
-    rename = Path.rename
+    rename = disk.rename
     moved: list[str] = []
 
-    def stop_half_way(self: Path, target: Path) -> Path:
-        if self.parent.name == ".expo-staging" and Path(target).parent == out:
+    def stop_half_way(path: Path, target: Path) -> None:
+        if target.parent == out and path.parent.name == ".expo-new":
             if len(moved) == 2:
                 raise KeyboardInterrupt
-            moved.append(self.name)
-        return rename(self, target)
+            moved.append(path.name)
+        rename(path, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", stop_half_way)
+        patched.setattr(disk, "rename", stop_half_way)
         with pytest.raises(KeyboardInterrupt):
             run_plan(plan, out)
     assert "config.json" not in {p.name for p in out.iterdir()}  # no loader takes it for a model
-    run_plan(plan, out)
+    shown = expo("plan", pair.sft, pair.aligned, "--alpha", 1.5, "--out", out)
+    assert f"{out} is half placed: whatever reads or writes it next finishes that" in shown.out
+    shutil.copytree(out, tmp_path / "read")
     run_plan(plan, tmp_path / "fresh")
+    assert door.info(tmp_path / "read").to_json() == (tmp_path / "fresh/expo.json").read_text()
+    assert digest(tmp_path / "read") == digest(tmp_path / "fresh")
+    seen: list[tuple[int, int]] = []
+    run_plan(plan, out, progress=lambda *a: seen.append(a))
+    assert seen == []  # nothing was computed again
     assert digest(out) == digest(tmp_path / "fresh")
+    with pytest.raises(door.OutputError, match="exists and is not empty"):
+        run_plan(plan, out)
 
 
 def test_too_little_space_is_said_before(

@@ -102,8 +102,8 @@ def _write(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     config = {"model_type": EVIL, "architectures": [EVIL], "auto_map": {"AutoModel": f"{EVIL}.X"}}
     (folder / "config.json").write_text(json.dumps(config | {EVIL: EVIL, "torch_dtype": EVIL}))
     (folder / "generation_config.json").write_text(json.dumps({EVIL: EVIL, "eos_token_id": EVIL}))
-    name = NAME.replace("\\", "")  # which no file of a model may have
-    for name in (f"LICENSE{name}", f"{name}.txt", f"{name}.bin", f"{name}.py"):
+    evil = NAME.replace("\\", "")  # which no file of a model may have
+    for name in (f"LICENSE{evil}", f"{evil}.txt", f"{evil}.bin", f"{evil}.py"):
         (folder / name).write_text(EVIL)
 
 

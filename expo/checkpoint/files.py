@@ -11,6 +11,7 @@ from expo.checkpoint.contents import FIRST_BYTES, mistaken
 from expo.checkpoint.headers import printable
 from expo.checkpoint.parsing import MOST_BYTES, parse_json
 from expo.checkpoint.places import fault_of
+from expo.checkpoint.placing import settle
 from expo.checkpoint.reader import FileReader, Reader
 from expo.checkpoint.reference import Location
 from expo.errors import CheckpointError, MistakenFileError
@@ -191,6 +192,14 @@ def open_location(location: Location, *, streams: bool = False) -> Files:
 
 
 def open_directory(root: Path, *, label: str | None = None, commit: str | None = None) -> Directory:
+    """List a local directory; one that a power cut has left half placed is placed first.
+
+    Raises:
+        CheckpointError: it cannot be listed.
+        OutputError: another run is placing it now.
+    """
+    with _readable(str(root)):
+        settle(root)
     sizes: dict[str, int] = {}
     for folder, directories, names in os.walk(root, onerror=_unlistable):
         directories[:] = sorted(d for d in directories if d not in _SKIPPED_DIRECTORIES)

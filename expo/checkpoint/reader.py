@@ -9,6 +9,10 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -58,61 +62,64 @@ class Reader(Protocol):
 
 
 class FileReader:
-    """Reads ranges of one file on this disk."""
+    """Reads ranges of one file on this disk, which is open while it is in use, and as long after as there is room.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not the file that it was.
+    """
 
     def __init__(self, path: Path, name: str) -> None:
-        self._name = name
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self._file_bytes = os.fstat(self._fd).st_size
-            if hasattr(
-                os, "posix_fadvise"
-            ):  # no read-ahead: it would bring in what nobody asked for
-                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
-            self._map = mmap.mmap(self._fd, self._file_bytes, prot=mmap.PROT_READ)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{name} cannot be read: {error}") from error
-        self._map_address = np.frombuffer(self._map, dtype=np.uint8).ctypes.data
-        self._direct_fd = open_direct(path, os.O_RDONLY)
-        self._reads_direct = self._direct_fd is not None
+        self._path, self._name = path, name
+        self._identity: tuple[int, ...] | None = None
+        self._reads_direct = True
+        with self._opened():
+            pass
 
     def close(self) -> None:
-        os.close(self._fd)
-        if self._direct_fd is not None:
-            os.close(self._direct_fd)
+        _OPEN.close(self)
 
     def open_range(self, begin: int, nbytes: int, buffer: Bytes) -> Bytes | None:
         """As `Reader`; None where the page cache holds them."""
-        pages = self._cached_pages(begin, nbytes)
-        if pages.all():
-            return None
-        try:
-            if self._reads_direct and self._direct_fd is not None and pages.mean() < _MOSTLY_CACHED:
-                return self._read_direct(self._direct_fd, begin, nbytes, buffer)
-            self._fill(self._fd, buffer[:nbytes], begin, nbytes)
-            self._drop_pages(begin, pages)
+        with self._opened() as file:
+            pages = self._cached_pages(begin, nbytes)
+            if pages.all():
+                return None
+            direct = file.direct_fd if self._reads_direct else None
+            if direct is not None and pages.mean() < _MOSTLY_CACHED:
+                return self._read_direct(file, direct, begin, nbytes, buffer)
+            self._fill(file.fd, buffer[:nbytes], begin, nbytes)
+            _drop_pages(file.fd, begin, pages)
             return buffer[:nbytes]
-        except OSError as error:
-            raise self._unreadable(error) from error
 
     def copy(self, begin: int, target: Bytes) -> None:
         """As `Reader`, by way of the page cache."""
-        try:
-            if os.preadv(self._fd, [target.data], begin) != target.size:
-                self._fill(self._fd, target, begin, target.size)
-        except OSError as error:
-            raise self._unreadable(error) from error
+        with self._opened() as file:
+            if os.preadv(file.fd, [target.data], begin) != target.size:
+                self._fill(file.fd, target, begin, target.size)
 
-    def _read_direct(self, fd: int, begin: int, nbytes: int, buffer: Bytes) -> Bytes:
+    @contextmanager
+    def _opened(self) -> Iterator["_OpenFile"]:
+        try:
+            with _OPEN.use(self, lambda: _OpenFile(self._path)) as file:
+                self._identity = self._identity or file.identity
+                if file.identity != self._identity:
+                    raise CheckpointError(f"{self._name} changed while it was read: run again")
+                yield file
+        except OSError as error:
+            raise CheckpointError(f"{self._name} cannot be read: {error.strerror}") from error
+
+    def _read_direct(
+        self, file: "_OpenFile", direct_fd: int, begin: int, nbytes: int, buffer: Bytes
+    ) -> Bytes:
         start = begin - begin % ALIGNMENT
         span = -(-(begin + nbytes - start) // ALIGNMENT) * ALIGNMENT
         try:
-            self._fill(fd, buffer[:span], start, begin + nbytes - start)
+            self._fill(direct_fd, buffer[:span], start, begin + nbytes - start)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             self._reads_direct = False  # the filesystem took the flag, but not the read
-            self._fill(self._fd, buffer[:nbytes], begin, nbytes)
+            self._fill(file.fd, buffer[:nbytes], begin, nbytes)
             return buffer[:nbytes]
         return buffer[begin - start : begin - start + nbytes]
 
@@ -129,22 +136,99 @@ class FileReader:
     def _cached_pages(self, begin: int, nbytes: int) -> NDArray[np.bool_]:
         start = begin - begin % mmap.PAGESIZE
         pages = np.zeros(-(-(begin + nbytes - start) // mmap.PAGESIZE), dtype=np.uint8)
-        if _mincore(self._map_address + start, begin + nbytes - start, pages.ctypes.data):
-            return np.zeros(len(pages), dtype=np.bool_)
+        with self._opened() as file:
+            address = file.map_address + start
+            if _mincore(address, begin + nbytes - start, pages.ctypes.data):
+                return np.zeros(len(pages), dtype=np.bool_)
         return (pages & 1).astype(np.bool_)
 
-    def _unreadable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(f"{self._name} cannot be read: {error.strerror}")
 
-    def _drop_pages(self, begin: int, cached: NDArray[np.bool_]) -> None:
-        """Drop the pages that were not cached before they were read."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        edges = np.flatnonzero(np.diff(np.concatenate(([True], cached, [True])).astype(np.int8)))
-        page = mmap.PAGESIZE
-        for first, last in edges.reshape(-1, 2).tolist():
-            start = begin // page * page + first * page
-            os.posix_fadvise(self._fd, start, (last - first) * page, os.POSIX_FADV_DONTNEED)
+class _OpenFile:
+    """A file's descriptors, and a map of it, by which the system says what is cached."""
+
+    def __init__(self, path: Path) -> None:
+        self.users = 0
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(self.fd)
+            self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if hasattr(os, "posix_fadvise"):
+                # no read-ahead: it would bring in what nobody asked for
+                os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)
+            self._map = mmap.mmap(self.fd, max(status.st_size, 1), prot=mmap.PROT_READ)
+        except OSError:
+            os.close(self.fd)
+            raise
+        self.map_address = np.frombuffer(self._map, dtype=np.uint8).ctypes.data
+        self.direct_fd = open_direct(path, os.O_RDONLY)
+
+    def close(self) -> None:
+        self._map.close()
+        os.close(self.fd)
+        if self.direct_fd is not None:
+            os.close(self.direct_fd)
+
+
+class _OpenFiles:
+    """Every file that readers have open, in the order of their last use: not more than `most` that nobody uses."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._files: dict[FileReader, _OpenFile] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def use(self, reader: FileReader, opened: Callable[[], _OpenFile]) -> Iterator[_OpenFile]:
+        with self._lock:
+            file = self._files.pop(reader, None) or self._make(opened)
+            self._files[reader] = file
+            file.users += 1
+        try:
+            yield file
+        finally:
+            with self._lock:
+                file.users -= 1
+
+    def close(self, reader: FileReader) -> None:
+        with self._lock:
+            if file := self._files.pop(reader, None):
+                file.close()
+
+    def _make(self, opened: Callable[[], _OpenFile]) -> _OpenFile:
+        self._keep(self._most - 1)
+        try:
+            return opened()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self._keep(0)  # others need more than was left to them
+            return opened()
+
+    def _keep(self, most: int) -> None:
+        idle = [reader for reader, file in self._files.items() if not file.users]
+        for reader in idle[: max(len(self._files) - most, 0)]:
+            self._files.pop(reader).close()
+
+
+def _most_open() -> int:
+    """How many files may stay open: three descriptors each (through the cache, around it, of the map), which leaves
+    more than half of what a process may have to others."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 256 if allowed == resource.RLIM_INFINITY else min(max(allowed // 8, 2), 256)
+
+
+_OPEN = _OpenFiles(_most_open())
+
+
+def _drop_pages(fd: int, begin: int, cached: NDArray[np.bool_]) -> None:
+    """Drop the pages that were not cached before they were read."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    edges = np.flatnonzero(np.diff(np.concatenate(([True], cached, [True])).astype(np.int8)))
+    page = mmap.PAGESIZE
+    for first, last in edges.reshape(-1, 2).tolist():
+        start = begin // page * page + first * page
+        os.posix_fadvise(fd, start, (last - first) * page, os.POSIX_FADV_DONTNEED)
 
 
 def open_direct(path: Path, flags: int) -> int | None:

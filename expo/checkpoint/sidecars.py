@@ -1,9 +1,17 @@
 """Which files beside the weights belong to a model: an allow-list, everything else stays behind."""
 
+from collections.abc import Collection
 from fnmatch import fnmatch
+from pathlib import PurePosixPath
 
 MANIFEST = "expo.json"
 """What expo writes beside a model: how it was made, and the SHA-256 of every file."""
+
+JOURNAL = "journal.jsonl"
+"""Beside the output while it is made: which shards are finished."""
+
+PARTIAL = ".partial"
+"""How the name of a shard ends until it is."""
 
 CARD = "README.md"
 NOTICE = "NOTICE"
@@ -53,6 +61,20 @@ def is_part_of_model(name: str, card: str) -> bool:
     if any(fnmatch(name, p) and name.count("/") == p.count("/") for p in known):
         return True
     return _is_image(name) and name in card
+
+
+def is_reserved(name: str, weights: Collection[str]) -> bool:
+    """Whether a name is one that an output, its journal or its weights have, or that a loader would take for them.
+
+    Args:
+        weights: the files of weights that the output has, and those of the model that it is made of.
+    """
+    own = {MANIFEST, JOURNAL, CARD, *weights, *(f"{file}{PARTIAL}" for file in weights)}
+    own = {taken.casefold() for taken in own}
+    places = [name, *map(str, PurePosixPath(name).parents)]
+    if any(place.casefold() in own for place in places):
+        return True
+    return name.startswith(".expo-") or fnmatch(name.casefold(), "model*.safetensors*")
 
 
 def is_tokenizer_file(name: str) -> bool:

@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+from expo import disk
 from expo.checkpoint.headers import printable
+from expo.checkpoint.placing import KEPT, is_unsettled
 from expo.checkpoint.sidecars import CARD, is_part_of_model
 from expo.errors import OutputError
 from expo.output.manifest import manifest_of
@@ -13,11 +16,29 @@ from expo.planning.findings import listing
 from expo.spec.request import Request
 
 INSIDE = ".expo-staging"
-_NOT_OURS = {INSIDE, "lost+found"}
+_PARTS = ".expo-parts"
+_NOT_OURS = {INSIDE, *KEPT}
 
 
 def staging_path(out: Path, *, inside: bool) -> Path:
     return out / INSIDE if inside else out.with_name(f".{out.name}.expo-staging")
+
+
+def parts_path(out: Path) -> Path:
+    """Where the models of documents before the last one are made."""
+    return out.with_name(f".{out.name}{_PARTS}")
+
+
+def is_part(out: Path) -> bool:
+    return out.parent.name.endswith(_PARTS)
+
+
+def remove_parts(out: Path) -> None:
+    """Remove what an interrupted run has left there, unless one is at work."""
+    parts = parts_path(out)
+    if parts.is_dir():
+        with suppress(OutputError), disk.locked(parts, out):
+            disk.remove(parts)
 
 
 def check_out(out: Path, request: Request, *, overwrite: bool) -> None:
@@ -42,7 +63,7 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file: name a directory for the output")
-    if not out.is_dir() or is_free(out):
+    if not is_taken(out) or is_unsettled(out) or is_part(out):  # settled, or replaced, when claimed
         return
     strange = strangers(out)
     if not overwrite:
@@ -56,14 +77,25 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         )
 
 
+def leftovers(out: Path) -> Iterator[str]:
+    """What an unfinished run has left at OUT and beside it, and what becomes of it."""
+    out = out.resolve()
+    if is_unsettled(out):
+        yield f"{out} is half placed: whatever reads or writes it next finishes that, or takes it back"
+    for inside in (False, True):
+        if (work := staging_path(out, inside=inside)).is_dir():
+            yield f"{work} holds the work of an unfinished run: the same command resumes it"
+    if (parts := parts_path(out)).is_dir():
+        yield f"{parts} holds earlier documents of an unfinished run: the same command goes on from them"
+
+
+def is_taken(out: Path) -> bool:
+    return out.is_dir() and not is_free(out)
+
+
 def is_free(out: Path) -> bool:
-    """Whether OUT holds nothing, or only what an interrupted run has left or moved so far."""
-    names = {entry.name for entry in out.iterdir()} - _NOT_OURS
-    if not names:
-        return True
-    manifest = manifest_of(out / INSIDE)
-    files = manifest.listed if manifest is not None else {}
-    return names <= {part for name in files for part in Path(name).parts[:1]}
+    """Whether OUT holds nothing, or only what an interrupted run has left."""
+    return {entry.name for entry in out.iterdir()} <= _NOT_OURS
 
 
 def strangers(out: Path) -> list[str]:

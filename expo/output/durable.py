@@ -3,8 +3,10 @@
 import errno
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+from expo import disk
 from expo.errors import OutputError
 
 _COPY_BYTES = 1 << 20
@@ -34,13 +36,7 @@ def unwritable(error: OSError, out: Path, *, kept: str = "") -> OutputError:
 
 def write_file(path: Path, content: bytes) -> str:
     """Write a small file durably and return its SHA-256."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(path.parent)
-    return hashlib.sha256(content).hexdigest()
+    return _write(path, [content])
 
 
 def place_file(path: Path, content: bytes) -> None:
@@ -52,49 +48,44 @@ def place_file(path: Path, content: bytes) -> None:
     whole = path.with_name(f".{path.name}.expo-part")
     try:
         write_file(whole, content)
-        whole.replace(path)
-        sync_directory(path.parent)
+        disk.rename(whole, path)
+        disk.sync_directory(path.parent)
     except OSError as error:
         raise unwritable(error, path) from error
 
 
 def copy_file(source: Path, target: Path) -> str:
     """Copy a file of any size, durably, and return its SHA-256."""
-    digest = hashlib.sha256()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as reader, target.open("wb") as writer:
-        while block := reader.read(_COPY_BYTES):
+    with source.open("rb") as reader:
+        return _write(target, iter(lambda: reader.read(_COPY_BYTES), b""))
+
+
+def _write(path: Path, blocks: Iterable[bytes]) -> str:
+    disk.make_directories(path.parent)
+    digest, at = hashlib.sha256(), 0
+    fd = disk.create(path)
+    try:
+        for block in blocks:
             digest.update(block)
-            writer.write(block)
-        writer.flush()
-        os.fsync(writer.fileno())
-    sync_directory(target.parent)
+            at += write_all(fd, block, at)
+        disk.sync(fd)
+    finally:
+        os.close(fd)
+    disk.sync_directory(path.parent)
     return digest.hexdigest()
+
+
+def write_all(fd: int, content: bytes, offset: int) -> int:
+    """Write every byte at `offset`; how many those are."""
+    done = 0
+    while done < len(content):
+        done += disk.write(fd, memoryview(content)[done:], offset + done)
+    return done
 
 
 def seal_file(path: Path) -> str:
     """Make a file durable that a library has written, with the mode that files have; its SHA-256."""
-    path.chmod(0o666 & ~_mask())
+    path.chmod(0o666 & ~disk.mask())
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        disk.sync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def open_up(folder: Path) -> None:
-    """Give a directory that was its user's alone the mode that directories have."""
-    folder.chmod(0o777 & ~_mask())
-
-
-def _mask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames and new names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

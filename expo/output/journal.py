@@ -1,23 +1,26 @@
 """The journal of a run: which shards are on the disk, whole, and what came out of them.
 
-One JSON object a line: first the plan that the work belongs to, then every finished shard. A line
-counts once it is complete, so a torn last line only costs the work of one shard.
+One JSON object a line, after its own hash: first the plan that the work belongs to, then every finished shard.
+Lines count up to the first that does not hold: a torn last one costs the work of one shard.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from expo import disk
 from expo.checkpoint.checkpoint import Checkpoint, header_identity
-from expo.operators.statistics import Sample, Sums
-from expo.output.durable import sync_directory
-from expo.output.manifest import Identities
+from expo.checkpoint.headers import printable
+from expo.output.durable import write_all, write_file
+from expo.output.manifest import Identities, read_as, read_bounded
 from expo.output.sink import FinishedShard
+from expo.planning.findings import listing
 from expo.planning.jobs import Copy, Rule
 from expo.planning.plan import Plan
-from expo.results import EditReport
 
 FORMAT = 5  # of the journal and of the bytes of the output: a change starts every run afresh
 
@@ -35,7 +38,7 @@ class Fingerprint:
     def difference(self, other: dict[str, str]) -> str:
         """The names of the parts that changed, for a message."""
         names = sorted(self.parts.keys() | other.keys())
-        return ", ".join(name for name in names if self.parts.get(name) != other.get(name))
+        return listing(printable(name) for name in names if self.parts.get(name) != other.get(name))
 
 
 def fingerprint(plan: Plan, identities: Identities) -> Fingerprint:
@@ -92,40 +95,61 @@ class Journal:
         self._path = path
 
     def start(self, print_: Fingerprint) -> None:
-        self._path.write_text(json.dumps({"plan": print_.parts}) + "\n")
-        self._sync()
+        write_file(self._path, _line(print_))
 
     def append(self, shard: FinishedShard) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps(asdict(shard)) + "\n")
-        self._sync()
+        with self._opened() as fd:
+            write_all(fd, _line(shard), os.fstat(fd).st_size)
+            disk.sync(fd)
 
     def read(self) -> tuple[dict[str, str], list[FinishedShard]] | None:
-        """The plan and the finished shards; None where there is no journal worth reading."""
+        """The plan and the finished shards; None where there is no journal that can be read."""
+        first, *rest = self._lines() or [b""]
         try:
-            lines = self._path.read_text().split("\n")[:-1]  # what follows the last \n is torn
-            plan = json.loads(lines[0])["plan"]
-            return plan, [_finished(json.loads(line)) for line in lines[1:]]
-        except (OSError, ValueError, LookupError, TypeError):
+            plan = read_as(Fingerprint, first)
+            return plan.parts, [read_as(FinishedShard, line) for line in rest]
+        except ValueError:
             return None
 
     def trim(self) -> None:
-        """Cut off a torn last line, so that the next one starts on its own."""
-        content = self._path.read_bytes()
-        os.truncate(self._path, content.rfind(b"\n") + 1)
+        """Cut off what does not hold, so that the next line starts on its own."""
+        with self._opened() as fd:
+            disk.resize(fd, sum(_DIGEST + len(line) + 1 for line in self._lines()))
+            disk.sync(fd)
 
     def remove(self) -> None:
-        self._path.unlink(missing_ok=True)
+        disk.remove_file(self._path)
 
-    def _sync(self) -> None:
-        with self._path.open("rb") as file:
-            os.fsync(file.fileno())
-        sync_directory(self._path.parent)
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _lines(self) -> list[bytes]:
+        """What the lines say, up to the first that does not hold."""
+        try:
+            content = read_bounded(self._path)
+        except OSError:
+            return []
+        lines: list[bytes] = []
+        for line in content.split(b"\n")[:-1]:  # what follows the last \n is torn
+            digest, body = line[:_DIGEST], line[_DIGEST:]
+            if digest != _digest(body):
+                break
+            lines.append(body)
+        return lines
 
 
-def _finished(entry: dict) -> FinishedShard:
-    """A line of the journal."""
-    sums = {name: Sums(*values) for name, values in entry["sums"].items()}
-    samples = {name: Sample(*values) for name, values in entry["samples"].items()}
-    edits = tuple(EditReport(**edit) for edit in entry["edits"])
-    return FinishedShard(entry["file"], entry["file_bytes"], entry["sha256"], sums, samples, edits)
+_DIGEST = 16
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:_DIGEST].encode()
+
+
+def _line(entry: Fingerprint | FinishedShard) -> bytes:
+    body = json.dumps(asdict(entry)).encode()
+    return _digest(body) + body + b"\n"

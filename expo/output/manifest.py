@@ -1,7 +1,9 @@
 """`expo.json`: how a model was made, and the SHA-256 of every file beside it. The one type that writes it,
 reads it, verifies against it and makes the card from it."""
 
+import errno
 import json
+import stat
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -9,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from expo.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
-from expo.checkpoint.checkpoint import Checkpoint
+from expo.checkpoint.checkpoint import Checkpoint, hash_file, read_shard
+from expo.checkpoint.files import Files, open_directory
 from expo.checkpoint.front_matter import FrontMatter, read_front_matter
+from expo.checkpoint.headers import printable
+from expo.checkpoint.placing import settle
 from expo.checkpoint.sidecars import MANIFEST
 from expo.errors import CheckpointError
 from expo.results import (
@@ -113,7 +118,12 @@ class Manifest:
         Raises:
             CheckpointError: it is not JSON, of another schema, or a field is missing or of another kind.
         """
-        return _read(cls, raw, SCHEMA)
+        read = _read(cls, raw, SCHEMA)
+        if (read.alpha is None) != (read.paper_alpha is None):
+            raise CheckpointError(f"{MANIFEST} is damaged: it has one of alpha and paper_alpha")
+        if read.method == "expo" and "sft" not in read.sources:
+            raise CheckpointError(f"{MANIFEST} is damaged: sources has no sft")
+        return read
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Manifest | None":
@@ -157,24 +167,32 @@ class AdapterManifest:
     @classmethod
     def from_json(cls, raw: str | bytes) -> "AdapterManifest":
         """Read a manifest. Raises as `Manifest.from_json`."""
-        return _read(cls, raw, ADAPTER_SCHEMA)
+        read = _read(cls, raw, ADAPTER_SCHEMA)
+        if not {"sft", "aligned"} <= read.sources.keys():
+            raise CheckpointError(f"{MANIFEST} is damaged: sources has no sft or no aligned")
+        return read
 
 
 def read_manifest(folder: Path) -> Manifest | AdapterManifest:
-    """The manifest of a model or an adapter.
+    """The manifest of a model or an adapter. One that a power cut has kept from its place is placed first.
 
     Raises:
         CheckpointError: there is none, it cannot be read, is damaged, or of another schema.
+        OutputError: another run is placing it now.
     """
     try:
-        raw = (folder / MANIFEST).read_bytes()
+        settle(folder)
+        raw = read_bounded(folder / MANIFEST)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder} has no {MANIFEST}: expo can tell only of what it made"
+            f"{folder} has no {MANIFEST}: expo did not make it; `expo verify {folder}` checks any model"
         ) from error
     except OSError as error:
         raise CheckpointError(f"{folder}/{MANIFEST} cannot be read: {error.strerror}") from error
-    return AdapterManifest.from_json(raw) if is_adapter(folder) else Manifest.from_json(raw)
+    try:
+        return AdapterManifest.from_json(raw) if is_adapter(folder) else Manifest.from_json(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
 
 
 def manifest_of(folder: Path) -> Manifest | AdapterManifest | None:
@@ -190,25 +208,87 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists()
 
 
-_Kind = TypeVar("_Kind", bound=Manifest | AdapterManifest)
-
-
-def _read(kind: type[_Kind], raw: str | bytes, schema: str) -> _Kind:
-    from pydantic import ValidationError
-
+def is_whole(folder: Path, manifest: Manifest | AdapterManifest) -> bool:
+    """Whether every file that a manifest names is there: weights in the size that their header says, all others
+    with their hash."""
     try:
-        manifest = _types(kind).validate_json(raw)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise CheckpointError(f"{MANIFEST} is damaged: {where}: {first['msg']}") from error
+        files = open_directory(folder)
+        return all(_is_there(files, *entry) for entry in manifest.listed.items())
+    except CheckpointError:
+        return False
+
+
+def _is_there(files: Files, name: str, sha256: str) -> bool:
+    if name not in files.sizes:
+        return False
+    if name.endswith(".safetensors"):
+        return bool(read_shard(files, name))  # which compares the sizes
+    return hash_file(files, name) == sha256
+
+
+_Kind = TypeVar("_Kind")
+_Known = TypeVar("_Known", bound=Manifest | AdapterManifest)
+
+_MOST_BYTES = 256 << 20
+
+
+def read_bounded(path: Path) -> bytes:
+    """A file that expo has written, whole.
+
+    Raises:
+        OSError: it cannot be read, is no file, or larger than any that expo writes.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no file")
+    if status.st_size > _MOST_BYTES:
+        raise OSError(errno.EFBIG, f"{status.st_size} bytes are more than expo writes")
+    return path.read_bytes()
+
+
+def read_as(kind: type[_Kind], raw: str | bytes) -> _Kind:
+    """JSON of a dataclass, strictly.
+
+    Raises:
+        ValueError: it is not JSON, or a field is missing or of another kind.
+    """
+    return _types(kind).validate_json(raw, strict=True)
+
+
+def _read(kind: type[_Known], raw: str | bytes, schema: str) -> _Known:
+    try:
+        manifest = read_as(kind, raw)
+        manifest.to_json().encode()  # what we write has no NaN and no half characters
+    except ValueError as error:
+        raise CheckpointError(f"{MANIFEST} is damaged: {_fault(error)}") from error
     if manifest.schema != schema:
-        raise CheckpointError(f"{MANIFEST} is of schema {manifest.schema!r}, not {schema}")
+        found = printable(manifest.schema, 40)
+        raise CheckpointError(f"{MANIFEST} is of schema {found!r}, not {schema}")
+    if strange := [name for name in manifest.listed if not _is_plain(name)]:
+        raise CheckpointError(
+            f"{MANIFEST} is damaged: it lists {printable(strange[0])}, which is no file of its folder"
+        )
     return manifest
 
 
+def _fault(error: ValueError) -> str:
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return "it holds numbers or letters that no JSON has"
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = printable(".".join(map(str, first["loc"])), 80) or "the file"
+    return f"{where}: {printable(first['msg'])}"
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is a path that stays below its folder, on any system."""
+    parts = name.split("/")
+    return not {"", ".", ".."} & {*parts} and not set("\\\0") & set(name)
+
+
 @cache
-def _types(kind: type) -> "TypeAdapter":
+def _types(kind: type[_Kind]) -> "TypeAdapter[_Kind]":
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

@@ -4,29 +4,35 @@ It lies beside OUT, or inside where OUT is an empty directory or a mount point. 
 interruption and a full disk; a lock on it, which dies with the process, keeps a second run out.
 """
 
-import ctypes
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from expo.checkpoint.sidecars import MANIFEST
+from expo import disk
+from expo.checkpoint.placing import fill, settle
+from expo.checkpoint.sidecars import JOURNAL, MANIFEST, PARTIAL
 from expo.errors import OutputError
-from expo.output.claim import check_free, check_out, is_free, staging_path
-from expo.output.durable import open_up, seal_file, sync_directory, write_file
+from expo.output.claim import (
+    check_free,
+    check_out,
+    is_free,
+    is_part,
+    is_taken,
+    remove_parts,
+    staging_path,
+)
+from expo.output.durable import seal_file, write_file
 from expo.output.journal import Fingerprint, Journal
-from expo.output.manifest import Manifest
+from expo.output.manifest import Manifest, is_whole
 from expo.output.sink import FinishedShard
 from expo.output.writer import ShardWriter
 from expo.planning.plan import ShardPlan
 from expo.spec.request import Request
 from expo.temporary import lock_directory
 
-_JOURNAL = "journal.jsonl"
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
 _PRIVATE = 0o700  # until it is placed
 _OTHERS_WRITE = 0o022
 
@@ -36,27 +42,44 @@ class Staging:
     lock, nothing else."""
 
     def __init__(self, out: Path, *, overwrite: bool = False) -> None:
-        """Lock the staging directory of an OUT that may be written (see `check_out`).
+        """Lock the staging directory of an OUT that may be written (see `check_out`), after what a cut has left
+        of an earlier placement is settled.
 
         Raises:
             OutputError: another run is writing OUT, or the directory cannot be made.
         """
         self.out = out.resolve()
         self._overwrite = overwrite
-        self._is_inside = self.out.is_dir() and (is_free(self.out) or os.path.ismount(self.out))
-        self.folder = staging_path(self.out, inside=self._is_inside)
+        beside = staging_path(self.out, inside=False)
+        self.folder = beside
         try:
+            self._may_be_done = settle(self.out) or is_part(self.out)
+            self._is_inside = self.out.is_dir() and (
+                os.path.ismount(self.out) or (is_free(self.out) and not beside.is_dir())
+            )
+            self.folder = staging_path(self.out, inside=self._is_inside)
             self._fd = self._lock()
         except OSError as error:
             raise OutputError(
                 f"{self.folder} cannot be created or locked: {error.strerror}"
             ) from error
-        self._journal = Journal(self.folder / _JOURNAL)
+        self._journal = Journal(self.folder / JOURNAL)
 
     @property
     def is_taken(self) -> bool:
         """Whether OUT holds a model by now."""
-        return self.out.is_dir() and not is_free(self.out)
+        return is_taken(self.out)
+
+    def is_done(self, print_: Fingerprint | None) -> bool:
+        """Whether OUT is the output of a plan, which has come to its place only now."""
+        complete = print_ and self.complete_manifest(print_)
+        return self._may_be_done and complete is not None
+
+    @property
+    def has_shards(self) -> bool:
+        """Whether there is work to resume."""
+        journal = self._journal.read()
+        return journal is not None and bool(journal[1])
 
     def __enter__(self) -> "Staging":
         return self
@@ -74,6 +97,8 @@ class Staging:
         if journal is not None:
             changed = print_.difference(journal[0])
             reason = f"an unfinished run was for another plan ({changed} changed): starting afresh"
+        elif any(self.folder.iterdir()):
+            reason = "what an unfinished run left cannot be read: starting afresh"
         self.start_afresh(print_)
         return [], reason
 
@@ -83,9 +108,12 @@ class Staging:
         self._journal.start(print_)
 
     def complete_manifest(self, print_: Fingerprint) -> Manifest | None:
-        """The manifest, if an earlier run of the same plan finished all but the placement."""
-        manifest = Manifest.of_folder(self.folder)
-        return manifest if manifest is not None and manifest.plan == print_.digest else None
+        """The manifest, if an earlier run of the same plan finished all but the placement, or all but its end."""
+        for folder in (self.folder, *([self.out] if self._may_be_done else [])):
+            manifest = Manifest.of_folder(folder)
+            if manifest is not None and manifest.plan == print_.digest:
+                return manifest if is_whole(folder, manifest) else None
+        return None
 
     def open(self, shard: ShardPlan) -> ShardWriter:
         """A temporary file that takes the shard's name when it is recorded.
@@ -94,30 +122,33 @@ class Staging:
             OSError: it cannot be made, or there is no room for it.
         """
         path = self._temporary(shard.file)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_directories(path.parent)
         return ShardWriter(path, shard.file_bytes)
 
     def record(self, shard: FinishedShard) -> None:
         """Give a finished temporary file its name and enter it in the journal."""
         path = self.folder / shard.file
-        self._temporary(shard.file).rename(path)
-        sync_directory(path.parent)
+        disk.rename(self._temporary(shard.file), path)
+        disk.sync_directory(path.parent)
         self._journal.append(shard)
 
     def commit(self, manifest: Manifest) -> None:
-        """Write the manifest, unless it is there, and place the output."""
+        """Write the manifest, unless it is there, and place the output, unless that is done."""
+        if self._may_be_done and Manifest.of_folder(self.out) == manifest:
+            self.discard()
+            return
         if Manifest.of_folder(self.folder) != manifest:
             write_file(self.folder / MANIFEST, manifest.to_json().encode())
         self.place()
 
     def _temporary(self, file: str) -> Path:
-        return self.folder / f"{file}.partial"
+        return self.folder / f"{file}{PARTIAL}"
 
     def seal(self) -> dict[str, str]:
         """Make everything durable that a library has written here; SHA-256 by name."""
         paths = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
         named = ((path.relative_to(self.folder).as_posix(), path) for path in paths)
-        return {name: seal_file(path) for name, path in named if name != _JOURNAL}
+        return {name: seal_file(path) for name, path in named if name != JOURNAL}
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.folder).free
@@ -130,56 +161,40 @@ class Staging:
         """
         check_free(self.out, overwrite=self._overwrite)
         self._journal.remove()
-        open_up(self.folder)
-        sync_directory(self.folder)
-        if self._is_inside:
-            self._place_inside()
-        elif self.out.exists():
-            self._exchange()
+        disk.open_up(self.folder)
+        disk.sync_directory(self.folder)
+        if self.out.is_dir():
+            with disk.locked(self.out, self.out):  # also under its next name
+                self._replace()
         else:
-            self.folder.rename(self.out)
-        sync_directory(self.out.parent)
+            disk.rename(self.folder, self.out)
+        disk.sync_directory(self.out.parent)
+        remove_parts(self.out)
 
     def discard(self) -> None:
         """Remove everything: the run was refused, there is nothing to resume."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            disk.remove(self.folder)
 
-    def _place_inside(self) -> None:
-        """Move file by file, what a loader looks for first comes last."""
-        new = sorted(self.folder.iterdir(), key=_placement_order)
-        if self._overwrite:
-            for old in self.out.iterdir():
-                if old != self.folder and not (self.folder / old.name).exists():
-                    _remove(old)
-        for entry in new:
-            target = self.out / entry.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            entry.rename(target)
-            sync_directory(self.out)
-        self.folder.rmdir()
-
-    def _exchange(self) -> None:
-        """Swap OUT and staging in one step where the system can, then remove the old model."""
-        if not _renameat2_exchange(self.folder, self.out):
-            retired = self.out.with_name(f".{self.out.name}.expo-old")
-            shutil.rmtree(retired, ignore_errors=True)
-            self.out.rename(retired)
-            self.folder.rename(self.out)
-            self.folder = retired
-        sync_directory(self.out.parent)
-        shutil.rmtree(self.folder)
+    def _replace(self) -> None:
+        """Take the place of what OUT holds: in one step where the system can, which leaves the old model here."""
+        if self._is_inside or not disk.exchange(self.folder, self.out):
+            fill(self.out, self.folder)
+        else:
+            disk.sync_directory(self.out.parent)
+            disk.remove(self.folder)
 
     def _lock(self) -> int:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             raise OutputError(
                 f"{self.folder} is a link or a file, not a run's directory: remove it"
             )
+        disk.make_directories(self.folder.parent)
         try:
             fd = lock_directory(self.folder, mode=_PRIVATE)
         except BlockingIOError as error:
             raise OutputError(f"another run is writing {self.out}: wait for it") from error
+        disk.sync_directory(self.folder.parent)
         if fault := _not_ours_alone(os.fstat(fd), self.folder.parent):
             os.close(fd)
             raise OutputError(
@@ -190,7 +205,7 @@ class Staging:
 
     def _clear(self) -> None:
         for entry in self.folder.iterdir():
-            _remove(entry)
+            disk.remove(entry)
 
     def _is_there(self, shard: FinishedShard) -> bool:
         path = self.folder / shard.file
@@ -198,14 +213,19 @@ class Staging:
 
 
 @contextmanager
-def claimed(out: Path, request: Request, *, overwrite: bool) -> Iterator[Staging]:
+def claimed(
+    out: Path, request: Request, *, overwrite: bool, print_: Fingerprint | None = None
+) -> Iterator[Staging]:
     """The claim on an OUT that `check_out` let pass, unless another run has ended there since.
+
+    Args:
+        print_: of a plan whose finished output may be there, if it was only now that it came to its place.
 
     Raises:
         OutputError: as `check_out` and `Staging`.
     """
     with Staging(out, overwrite=overwrite) as staging:
-        if not overwrite and staging.is_taken:
+        if staging.is_taken and not overwrite and not staging.is_done(print_):
             staging.discard()
             check_out(out, request, overwrite=False)
         yield staging
@@ -222,24 +242,3 @@ def _not_ours_alone(found: os.stat_result, beside: Path) -> str | None:
         return f"belongs to another user ({found.st_uid})"
     others = found.st_mode & ~made.st_mode & _OTHERS_WRITE
     return f"can be written by others (mode {found.st_mode & 0o777:o})" if others else None
-
-
-def _placement_order(entry: Path) -> tuple[bool, bool, str]:
-    decisive = entry.name in ("config.json", "model.safetensors.index.json")
-    return entry.name == MANIFEST, decisive, entry.name
-
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    elif entry.name != "lost+found":
-        entry.unlink()
-
-
-def _renameat2_exchange(a: Path, b: Path) -> bool:
-    """Linux's atomic exchange of two names; False where system or filesystem lack it."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    names = (os.fsencode(a), os.fsencode(b))
-    return renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0

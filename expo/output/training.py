@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from expo.errors import OutputError
-from expo.output.durable import unwritable
+from expo.output.durable import unwritable, write_file
 from expo.planning.modules import module_of
 from expo.results import MatrixSpectrum
 
@@ -76,9 +76,8 @@ def write_training_files(chosen: Chosen, folder: Path, slug: str) -> tuple[Path,
         "lora_targets.json": json.dumps({"target_modules": modules}, indent=2) + "\n",
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_file(folder / name, text.encode())
     except OSError as error:
         raise unwritable(error, folder) from error
     return tuple(folder / name for name in contents)

@@ -4,6 +4,7 @@ import errno
 import os
 from pathlib import Path
 
+from expo import disk
 from expo.checkpoint.headers import ALIGNMENT
 from expo.checkpoint.reader import Bytes, open_direct
 
@@ -19,12 +20,11 @@ class ShardWriter:
         """
         self._path = path
         self._file_bytes = file_bytes
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        self._fd = os.open(path, flags, 0o666)
+        self._fd = disk.create(path)
         self._direct_fd = open_direct(path, os.O_WRONLY)
         self._writes_direct = self._direct_fd is not None
         try:
-            _reserve(self._fd, file_bytes)
+            disk.reserve(self._fd, file_bytes)
         except OSError:
             self.close()
             raise
@@ -41,7 +41,7 @@ class ShardWriter:
                 self._direct_fd if self._writes_direct and self._direct_fd is not None else self._fd
             )
             try:
-                done += os.pwrite(fd, data[done:].data, offset + done)
+                done += disk.write(fd, data[done:].data, offset + done)
             except OSError as error:
                 if error.errno != errno.EINVAL or fd == self._fd:
                     raise
@@ -51,8 +51,8 @@ class ShardWriter:
 
     def finish(self) -> None:
         """Cut the padding off and make the file durable; its pages leave the cache."""
-        os.ftruncate(self._fd, self._file_bytes)
-        os.fsync(self._fd)
+        disk.resize(self._fd, self._file_bytes)
+        disk.sync(self._fd)
         if not self._writes_direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         self.close()
@@ -61,13 +61,3 @@ class ShardWriter:
         os.close(self._fd)
         if self._direct_fd is not None:
             os.close(self._direct_fd)
-
-
-def _reserve(fd: int, nbytes: int) -> None:
-    if not hasattr(os, "posix_fallocate") or nbytes == 0:
-        return
-    try:
-        os.posix_fallocate(fd, 0, nbytes)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            raise

@@ -12,7 +12,7 @@ from expo.checkpoint.files import check_contents
 from expo.checkpoint.headers import printable
 from expo.checkpoint.links import is_cached, target_outside
 from expo.checkpoint.reference import Reference
-from expo.checkpoint.sidecars import is_legal, is_model_sidecar, is_tokenizer_file
+from expo.checkpoint.sidecars import is_legal, is_model_sidecar, is_reserved, is_tokenizer_file
 from expo.errors import SpecError
 from expo.operators.methods import METHODS, NOT_IN_MERGEKIT
 from expo.planning.asked import check_asked, tables_differ
@@ -64,11 +64,13 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
     _remark(request, opened, donor, found)
     if request.foreign is not None:
         _refuse_streams(opened.values(), found)
+    shards = () if request.foreign else _shards(donor, jobs, request.max_shard_bytes)
+    _refuse_reserved(sidecars, shards, donor, found)
     return Plan(
         request=request,
         sources=_roles(request, opened),
         donor=donor,
-        shards=() if request.foreign else _shards(donor, jobs, request.max_shard_bytes),
+        shards=shards,
         sidecars=sidecars,
         left_behind=left_behind,
         missing=tuple(found.missing),
@@ -203,6 +205,18 @@ def _sidecars(
     for name in sorted(code.keys() & chosen.keys()):
         found.warnings.append(f"{printable(name)} is model code (auto_map): copied, read it first")
     return tuple(chosen[name] for name in sorted(chosen)), left_behind
+
+
+def _refuse_reserved(
+    sidecars: Iterable[Sidecar], shards: Iterable[ShardPlan], donor: Checkpoint, found: Findings
+) -> None:
+    weights = {shard.file for shard in (*donor.shards, *shards)}
+    names = [sidecar.name for sidecar in sidecars if is_reserved(sidecar.name, weights)]
+    if names:
+        found.refusals.append(
+            f"--include adds {listing(map(printable, names))}, whose names the output needs for its own files: "
+            "narrow the pattern"
+        )
 
 
 def _with_licences(

@@ -276,7 +276,7 @@ def _reproduce(manifest: Manifest) -> list[str]:
         "",
         *reproduced_by(command, manifest),
         "",
-        f"{same}, with expo {visible(manifest.versions['expo'])}.",
+        f"{same}, with expo {visible(manifest.versions.get('expo', 'of a version unknown'))}.",
         "",
     ]
 

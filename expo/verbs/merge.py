@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from expo.checkpoint.checkpoint import hash_file
 from expo.compute.inputs import fetch
 from expo.compute.stream import Progress, Tuning
-from expo.errors import CheckpointError, SpecError
+from expo.errors import CheckpointError, ExpoError, SpecError
 from expo.output.claim import check_out
 from expo.output.durable import is_of_the_process, unwritable
 from expo.output.journal import fingerprint, identities
@@ -190,25 +190,44 @@ def run_plans(
     fetch(plans[0])
     known = known_identities(plans[0], hash_inputs=hash_inputs)
     with ExitStack() as claims:
-        runs = [Run(plan, claims.enter_context(claimed(out, plan.request, overwrite=overwrite)),
-                     fingerprint(plan, known), known)
-                for plan, out in zip(plans, outs, strict=True)]  # fmt: skip
+        runs = [
+            _claimed_run(claims, plan, out, known, overwrite=overwrite)
+            for plan, out in zip(plans, outs, strict=True)
+        ]
         try:
             manifests = produce(
                 runs, tuning, verify=verify, progress=progress, checking=checking, say=say
             )
             for run, manifest in zip(runs, manifests, strict=True):
                 run.staging.commit(with_card(run, manifest))
-        except (CheckpointError, SpecError):
-            for run in runs:
-                run.staging.discard()
-            raise
+        except (CheckpointError, SpecError) as error:
+            raise _given_up(runs, error) from error.__cause__
         except OSError as error:
             if is_of_the_process(error):
                 raise
             raise unwritable(error, runs[0].staging.out, kept="finished shards") from error
     seconds = time.monotonic() - started
     return tuple(merge_result(r, m, seconds) for r, m in zip(runs, manifests, strict=True))
+
+
+def _claimed_run(
+    claims: ExitStack, plan: Plan, out: Path, known: Identities, *, overwrite: bool
+) -> Run:
+    print_ = fingerprint(plan, known)
+    staging = claimed(out, plan.request, overwrite=overwrite, print_=print_)
+    return Run(plan, claims.enter_context(staging), print_, known)
+
+
+def _given_up(runs: Sequence[Run], error: ExpoError) -> ExpoError:
+    """A refused run leaves nothing. One that the system stopped (no more open files, a disk that fails) keeps the
+    shards that it has finished: they are no worse for it."""
+    of_system = isinstance(error.__cause__, OSError)
+    if of_system and any(run.staging.has_shards for run in runs):
+        kept = "finished shards are kept, run the same command again"
+        return type(error)(f"{error}; {kept}")
+    for run in runs:
+        run.staging.discard()
+    return error
 
 
 def merge_result(run: Run, manifest: Manifest, seconds: float) -> MergeResult:

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from expo.errors import OutputError, SpecError
-from expo.output.claim import check_out
+from expo.output.claim import check_out, leftovers
 from expo.planning.build import build_plan
 from expo.planning.plan import Plan
 from expo.planning.preview import planned
@@ -89,7 +89,9 @@ def plan_report(
             check_out(out, built.request, overwrite=overwrite)
         except OutputError as error:
             refusals = (str(error),)
-    return report(built, out=out, threads=threads, refusals=refusals)
+    shown = report(built, out=out, threads=threads, refusals=refusals)
+    left = () if out is None else tuple(leftovers(out))
+    return replace(shown, notes=(*shown.notes, *left))
 
 
 def _named(folder: Path, shown: PlanReport) -> PlanReport:

@@ -1,12 +1,14 @@
 """Several merges in order, the later ones of what the earlier ones gave."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from expo.errors import CheckpointError, SpecError
-from expo.output.claim import check_free
+from expo import disk
+from expo.checkpoint.placing import is_unsettled
+from expo.errors import HubError, OutputError
+from expo.output.claim import check_free, is_taken, parts_path, remove_parts
+from expo.output.durable import unwritable
 from expo.spec.request import Request
 from expo.spec.stages import Stage
 
@@ -22,8 +24,8 @@ def run_stages(
 ) -> Result:
     """Run every stage; the last result.
 
-    The last stage becomes `out`. Those before it are made beside it and go when it is done or refused;
-    an interrupted run resumes the stage that it was at, after making the ones before it again.
+    The last stage becomes `out`. Those before it are made beside it and go when it is done or refused; an
+    interrupted run goes on at the stage that it was at.
 
     Args:
         run: makes one merge: (request, its place, whether it is one of those before the last).
@@ -32,9 +34,22 @@ def run_stages(
     Raises:
         OutputError: `out` is taken. It is found before the first merge runs.
     """
-    check_free(out.resolve(), overwrite=overwrite)
+    place, parts = out.resolve(), parts_path(out)
+    if is_taken(place) and not (overwrite or is_unsettled(place)):
+        remove_parts(place)  # an earlier run had nothing else left to do
+    check_free(place, overwrite=overwrite)
+    try:
+        disk.make_directories(parts)
+        with disk.locked(parts, out):
+            return _run_all(stages, parts, out, run)
+    except OSError as error:
+        raise unwritable(error, out) from error
+
+
+def _run_all(
+    stages: list[Stage], parts: Path, out: Path, run: Callable[[Request, Path, bool], Result]
+) -> Result:
     *before, last = stages
-    parts = out.with_name(f".{out.name}.expo-parts")
     outputs: dict[str, Path] = {}
     try:
         for stage in before:
@@ -43,8 +58,10 @@ def run_stages(
             run(stage.request(outputs), place, True)
             outputs[stage.name] = place
         result = run(last.request(outputs), out, False)
-    except (CheckpointError, SpecError):
-        shutil.rmtree(parts, ignore_errors=True)
+    except Exception as error:
+        resumes = (OutputError, HubError, OSError)
+        if not (isinstance(error, resumes) or isinstance(error.__cause__, OSError)):
+            disk.remove(parts)
         raise
-    shutil.rmtree(parts, ignore_errors=True)
+    disk.remove(parts)
     return result

@@ -1,0 +1,136 @@
+"""Every step by which expo changes an output on a disk. Nothing else does, so that tests can cut the power
+between any two of them (`tests/crashes.py`)."""
+
+import ctypes
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from expo.errors import OutputError
+
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+def create(path: Path) -> int:
+    """An empty file, open to read and write; what was there is gone. The caller closes it."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+
+def write(fd: int, data: bytes | memoryview, offset: int) -> int:
+    """How many of the bytes are written; none is durable yet."""
+    return os.pwrite(fd, data, offset)
+
+
+def reserve(fd: int, nbytes: int) -> None:
+    """Give a file its size and its blocks, so that a full disk shows now; nothing where the system cannot."""
+    if not hasattr(os, "posix_fallocate") or nbytes == 0:
+        return
+    try:
+        os.posix_fallocate(fd, 0, nbytes)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+
+
+def resize(fd: int, nbytes: int) -> None:
+    os.ftruncate(fd, nbytes)
+
+
+def sync(fd: int) -> None:
+    """Make what a file holds durable; its name becomes so with its directory."""
+    os.fsync(fd)
+
+
+def sync_directory(path: Path) -> None:
+    """Make new names, renames and removals in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directory(path: Path, mode: int = 0o777) -> None:
+    path.mkdir(mode)
+
+
+def open_up(folder: Path) -> None:
+    """Give a directory that was its user's alone the mode that directories have."""
+    folder.chmod(0o777 & ~mask())
+
+
+def mask() -> int:
+    """The modes that this process gives to nothing that it makes."""
+    found = os.umask(0)
+    os.umask(found)
+    return found
+
+
+def rename(path: Path, target: Path) -> None:
+    """In one step; a file or an empty directory that has the name is replaced."""
+    path.replace(target)
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step; False where system or filesystem cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = (os.fsencode(a), os.fsencode(b))
+    return renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
+
+
+def remove_file(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def remove_directory(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        path.rmdir()
+
+
+def make_directories(path: Path) -> None:
+    """A directory and those above it, durable."""
+    if path.is_dir():
+        return
+    make_directories(path.parent)
+    with suppress(FileExistsError):
+        make_directory(path)
+    sync_directory(path.parent)
+
+
+def remove(path: Path) -> None:
+    """A file, a link, or a directory with all that is in it; nothing where there is nothing."""
+    if path.is_dir() and not path.is_symlink():
+        for entry in path.iterdir():
+            remove(entry)
+        remove_directory(path)
+    else:
+        remove_file(path)
+
+
+@contextmanager
+def locked(folder: Path, out: Path) -> Iterator[None]:
+    """Keep other runs that write `out` away from a directory that is there; the lock dies with the process.
+
+    Raises:
+        OutputError: another run holds it.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        lock(fd, out)
+        yield
+    finally:
+        os.close(fd)
+
+
+def lock(fd: int, out: Path) -> None:
+    """As `locked`, until the descriptor is closed."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(f"another run is writing {out}: wait for it") from error
