@@ -3,6 +3,7 @@
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Generic, TypeVar
@@ -91,6 +92,7 @@ class Crew:
         tick()
 
     def _guarded(self, work: Callable[[], None]) -> None:
+        _here.crew = self
         try:
             torch = sys.modules.get("torch")  # it may be half imported
             if torch is not None and hasattr(torch, "set_num_threads"):
@@ -102,6 +104,17 @@ class Crew:
             with self._lock:
                 self._failure = self._failure or error
             self._stop.set()
+
+
+_here = threading.local()
+
+
+def pause(seconds: float) -> None:
+    """Sleep, in any thread; in one of a crew that ends, Stopped is raised."""
+    if crew := getattr(_here, "crew", None):
+        crew.pause(seconds)
+    else:
+        time.sleep(seconds)
 
 
 class PerThread(Generic[T]):

@@ -2,8 +2,9 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -32,6 +33,7 @@ class Chat:
     models_status: int = 200
     asked: list[dict] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    drip_seconds: float = 0.0  # between two bytes
     lock: threading.Lock = field(default_factory=threading.Lock)
     url: str = ""
 
@@ -92,4 +94,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
-        self.wfile.write(raw)
+        if not self.state.drip_seconds:
+            self.wfile.write(raw)
+            return
+        with suppress(OSError):  # the client has left
+            for byte in raw:
+                time.sleep(self.state.drip_seconds)
+                self.wfile.write(bytes([byte]))

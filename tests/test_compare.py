@@ -118,7 +118,7 @@ def test_other_prompts_are_refused_by_name(tmp_path: Path, rewards: list[list[fl
     ):
         door.compare(a, b)
     b.write_text("".join([*lines[:39], lines[0]]))
-    with pytest.raises(SpecError, match=r'b\.jsonl answers "p0" twice'):
+    with pytest.raises(SpecError, match=r'b\.jsonl has no answer to "p39"'):
         door.compare(a, b)
     b.write_text("".join(reversed(lines)))  # another order is no other prompts
     (tmp_path / "b.rewards.jsonl").write_text("".join(f"{r}\n" for r in reversed(rewards[1])))
@@ -127,9 +127,55 @@ def test_other_prompts_are_refused_by_name(tmp_path: Path, rewards: list[list[fl
     )
 
 
+def test_a_prompt_that_is_asked_twice(tmp_path: Path, rewards: list[list[float]]) -> None:
+    """Benchmarks hold some: the first answer is paired with the first."""
+    a, b = (answers(tmp_path / f"{n}.jsonl", r) for n, r in zip("ab", rewards, strict=True))
+    for file in (a, b):
+        file.write_text(file.read_text().replace('"p7"', '"p3"'))
+    assert door.compare(a, b).difference == paired(rewards[1], rewards[0])
+    b.write_text(b.read_text().replace('"p3"', '"p7"', 1))
+    with pytest.raises(SpecError, match=r'b\.jsonl has only 1 of the answers to "p3"'):
+        door.compare(a, b)
+
+
+def test_rewards_with_names_go_to_their_answers(tmp_path: Path) -> None:
+    """Whatever the order of the answers is by now."""
+    rows = [
+        {"id": n, "messages": [{"role": "assistant", "content": "x"}], "length": n}
+        for n in range(9)
+    ]
+    for name, order in (("a", rows), ("b", rows[::-1])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in order))
+        lines = [json.dumps({"id": str(n), "reward": n**2}) + "\n" for n in range(9)]
+        (tmp_path / f"{name}.rewards.jsonl").write_text("".join(lines))
+    result = door.compare(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    assert (result.difference.mean, result.difference.standard_error) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "line", ["NaN", "1e400", "1" + "0" * 400, "9" * 5000, "null", "true", '{"id": 1}']
+)
+def test_what_is_no_reward(line: str, tmp_path: Path) -> None:
+    answers(tmp_path / "a.jsonl", None)
+    (tmp_path / "r").write_text(f"1\n{line}\n")
+    with pytest.raises(SpecError, match=r"r:2: (no reward|cannot be read)"):
+        door.compare(
+            tmp_path / "a.jsonl",
+            tmp_path / "a.jsonl",
+            rewards_a=tmp_path / "r",
+            rewards_b=tmp_path / "r",
+        )
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ('{"id": 1, "messages": [{"role": "assistant", "content": null}]}\n', "it has no text"),
+        ('{"prompt": "a", "output": null}\n', "it has no text"),
+        ('{"question_id": 1, "choices": [{"turns": "ab"}]}\n', "a list is empty or missing"),
+        ('{"uid": 1, "messages": [{"content": {"answer": null}}]}\n', "it has no text"),
+        ('{"prompt": "a", "output": "b", "length": 1e999}\n', "its length is inf"),
+        ('{"prompt": "a", "output": "b", "length": 1' + "0" * 400 + "}\n", "too large"),
         ('{"text": "hi"}\n', "no answer in any of alpaca-eval, mt-bench"),
         ('{"question_id": 1, "choices": []}\n', "the answer is incomplete: a list is empty"),
         ('{"uid": "a", "messages": [{"content": "b"}]}\n', "the answer is incomplete"),

@@ -1,12 +1,14 @@
 """`expo evaluate`: the judges' forms, a server that fails, and what a killed run keeps."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 
 import expo as door
 from expo.demo.toy import MODELS
-from expo.errors import EndpointError, OutputError, SpecError
+from expo.errors import CheckpointError, EndpointError, OutputError, SpecError
 from expo.evaluation.answers import Question
 from expo.evaluation.formats import FORMATS, count_markdown, read_outputs
 from expo.evaluation.journal import journal_path
@@ -165,6 +167,9 @@ WRONG_PROMPTS = {
     "no prompt": ('{"prompt": "a"}\n\n{"text": "b"}', "p.jsonl:3: no prompt: give"),
     "no object": ("3", "p.jsonl:1: no prompt"),
     "an answer alone": ('{"messages": [{"role": "assistant", "content": "a"}]}', "p.jsonl:1: no"),
+    "a huge number": ('{"id": ' + "9" * 5000 + "}", "p.jsonl:1: cannot be read: Exceeds the limit"),
+    "a deep nest": ('{"prompt": ' + "[" * 99999, "p.jsonl:1: cannot be read: maximum"),
+    "half a character": ('{"prompt": "a\\uD83d"}', "p.jsonl:1: holds half of a character"),
     "twice": ('{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}', "two prompts with the id 1"),
 }
 
@@ -177,6 +182,22 @@ def test_what_is_no_prompt_is_named(case: tuple[str, str], tmp_path: Path) -> No
         read_prompts(path)
     with pytest.raises(SpecError, match="cannot be read"):
         read_prompts(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "mark of Windows"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"prompt": "a\u2028b"}\n{"prompt": "𝄞"}',
+        '{"prompt": "a\u2028b"}\r\n\r\n{"prompt": "\\ud834\\udd1e"}\r\n',
+        '[{"prompt": "a\u2028b"},\n{"prompt": "𝄞"}]',
+    ],
+    ids=["lines", "lines of Windows", "a list"],
+)
+def test_lines_are_cut_where_they_end(content: str, mark: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(mark + content.encode())
+    assert [p.messages[0]["content"] for p in read_prompts(path)] == ["a\u2028b", "𝄞"]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +239,32 @@ def test_a_busy_server_is_asked_again(chat: Chat) -> None:
     assert waits == [1.0, 7.0, 4.0, 8.0]
 
 
+@pytest.mark.parametrize("said", ["-5", "nan", "0", "Wed, 21 Oct 2099 07:28:00 GMT"])
+def test_a_pause_that_cannot_be_kept_is_none(said: str, chat: Chat) -> None:
+    chat.faults = [Fault(429, headers=(("Retry-After", said),))]
+    waits: list[float] = []
+    assert ask(chat, waits) == "HI (1)"
+    assert waits == [1.0]
+
+
+def test_an_answer_that_drips_is_not_waited_for(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte now and then keeps a connection: what is limited is the whole."""
+    from expo.evaluation import server
+
+    monkeypatch.setattr(server, "SECONDS", 0.05)
+    chat.drip_seconds = 0.02
+    endpoint = Endpoint(chat.url, "toy", wait=lambda _: None)
+    with pytest.raises(EndpointError, match=r"after 6 tries: (not done after 0 s|timed out)"):
+        endpoint.ask([Prompt("a", ({"role": "user", "content": "hi"},))], settings={}, seed=0)
+
+
+def test_an_answer_that_is_cut_is_asked_again(chat: Chat) -> None:
+    chat.faults = [Fault(200, '{"choices"', (("Content-Length", "99"), ("Connection", "close")))]
+    assert ask(chat) == "HI (1)"
+
+
 def test_a_server_that_stays_busy_is_an_error(chat: Chat) -> None:
     chat.faults = [Fault(503)] * 6
     with pytest.raises(
@@ -230,7 +277,10 @@ REFUSALS = {
     "no key": (Fault(401), "refuses with 401: as told; put the key into .* OPENAI_API_KEY"),
     "no model": (Fault(404, '{"detail": "none"}'), "404: none; check --endpoint .* and --model"),
     "a field": (Fault(422, '{"detail": "Unexpected"}'), "422: Unexpected; leave out what this server"),
-    "elsewhere": (Fault(307, "", (("Location", "http://127.0.0.1:1/"),)), "refuses with 307"),
+    "elsewhere": (Fault(307, "", (("Location", "http://127.0.0.1:1/"),)), "refuses with 307.*; give --endpoint the address that"),
+    "a deep nest": (Fault(200, "[" * 99999), "does not answer with JSON"),
+    "a deep error": (Fault(400, "[" * 9999), r"refuses with 400: \[\[\["),
+    "colours": (Fault(400, '{"error": {"message": "a\\n\\u001b[31mb"}}'), r"400: a \[31mb; leave"),
     "a page": (Fault(200, "<html>"), "does not answer with JSON: is it the address of a server"),
     "other json": (Fault(200, '{"text": "hi"}'), 'as OpenAI\'s chat completions do: {"text": "hi"}'),
     "a list": (Fault(200, "[1]"), "as OpenAI's chat completions do"),
@@ -248,7 +298,15 @@ def test_a_refusal_is_one_line_with_the_cure(case: tuple[Fault, str], chat: Chat
 def test_nobody_there_is_said_at_once() -> None:
     with pytest.raises(EndpointError, match=r"does not answer: .*; start the server, or correct"):
         open_endpoint("http://127.0.0.1:9", None)
-    for url in ("localhost:8000", "ftp://host", "/v1"):
+    wrong = (
+        "localhost:8000",
+        "ftp://host",
+        "/v1",
+        "http://[::1/v1",
+        "http://h:port/",
+        "http://h:99999",
+    )
+    for url in (*wrong, "http://a b/v1", "http://a/v1\n", "http://a/v1?x=1", "http://a/v1#x"):
         with pytest.raises(SpecError, match="is no address of a server"):
             open_endpoint(url, None)
 
@@ -269,7 +327,32 @@ def test_the_key_goes_to_the_server(chat: Chat, monkeypatch: pytest.MonkeyPatch)
     ask(chat)
     monkeypatch.setenv(KEY, "secret")
     ask(chat)
-    assert chat.keys == [None, None, "Bearer secret", "Bearer secret"]
+    monkeypatch.setenv(KEY, " secret\n")  # as `export OPENAI_API_KEY="$(cat file)"` may leave it
+    ask(chat)
+    assert chat.keys == [None, None, *["Bearer secret"] * 4]
+    for key in ("se\ncret", "sécret"):
+        monkeypatch.setenv(KEY, key)
+        with pytest.raises(SpecError, match=f"{KEY} holds characters that no key has") as raised:
+            ask(chat)
+        assert key not in str(raised.value)
+
+
+@pytest.mark.parametrize("status", [200, 400, 503])
+def test_a_key_that_a_server_repeats_is_not_shown(
+    status: int, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY, "sk-a-secret")
+    chat.faults = [Fault(status, '{"error": {"message": "no: Bearer sk-a-secret"}}')] * 6
+    with pytest.raises(EndpointError, match=r"no: Bearer \(the key\)"):
+        ask(chat)
+
+
+def test_a_count_that_is_none_is_left_out(chat: Chat) -> None:
+    for tokens, length in (('"12"', None), ("-1", None), ("1" + "0" * 30, None), ("7", 7)):
+        choice = '{"choices": [{"message": {"content": null}}], "usage": {"completion_tokens": '
+        chat.faults = [Fault(200, choice + tokens + "}}")]
+        (reply,) = open_endpoint(chat.url, "toy").ask([Prompt("a", ())], settings={}, seed=0)
+        assert (reply.text, reply.length) == ("", length)
 
 
 def test_asking_a_server_imports_no_torch(chat: Chat, tmp_path: Path) -> None:
@@ -335,19 +418,74 @@ def test_no_conversation_is_asked_twice(chat: Chat, tmp_path: Path) -> None:
     assert names == {"out.jsonl", "other.jsonl", "prompts.jsonl"}
 
 
-def test_other_settings_start_afresh(chat: Chat, tmp_path: Path) -> None:
+def test_answers_under_other_settings_are_not_lost_unasked(chat: Chat, tmp_path: Path) -> None:
     interrupted(chat, tmp_path, after=4)
     said: list[str] = []
-    run(chat, tmp_path, "mt-bench", say=said.append, settings={"temperature": 0.2}, seed=3)
-    assert said == ["the answers so far were to other seed, settings: starting afresh"]
-    journal = journal_path(tmp_path / "new.jsonl")
-    journal.write_text("nonsense\n")
-    run(chat, tmp_path, "mt-bench", "new", say=said.append)
-    interrupted(chat, tmp_path, after=4, name="torn")
-    journal = journal_path(tmp_path / "torn.jsonl")
-    journal.write_bytes(journal.read_bytes() + bytes(20) + b"\n")  # what a power cut leaves
-    run(chat, tmp_path, "mt-bench", "torn", say=said.append)
-    assert said[1:] == ["the answers so far cannot be read: starting afresh"] * 2
+    other = {"settings": {"temperature": 0.2}, "seed": 3}
+    kept = journal_path(tmp_path / "out.jsonl").read_bytes()
+    with pytest.raises(
+        OutputError, match=r"were to other seed, settings: name another file, or add --overwrite"
+    ):
+        run(chat, tmp_path, "mt-bench", **other)
+    assert journal_path(tmp_path / "out.jsonl").read_bytes() == kept
+    run(chat, tmp_path, "mt-bench", say=said.append, overwrite=True, **other)
+    assert said == ["the answers so far were to other seed, settings"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        bytes(20),  # what a power cut leaves
+        b'{"key": ["none", 0], "replies": []}',
+        b'{"key": ["101", 0], "replies": [], "time": 0}',
+        b'{"key": ["101", 0], "replies": [[1, 1, "stop"], [2, 2, "stop"]], "time": 0}',
+        b"[1]",
+        b'{"answers": {}}',
+        b"[" * 99999,
+    ],
+    ids=["zeros", "another prompt", "no reply", "no text", "a list", "a head", "a deep nest"],
+)
+def test_a_damaged_line_is_asked_again(line: bytes, chat: Chat, tmp_path: Path) -> None:
+    interrupted(chat, tmp_path, after=3)
+    journal, said = journal_path(tmp_path / "out.jsonl"), []
+    head, *rest = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([head, line + b"\n", *rest]))
+    run(chat, tmp_path, "mt-bench", say=said.append)
+    assert said == ["resuming, answered so far: 1"]
+    for content in (b"nonsense\n5\n", b'{"answers": 1}\n5\n'):
+        journal.write_bytes(content)
+        run(chat, tmp_path, "mt-bench", say=said.append, overwrite=True)
+        assert said.pop() == "the answers so far cannot be read: starting afresh"
+
+
+def test_empty_answers_are_counted(chat: Chat, tmp_path: Path) -> None:
+    chat.reply = lambda _: " \n"
+    result, _ = run(chat, tmp_path, "jsonl")
+    assert result.warnings == ("2 of 2 answers are empty",)
+
+
+def test_a_folder_is_no_file(chat: Chat, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a directory: name a file, with --out"):
+        door.evaluate(
+            None, prompts_file(tmp_path, "jsonl"), out=tmp_path, endpoint=chat.url, overwrite=True
+        )
+    assert chat.asked == []
+
+
+@pytest.mark.parametrize("served", ["org/toy", "/srv/models/toy", "../toy"])
+def test_a_file_is_named_by_the_last_part_of_a_model(
+    served: str,
+    chat: Chat,
+    tmp_path: Path,
+    expo: Callable[..., Ran],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ("--prompts", prompts_file(tmp_path, "jsonl"), "--model", served)
+    ran = expo("evaluate", "--endpoint", chat.url, *flags)
+    assert ran.code == 0, ran.err
+    assert Path("toy-jsonl.jsonl").exists()
+    assert f"answers of {served} in" in ran.out
 
 
 def test_a_file_is_written_by_one_run(chat: Chat, tmp_path: Path) -> None:
@@ -376,6 +514,14 @@ def test_a_file_is_written_by_one_run(chat: Chat, tmp_path: Path) -> None:
             out=tmp_path / "out.jsonl" / "x",
             endpoint=chat.url,
         )
+
+
+def test_no_pause_is_waited_for_at_the_end(chat: Chat, tmp_path: Path) -> None:
+    """One request is refused, the other was sent away for a minute: the refusal is said at once."""
+    chat.faults = [Fault(503, headers=(("Retry-After", "60"),)), *[Fault(400)] * 9]
+    with pytest.raises(EndpointError, match="refuses with 400"):
+        run(chat, tmp_path, "jsonl", concurrency=2)
+    assert len(chat.keys) == 3  # the list of models, and each prompt once
 
 
 @pytest.mark.slow
@@ -467,6 +613,37 @@ def test_a_batch_changes_no_answer(workplace: Path) -> None:
     assert texts("other") != texts("one1")
 
 
+def test_what_cannot_be_answered_is_said_before_anything_is(workplace: Path) -> None:
+    """Left out, it makes other prompts: what was answered by then would be lost."""
+    with Path("prompts.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "x" * 99}) + "\n")
+    with pytest.raises(CheckpointError, match=r"prompt 5 has \d+ tokens, the model's context 64"):
+        local("o.jsonl", batch_size=1)
+    assert len(journal_path(Path("o.jsonl")).read_text().splitlines()) == 1
+
+
+def test_a_run_beside_its_model_goes_on(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from expo.sampling import generate
+
+    shutil.copytree(MODELS / "aligned", "model")
+    decode, calls = generate.sample_of, []
+
+    def sample_of(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return decode(*arguments)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(generate, "sample_of", sample_of)
+    said: list[str] = []
+    settings = {"max_new_tokens": 12}
+    for _ in range(2):
+        with suppress(KeyboardInterrupt):
+            door.evaluate("model", "prompts.jsonl", out="model/o.jsonl", settings=settings, batch_size=1,
+                          say=said.append)  # fmt: skip
+    assert said == ["resuming, answered so far: 3"]
+
+
 def test_best_of_keeps_the_best(workplace: Path) -> None:
     settings = {"temperature": 1.5}
     one = local("one.jsonl", settings=settings, reward="toy_reward:ok")
@@ -542,6 +719,11 @@ CONTRADICTIONS = [
     ({"num_beams": 2, "settings": {"temperature": 1}}, "leave --temperature out"),
     ({"num_beams": 2, "settings": {"top_p": 0.9}}, "leave --top-p out"),
     ({"settings": {"top_p": 2}}, "top_p 2 is out of range"),
+    ({"settings": {"temperature": float("inf")}}, "temperature inf is out of range"),
+    ({"settings": {"presence_penalty": float("nan")}}, "presence_penalty nan is out of range"),
+    ({"settings": {"top_k": 5.5}}, "top_k 5.5 is out of range"),
+    ({"settings": {"max_new_tokens": 2.5}}, "max_new_tokens 2.5 is out of range"),
+    ({"settings": {"temprature": 1}}, "no setting temprature: one of temperature, top_k"),
     (
         {"model": None, "endpoint": "http://me:secret@localhost:1"},
         "holds a name or a password: leave it out",

@@ -1,5 +1,6 @@
 """The live model: its weights are, bit for bit, those of the output on the disk."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 import expo
 from expo.demo.toy import MODELS
-from expo.errors import CheckpointError
+from expo.errors import CheckpointError, OutputError
 from expo.planning.build import build_plan
 from expo.planning.plan import Plan
+from expo.sampling import live as room
 from expo.sampling.live import Live, build
 from expo.sampling.resident import keep_resident
 from expo.spec.request import make_request
@@ -146,3 +148,16 @@ def test_an_unknown_architecture_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not load through transformers: ") as caught:
         build(plan.at(1.0))
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_not_blamed_on_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(room, "write_small_files", write)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    plan = build_plan(make_request(str(MODELS / "sft"), str(MODELS / "aligned")))
+    with pytest.raises(OutputError, match=f"the disk of {tmp_path} is full: make room and run"):
+        build(plan.at(1.0))

@@ -81,9 +81,32 @@ def test_the_interval_depends_on_the_values_alone() -> None:
 
 
 def test_equal_differences_have_no_error() -> None:
-    assert paired([1.0, 2.0, 3.0], [0.5, 1.5, 2.5]) == Paired(0.5, 0.5, 0.5, 0.0, 3)
+    a = np.arange(6)
+    assert paired(a + 0.5, a) == Paired(0.5, 0.5, 0.5, 0.0, 6)
+    rounded = paired(a / 7 + 0.1, a / 7)  # 0.1 but for the last bits
+    assert (rounded.low, rounded.standard_error) == (rounded.high, 0.0)
     assert Paired(0.5, 0.5, 0.5, 0.0, 3).excludes_zero
     assert not Paired(0.1, -0.1, 0.3, 0.1, 9).excludes_zero
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+@pytest.mark.parametrize("gain", [1.0, -1.0, 0.1])
+def test_a_few_equal_differences_show_none(count: int, gain: float) -> None:
+    """As few tosses of a fair coin fall alike too often."""
+    base = np.arange(count) / 7
+    found = paired(base + gain, base)
+    assert found.mean == pytest.approx(gain)
+    assert not found.excludes_zero
+
+
+def test_numbers_that_have_no_square() -> None:
+    with pytest.raises(SpecError, match="value 0 is -1e\\+200, of which no mean can be taken"):
+        mean_interval([-1e200, 1e200])
+    assert mean_interval([1e-320, 2e-320]).standard_error == 0
+
+
+def test_any_seed_is_a_seed() -> None:
+    assert paired([1.0, 2.0], [2.0, 1.0], seed=-1).mean == 0
 
 
 def test_a_win_rate_is_wilsons() -> None:
@@ -160,7 +183,7 @@ def test_what_these_prompts_could_have_shown() -> None:
     [
         (lambda: paired([1.0], [2.0]), "an interval needs at least two prompts, not 1"),
         (lambda: paired([1.0, 2.0], [1.0, 2.0, 3.0]), "2 values against 3: pairs need"),
-        (lambda: mean_interval([1.0, np.nan]), "value 1 is not finite: leave it out"),
+        (lambda: mean_interval([1.0, np.nan]), "value 1 is nan, of which no mean can be taken: leave it"),
         (
             lambda: at_matched_length([1, 2, 3], [1, 1, 1], lengths_a=[1, 2, 3], lengths_b=[1, 1, 1]),
             "matching lengths needs at least four prompts, not 3",

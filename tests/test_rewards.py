@@ -1,6 +1,7 @@
 """Reward models: every token of a conversation counts, whatever is beside it in the batch."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,8 @@ def test_what_is_not_read_is_said(tmp_path: Path) -> None:
     reward(ASKED, ANSWERS)
     assert "reads 16 tokens" in said[0]
     assert "of 9 conversations are longer" in said[0]
+    reward(ASKED, ANSWERS)
+    assert len(said) == 1  # not once a batch
 
 
 def test_a_model_that_is_no_reward_model(tmp_path: Path) -> None:
@@ -105,6 +108,112 @@ def test_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_reward("my_own_reward:none")
     with pytest.raises(SpecError, match=r"No module named 'no_such': run where no_such\.py lies"):
         open_reward("no_such:none")
+
+
+FUNCTIONS = """
+import functools
+import numpy as np
+import torch
+print("noise")
+def none(c, a): return None
+def one(c, a): return 1.0
+def words(c, a): return ["good"] * len(a)
+def nones(c, a): return [None] * len(a)
+def huge(c, a): return [10**400] * len(a)
+def pairs(c, a): return np.zeros((len(a), 2))
+def raises(c, a): raise RuntimeError("boom\\nand more")
+def leaves(c, a): raise SystemExit(3)
+def short(a): return [1.0]
+def array(c, a): return np.arange(len(a))
+def column(c, a): return torch.arange(len(a), dtype=torch.bfloat16, requires_grad=False)[:, None]
+def graph(c, a): return torch.arange(len(a)) * torch.ones(1, requires_grad=True)
+def given(c, a): return (float(n) for n in range(len(a)))
+def prints(c, a):
+    print("noise")
+    return range(len(a))
+def changes(c, a):
+    for messages, answer in zip(c, a):
+        messages[0]["content"] = "changed"
+        messages.append({"role": "assistant", "content": answer})
+    a.clear()
+    return range(len(c))
+class Judge:
+    def __call__(self, c, a): return range(len(a))
+judge, part = Judge(), functools.partial(prints)
+"""
+
+NO_REWARDS = {
+    "none": "gave None: give a number for each answer",
+    "one": "gave 1.0: give a number for each",
+    "words": r"gave \['good', .*: give a number",
+    "nones": r"gave \[None, ",
+    "huge": "gave .*…: give a number",
+    "pairs": r"gave array\(",
+    "raises": "failed: RuntimeError: boom and more; --debug shows where",
+    "leaves": "failed: SystemExit: 3",
+    "short": r"failed: TypeError: short\(\) takes 1",
+}
+
+
+@pytest.fixture
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "many_rewards.py").write_text(FUNCTIONS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "many_rewards"
+
+
+@pytest.mark.parametrize("name", NO_REWARDS)
+def test_a_function_that_gives_no_rewards_is_named(name: str, functions: str) -> None:
+    with pytest.raises(SpecError, match=f"reward {functions}:{name} {NO_REWARDS[name]}") as raised:
+        open_reward(f"{functions}:{name}")(ASKED, ANSWERS)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["array", "column", "graph", "given", "prints", "changes", "judge", "part"]
+)
+def test_whatever_numbers_come_in(
+    name: str, functions: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed is no data, and what a function does to its arguments is its own affair."""
+    sys.modules.pop(functions, None)
+    before = json.dumps([ASKED, ANSWERS])
+    assert open_reward(f"{functions}:{name}")([tuple(one) for one in ASKED], ANSWERS) == [*range(9)]
+    assert json.dumps([ASKED, ANSWERS]) == before
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("noise\n")
+    assert "many_rewards.py" in identity(f"{functions}:{name}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def f(:", "cannot be imported: SyntaxError: "),
+        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
+        (
+            "import none_such",
+            "cannot be imported: ModuleNotFoundError: No module named 'none_such'",
+        ),
+        ("raise SystemExit('no')", "cannot be imported: SystemExit: no"),
+    ],
+)
+def test_a_module_that_does_not_import(
+    content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_reward.py").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SpecError, match=f"reward broken_reward:f: broken_reward {message}"):
+        open_reward("broken_reward:f")
+
+
+def test_names_that_have_no_file(tmp_path: Path) -> None:
+    assert identity("builtins:len") == "builtins:len"
+    (tmp_path / "rm").mkdir()
+    (tmp_path / "rm" / "gone").symlink_to("/nowhere")
+    assert identity(str(tmp_path / "rm")) == "rm []"
 
 
 def test_a_reward_is_told_from_a_changed_one(tmp_path: Path) -> None:

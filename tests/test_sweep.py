@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,8 +19,12 @@ import expo as door
 from expo.demo.toy import MODELS, words
 from expo.errors import ExpoError, OutputError, SpecError
 from expo.output.scores import read_scores
+from expo.plots.sweep import sweep_figure
+from expo.spec.resolved import resolved
 from expo.sweeping import bench
+from expo.sweeping.candidates import numbers_of
 from expo.sweeping.journal import Journal
+from expo.verbs import sweep as verb
 
 from .conftest import Ran
 
@@ -200,6 +206,95 @@ def test_a_damaged_line_ends_what_is_kept(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("samples.jsonl", '{"foo": 1}'),
+        (
+            "samples.jsonl",
+            '{"alpha": "x", "prompt": "0", "text": "", "tokens": [], "finish_reason": ""}',
+        ),
+        (
+            "samples.jsonl",
+            '{"alpha": 1, "prompt": "0", "text": "", "tokens": null, "finish_reason": ""}',
+        ),
+        ("samples.jsonl", "[" * 99999),
+        ("scores.jsonl", '{"alpha": 1, "prompt": "0", "reward": 1}'),
+        (
+            "scores.jsonl",
+            '{"alpha": 1, "prompt": "0", "reward": NaN, "second_reward": null, "length": 1, '
+            '"unfinished": false, "repetition": 0, "log_likelihood": 0}',
+        ),
+    ],
+)
+def test_a_line_of_something_else_ends_what_is_kept(name: str, line: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sweep(out, 8)
+    whole = contents(out)
+    lines = whole[name].splitlines(keepends=True)
+    (out / name).write_bytes(b"".join([*lines[:9], line.encode() + b"\n", *lines[9:]]))
+    sweep(out, 8)
+    assert contents(out)["sweep.json"] == whole["sweep.json"]
+    assert sorted(contents(out)[name].splitlines()) == sorted(whole[name].splitlines())
+
+
+@pytest.mark.parametrize("head", ["null", "[]", "5"])
+def test_a_first_line_without_a_configuration_is_a_start(head: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "samples.jsonl").write_text(f'{{"expo.sweep/1": {head}}}\n')
+    assert sweep(tmp_path / "out", 8).answers == 16
+
+
+WRONG = [
+    ({"alphas": []}, "alphas : give first:last:step"),
+    ({"decoding": {"temprature": 1}}, "there is no setting temprature: one of temperature, top_k"),
+    ({"device": "foo"}, "device foo cannot be used: "),
+    ({"device": "cuda:99"}, "device cuda:99 cannot be used: "),
+    ({"more": {"turns": ["a", "b"]}}, "prompt 8 has 2 turns, a sweep answers one"),
+    ({"more": {"prompt": "x" * 99}}, r"prompt 8 has \d+ tokens, the model's context 64: leave"),
+    ({"more": {"messages": [{"role": "robot", "content": "x"}]}}, "the chat template refuses"),
+]
+
+
+@pytest.mark.parametrize(("asked", "message"), WRONG)
+def test_what_cannot_be_swept_is_said_before_anything_is_answered(
+    asked: dict, message: str, tmp_path: Path
+) -> None:
+    """A prompt that is left out makes another sweep: answers by then would be lost."""
+    more = dict(asked)
+    file = prompts(tmp_path, 8)
+    if extra := more.pop("more", None):
+        text = file.read_text() + json.dumps(extra) + "\n"
+        file = file.with_name("more.jsonl")
+        file.write_text(text)
+    with pytest.raises(ExpoError, match=message):
+        sweep(tmp_path / "out", 8, **({"prompts": file} | more))
+    assert not (tmp_path / "out" / "samples.jsonl").exists()
+
+
+def test_alphas_of_numpy(tmp_path: Path) -> None:
+    result = sweep(tmp_path / "out", 8, alphas=np.arange(1, 3, 1.5))
+    assert [point.alpha for point in result.points] == [1.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--vary", "a=1,2", "--alphas", "1,2"), "--alphas: not with --vary"),
+        (("--budget", 9), "--budget: only with --search cma"),
+        (("--vary", "a=1,2", "--vary", "a=3"), "--vary a is given twice"),
+    ],
+)
+def test_flags_that_would_be_ignored(
+    flags: tuple, message: str, tmp_path: Path, expo: Callable[..., Ran]
+) -> None:
+    asked = ("--prompts", prompts(tmp_path, 8), "--reward", REWARD)
+    ran = expo("sweep", *PAIR, tmp_path / "out", *asked, *flags)
+    assert ran.code == 2
+    assert message in ran.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_torn_first_line_is_a_start(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -348,6 +443,54 @@ SPEC = {
     "parameters": {"normalize": False},
 }
 LEFT, RIGHT = (f"models.{n}.parameters.weight" for n in (0, 1))
+
+
+def test_whole_numbers_of_a_spec_stay_whole() -> None:
+    """Layers are counted; a weight that is written as 1 may become 1.5."""
+    spec = {
+        "merge_method": "expo",
+        "base_model": str(PAIR[0]),
+        "models": [{"model": str(PAIR[1]), "parameters": {"alpha": 2}}],
+        "fix_first_layers": 1,
+    }
+    names = ("fix_first_layers", "models.0.parameters.alpha")
+    candidates = numbers_of(spec, names)
+    assert candidates.baseline == (1.0, 2.0)
+    spec = resolved(candidates.request_of((2.0, 1.5)))
+    assert (spec["fix_first_layers"], spec["models"][0]["parameters"]["alpha"]) == (2, 1.5)
+    with pytest.raises(SpecError, match=r"fix_first_layers: should be a whole number, not 1\.5"):
+        candidates.request_of((1.5, 2.0))
+
+
+def test_a_plot_that_cannot_be_drawn_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "find_spec", lambda _: None)
+    said: list[str] = []
+    assert sweep(tmp_path / "out", 8, say=said.append).plot is None
+    assert said == ["no plot: it needs matplotlib: pip install 'expo-merge[plot]'"]
+    assert not (tmp_path / "out" / "sweep.png").exists()
+
+
+def test_a_plot_of_several_numbers_counts_candidates(tmp_path: Path) -> None:
+    result = sweep(tmp_path / "out", 8)
+    at = [{LEFT: 0.0, RIGHT: 1.0}, {LEFT: -1.5, RIGHT: 2.5}]
+    points = [replace(p, at=a, alpha=None) for p, a in zip(result.points, at, strict=True)]
+    several = replace(
+        result, baseline=at[0], points=tuple(points), verdict=replace(result.verdict, at=at[1])
+    )
+    (upper, lower, *_) = sweep_figure(several, "r").axes
+    assert "the spec as it is" in [text.get_text() for text in upper.get_legend().get_texts()]
+    assert all(float(tick).is_integer() for tick in lower.get_xticks())
+
+
+def test_points_on_fewer_prompts_are_marked(tmp_path: Path) -> None:
+    """Their means are of other prompts, so their height says little."""
+    result = sweep(tmp_path / "out", 8)
+    few = replace(result, points=(result.points[0], replace(result.points[1], prompts=4)))
+    for outcome, wanted in ((result, False), (few, True)):
+        (upper, _, *_) = sweep_figure(outcome, "r").axes
+        assert ("fewer prompts" in [t.get_text() for t in upper.get_legend().get_texts()]) == wanted
 
 
 def test_any_number_of_a_spec_is_swept(tmp_path: Path, expo: Callable[..., Ran]) -> None:

@@ -114,7 +114,8 @@ def evaluate(
     MODEL is a directory or a Hub id, run in this process; with --endpoint a server is asked (a key in
     OPENAI_API_KEY goes along). An interrupted run resumes when the same command is run again.
     """
-    name = generator or served or ("answers" if model is None else Path(model).resolve().name)
+    named = generator or served or ("answers" if model is None else Path(model).resolve().name)
+    name = Path(named).name or "answers"  # of a server's organisation/model, or path, the last part
     if tasks is not None:
         if model is None:
             raise SpecError("--lm-eval takes a MODEL")

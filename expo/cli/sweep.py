@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from expo.cli import options as flags
 from expo.cli.output import Output, number, percent, table
@@ -105,6 +106,7 @@ def sweep(
             source = (sft, aligned)
         case _:
             raise click.UsageError("Give SPEC OUT_DIR, or SFT ALIGNED OUT_DIR.")
+    _check_used(click.get_current_context())
     RESUMABLE.append(out)
     with output.progress(out.name, unit="answers") as progress:
         result = run(
@@ -131,10 +133,26 @@ def sweep(
     output.result(result, lambda: sweep_text(result))
 
 
+def _check_used(context: click.Context) -> None:
+    """Refuse flags that would change nothing."""
+    given = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if {"vary", "alphas"} <= given:
+        raise click.UsageError("--alphas: not with --vary, which sweeps other numbers in its place")
+    if "budget" in given and context.params["search"] != "cma":
+        raise click.UsageError("--budget: only with --search cma")
+
+
 def _varied(texts: tuple[str, ...]) -> dict[str, str]:
     for text in texts:
         if not all(text.partition("=")):
             raise click.UsageError(f"--vary {text}: give PATH=VALUES")
+    names = [text.partition("=")[0] for text in texts]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise click.UsageError(f"--vary {twice} is given twice: name its values once")
     return {text.partition("=")[0]: text.partition("=")[2] for text in texts}
 
 

@@ -36,6 +36,10 @@ class Source(Protocol):
         self, prompts: Sequence[Prompt], *, settings: Mapping[str, float], seed: int
     ) -> list[Reply]: ...
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse what cannot be answered before anything is, where that is known."""
+        ...
+
     def close(self) -> None:
         """Give back what it holds."""
         ...
@@ -51,6 +55,8 @@ def ask_all(
 ) -> None:
     """Answer what `answers` does not hold yet. Each is there for good when it is done."""
     wanted = [q for q in questions if (q.prompt.id, q.candidate) not in answers.found]
+    if wanted:
+        source.check([question.prompt for question in questions if not question.candidate])
     batches = [*_batches(wanted, source.batch_size)]
 
     def work(batch: tuple[Question, ...]) -> int:

@@ -1,6 +1,8 @@
 """Two files of answers to the same prompts, with their rewards, pair by pair."""
 
 import json
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,42 +42,55 @@ def read_scored(path: Path, rewards: Path | None) -> tuple[Output, ...]:
                 f"{path} has no rewards: give --reward-file for both, or evaluate with --reward"
             )
         return outputs
-    values = read_rewards(rewards)
+    names, values = read_rewards(rewards)
     if len(values) != len(outputs):
         raise SpecError(
             f"{rewards} has {len(values)} rewards, {path} {len(outputs)} answers: one a line, "
             "in the order of the answers"
         )
+    by_name = dict(zip(names, values, strict=True))
+    if by_name.keys() == {output.key for output in outputs}:  # whatever the order of either file
+        return tuple(replace(o, reward=by_name[o.key]) for o in outputs)
     return tuple(replace(o, reward=v) for o, v in zip(outputs, values, strict=True))
 
 
-def read_rewards(path: Path) -> tuple[float, ...]:
-    """A number a line, as ExPO's own script writes them, or objects with a `reward`.
+def read_rewards(path: Path) -> tuple[tuple[str | None, ...], tuple[float, ...]]:
+    """(names, rewards): a number a line, as ExPO's own script writes them, or objects with a `reward` and the
+    `id` of the prompt.
 
     Raises:
-        SpecError: the file cannot be read, or a line has no number.
+        SpecError: the file cannot be read, or a line has no finite number.
     """
-    return tuple(_reward(row, place, path) for place, row in rows_of(path))
+    rows = [*rows_of(path)]
+    names = tuple(
+        str(row["id"]) if isinstance(row, dict) and "id" in row else None for _, row in rows
+    )
+    return names, tuple(_reward(row, place, path) for place, row in rows)
 
 
 def _reward(row: object, place: int, path: Path) -> float:
     value = row.get("reward") if isinstance(row, dict) else row
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise SpecError(f"{path}:{place}: no reward: give a number, or an object with one")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # of digits without end
+        pass
+    raise SpecError(f"{path}:{place}: no reward: give a finite number, or an object with one")
 
 
 def pair(a: Sequence[Output], b: Sequence[Output], *, names: tuple[str, str]) -> Pairs:
     """The two sides by prompt, in the order of a.
 
     Raises:
-        SpecError: a prompt is on one side only, or twice.
+        SpecError: a prompt is on one side only, or more often.
     """
-    left, right = (_by_prompt(outputs, name) for outputs, name in zip((a, b), names, strict=True))
+    left, right = _by_prompt(a), _by_prompt(b)
     for one, other, where in ((left, right, names[1]), (right, left, names[0])):
         if only := next((key for key in one if key not in other), None):
+            key, before = only
+            which = "no answer" if not before else f"only {before} of the answers"
             raise SpecError(
-                f"{where} has no answer to {_shown(only)}: a comparison needs the same prompts "
+                f"{where} has {which} to {_shown(key)}: a comparison needs the same prompts "
                 "on both sides"
             )
     pairs = [(one, right[key]) for key, one in left.items()]
@@ -98,12 +113,13 @@ def pair(a: Sequence[Output], b: Sequence[Output], *, names: tuple[str, str]) ->
     )
 
 
-def _by_prompt(outputs: Sequence[Output], name: str) -> dict[str, Output]:
-    found: dict[str, Output] = {}
+def _by_prompt(outputs: Sequence[Output]) -> dict[tuple[str, int], Output]:
+    """By what is answered, and how often it was before: a benchmark may ask the same twice."""
+    asked: Counter[str] = Counter()
+    found = {}
     for output in outputs:
-        if output.key in found:
-            raise SpecError(f"{name} answers {_shown(output.key)} twice: leave one out")
-        found[output.key] = output
+        found[output.key, asked[output.key]] = output
+        asked[output.key] += 1
     return found
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ def _plain_row(answer: Answer, _: str) -> Row:
 
 def _plain_output(row: Row) -> Output:
     messages = _list(row["messages"])
-    said = [str(m["content"]) for m in messages if m["role"] == "assistant"]
+    said = [_text(m["content"]) for m in messages if m["role"] == "assistant"]
     return Output(str(row["id"]), "\n".join(said), _number(row, "length"), _number(row, "reward"))
 
 
@@ -68,7 +69,7 @@ def _ultrafeedback_row(answer: Answer, _: str) -> Row:
 
 
 def _ultrafeedback_output(row: Row) -> Output:
-    return Output(str(row["prompt"]), str(row["output"]), _number(row, "length"))
+    return Output(str(row["prompt"]), _text(row["output"]), _number(row, "length"))
 
 
 def _alpaca_row(answer: Answer, generator: str) -> Row:
@@ -78,7 +79,7 @@ def _alpaca_row(answer: Answer, generator: str) -> Row:
 
 
 def _alpaca_output(row: Row) -> Output:
-    return Output(str(row["instruction"]), str(row["output"]))
+    return Output(str(row["instruction"]), _text(row["output"]))
 
 
 def _mt_bench_row(answer: Answer, generator: str) -> Row:
@@ -93,7 +94,7 @@ def _mt_bench_row(answer: Answer, generator: str) -> Row:
 
 def _mt_bench_output(row: Row) -> Output:
     (choice, *_) = _list(row["choices"])
-    return Output(str(row["question_id"]), "\n".join(choice["turns"]))
+    return Output(str(row["question_id"]), "\n".join(map(_text, _list(choice["turns"]))))
 
 
 _TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1} | dict.fromkeys(
@@ -123,7 +124,7 @@ def _arena_hard_row(answer: Answer, generator: str) -> Row:
 
 
 def _arena_hard_output(row: Row) -> Output:
-    text = _list(row["messages"])[-1]["content"]["answer"]
+    text = _text(_list(row["messages"])[-1]["content"]["answer"])
     return Output(str(row["uid"]), text, _number(row.get("metadata", {}), "token_len"))
 
 
@@ -239,7 +240,7 @@ def _outputs(path: Path) -> Iterator[Output]:
             raise SpecError(f"{path}:{place}: no answer in any of {', '.join(FORMATS)}")
         try:
             yield form.output(row)  # pyright: ignore[reportArgumentType]
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise SpecError(f"{path}:{place}: the answer is incomplete: {error}") from error
 
 
@@ -263,6 +264,16 @@ def _list(value: object) -> list[dict]:
     return value
 
 
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("it has no text")
+    return value
+
+
 def _number(row: object, name: str) -> float | None:
     value = row.get(name) if isinstance(row, dict) else None
-    return float(value) if isinstance(value, int | float) else None
+    if not isinstance(value, int | float):
+        return None
+    if not math.isfinite(value):
+        raise ValueError(f"its {name} is {value}")
+    return float(value)

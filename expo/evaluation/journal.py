@@ -6,12 +6,13 @@ it is complete, so a torn last line costs one answer.
 
 import fcntl
 import json
+import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from expo.errors import OutputError
 from expo.evaluation.answers import Answer, Reply
@@ -41,15 +42,22 @@ class Answers:
         self._write({"key": key, "reward": reward, "by": by})
         self.scored[key] = reward
 
-    def load(self, entries: list[dict], prompts: dict[str, Prompt], by: str | None) -> None:
-        """Take over the lines of an earlier run; rewards only by the model that is asked now."""
-        for entry in entries:
-            key: Key = (entry["key"][0], entry["key"][1])
-            if "replies" in entry:
-                replies = tuple(Reply(*reply) for reply in entry["replies"])
-                self.found[key] = Answer(prompts[key[0]], key[1], replies, entry["time"])
-            elif entry["by"] == by:
-                self.scored[key] = entry["reward"]
+    def load(self, lines: list[bytes], prompts: dict[str, Prompt], by: str | None) -> None:
+        """Take over the lines of an earlier run; rewards only by the model that is asked now. What a power
+        cut has damaged is asked again."""
+        for line in lines:
+            with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                self._take(json.loads(line), prompts, by)
+
+    def _take(self, entry: dict, prompts: dict[str, Prompt], by: str | None) -> None:
+        prompt, candidate = prompts[entry["key"][0]], int(entry["key"][1])
+        if "replies" in entry:
+            replies = tuple(_reply(*reply) for reply in entry["replies"])
+            if len(replies) == 1 + len(prompt.later):
+                answer = Answer(prompt, candidate, replies, float(entry["time"]))
+                self.found[prompt.id, candidate] = answer
+        elif entry["by"] == by and math.isfinite(entry["reward"]):
+            self.scored[prompt.id, candidate] = entry["reward"]
 
     def rewarded(self, key: Key) -> Answer:
         return replace(self.found[key], reward=self.scored.get(key))
@@ -69,12 +77,18 @@ def journal_path(out: Path) -> Path:
 
 @contextmanager
 def open_journal(
-    out: Path, prompts: tuple[Prompt, ...], print_: Fingerprint, by: str | None
+    out: Path,
+    prompts: tuple[Prompt, ...],
+    print_: Fingerprint,
+    by: str | None,
+    *,
+    overwrite: bool = False,
 ) -> Iterator[tuple[Answers, str]]:
     """The answers of an earlier run with this fingerprint, or none; and what there is to say about it.
 
     Raises:
-        OutputError: the file cannot be written, or another run is at it.
+        OutputError: the file cannot be written, another run is at it, or it holds answers to another
+            question that are not to be overwritten.
     """
     path = journal_path(out)
     try:
@@ -84,9 +98,11 @@ def open_journal(
         raise unwritable(error, out) from error
     with file:
         _claim(file, out)
-        entries, said = _usable(file, print_)
+        lines, said = _usable(file, print_, out, overwrite=overwrite)
         answers = Answers(file, out)
-        answers.load(entries, {prompt.id: prompt for prompt in prompts}, by)
+        answers.load(lines, {prompt.id: prompt for prompt in prompts}, by)
+        if answers.found:
+            said = f"resuming, answered so far: {len(answers.found)}"
         yield answers, said
 
 
@@ -100,23 +116,43 @@ def _claim(file: IO[bytes], out: Path) -> None:
         ) from error
 
 
-def _usable(file: IO[bytes], print_: Fingerprint) -> tuple[list[dict], str]:
-    """The answers of an earlier run, if it asked for the same, and what is to say. What is of no use is cut off."""
+def _usable(
+    file: IO[bytes], print_: Fingerprint, out: Path, *, overwrite: bool
+) -> tuple[list[bytes], str]:
+    """The lines of an earlier run, if it asked for the same, and what is to say. What is of no use is cut off."""
     file.seek(0)
     content = file.read()
-    whole = content[: content.rfind(b"\n") + 1]
-    said = ""
-    try:
-        head, *entries = map(json.loads, whole.splitlines()) if whole else [{"answers": {}}]
-        if head["answers"] == print_.parts:
-            file.truncate(len(whole))
-            return entries, f"resuming, answered so far: {sum('replies' in e for e in entries)}"
-        if whole:
-            changed = print_.difference(head["answers"])
-            said = f"the answers so far were to other {changed}: starting afresh"
-    except (ValueError, LookupError, TypeError, AttributeError):
+    head, *lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True) or [b""]
+    known, said = _asked(head), ""
+    if known == print_.parts:
+        file.truncate(len(head) + sum(map(len, lines)))
+        return lines, said
+    if lines and known is None:
         said = "the answers so far cannot be read: starting afresh"
+    elif lines and known is not None:
+        said = f"the answers so far were to other {print_.difference(known)}"
+        if not overwrite:
+            raise OutputError(f"{out}: {said}: name another file, or add --overwrite")
     file.truncate(0)
     file.write(json.dumps({"answers": print_.parts}).encode() + b"\n")
     file.flush()
     return [], said
+
+
+def _asked(head: bytes) -> dict[str, str] | None:
+    """What the first line says that was asked for."""
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
+        known = json.loads(head)["answers"]
+        return known if isinstance(known, dict) else None
+    return None
+
+
+def _reply(text: str, length: int | None, finish: Literal["stop", "length"]) -> Reply:
+    """One from a journal.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(text, str) or not isinstance(length, int | None):
+        raise TypeError(text, length)
+    return Reply(text, length, finish)

@@ -65,6 +65,16 @@ class Local:
             samples = generate(model, tokenizer, prompts, decoding=how, seed=seed, batch_size=size)
         return [Reply(s.text, s.length, s.finish_reason) for s in samples]
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse what cannot be answered before anything is.
+
+        Raises:
+            CheckpointError: the model does not load, or its template or context is not made for a prompt.
+        """
+        from expo.sampling.generate import check_fit
+
+        check_fit(*self._loaded, prompts)
+
     def close(self) -> None:
         """Forget the model, for whatever needs its memory next."""
         if self.__dict__.pop("_loaded", None) is not None:
@@ -106,10 +116,15 @@ def open_local(model: str, *, preset: str | None, num_beams: int, batch_size: in
     return Local(parse_loadable(model, role="MODEL"), preset, num_beams, batch_size)
 
 
+def _is_read(file: Path) -> bool:
+    """Whether a loader may read it: answers of this very run may come to lie beside it."""
+    return not file.name.startswith(".") and file.suffix != ".jsonl"
+
+
 def _stamps(folder: Path | None) -> str:
     """What tells a folder from a changed one."""
     if folder is None:
         return ""
-    files = sorted(file for file in folder.iterdir() if file.is_file())
+    files = sorted(file for file in folder.iterdir() if file.is_file() and _is_read(file))
     stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]

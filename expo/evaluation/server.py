@@ -8,15 +8,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from expo.checkpoint.parsing import MOST_BYTES
 from expo.errors import EndpointError, SpecError
 from expo.evaluation.answers import Reply
 from expo.sampling.decoding import PRESETS
 from expo.sampling.prompts import Prompt
+from expo.threads import pause
 
 KEY = "OPENAI_API_KEY"
 TRIES = 6
@@ -25,6 +27,10 @@ SECONDS = 600.0
 
 _RETRIED = frozenset({408, 409, 425, 429, *range(500, 600)})
 _LONGEST_WAIT = 60.0
+_BLOCK_BYTES = 1 << 16
+_MOST_TOKENS = 1 << 40
+_SHOWN = 300
+_SECRET = 8  # the shortest key that is one: local servers are sent "none" and "EMPTY"
 _NAMES = {"max_new_tokens": "max_tokens"}
 _SEED_BITS = 31
 
@@ -41,7 +47,7 @@ class Endpoint:
     preset: str | None = None
     threads: int = 8
     key: str | None = field(default=None, repr=False)
-    wait: Callable[[float], None] = time.sleep
+    wait: Callable[[float], None] = pause
     batch_size: int = 1
 
     @property
@@ -59,6 +65,9 @@ class Endpoint:
         """
         return [self._ask(prompt, settings, seed) for prompt in prompts]
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """A server says what it does not take when it is asked."""
+
     def close(self) -> None:
         """Nothing is held between requests."""
 
@@ -71,12 +80,13 @@ class Endpoint:
             (choice, *_) = found["choices"]
             return Reply(
                 _whole(choice["message"]["content"] or ""),
-                (found.get("usage") or {}).get("completion_tokens"),
+                _count((found.get("usage") or {}).get("completion_tokens")),
                 _finish(choice.get("finish_reason")),
             )
         except (LookupError, TypeError, ValueError, AttributeError) as error:
+            said = _short(found, self.key)
             raise EndpointError(
-                f"{self.url} does not answer as OpenAI's chat completions do: {_short(found)}"
+                f"{self.url} does not answer as OpenAI's chat completions do: {said}"
             ) from error
 
     def models(self) -> tuple[str, ...]:
@@ -145,9 +155,7 @@ def open_endpoint(
         SpecError: the address is none, or the server has several models and none is named.
         EndpointError: nobody answers there.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SpecError(f"{url} is no address of a server: give one like http://localhost:8000/v1")
+    parts = _address(url)
     if "@" in parts.netloc:
         host = parts.netloc.rpartition("@")[2]
         raise SpecError(
@@ -155,7 +163,7 @@ def open_endpoint(
             f"into the environment variable {KEY}"
         )
     base = url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
-    endpoint = Endpoint(base, name or "", preset, threads, os.environ.get(KEY))
+    endpoint = Endpoint(base, name or "", preset, threads, _key())
     known = endpoint.models()
     if name is not None:
         return endpoint
@@ -163,6 +171,32 @@ def open_endpoint(
         names = ", ".join(known) or "no model by name"
         raise SpecError(f"{base} serves {names}: say which with --model NAME")
     return replace(endpoint, name=known[0])
+
+
+def _address(url: str) -> SplitResult:
+    """The parts of an address that others can be hung onto.
+
+    Raises:
+        SpecError: it is none.
+    """
+    is_plain = url.isprintable() and not {" ", "?", "#"} & {*url}
+    with suppress(ValueError):  # of the port, or of a bracket
+        parts = urlsplit(url)
+        is_server = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        if is_plain and is_server:
+            return parts
+    shown = _short(url.partition("?")[0])  # what follows may be a key
+    raise SpecError(f"{shown} is no address of a server: give one like http://localhost:8000/v1")
+
+
+def _key() -> str | None:
+    """The user's key, as it can stand in a header."""
+    key = os.environ.get(KEY, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise SpecError(
+            f"the environment variable {KEY} holds characters that no key has: set it anew"
+        )
+    return key or None
 
 
 def request_seed(seed: int, name: str) -> int:
@@ -184,15 +218,15 @@ def _sent(url: str, body: dict | None, key: str | None) -> dict:
     try:
         request = urllib.request.Request(url, data=data, headers=headers)
         with _OPENER.open(request, timeout=SECONDS) as response:
-            return json.loads(response.read(MOST_BYTES))
+            return json.loads(_content(response, time.monotonic() + SECONDS))
     except urllib.error.HTTPError as error:
-        said = _message(error)
+        said = _message(error, key)
         if error.code in _RETRIED:
             wait = _seconds(error.headers.get("Retry-After"))
             raise _Busy(f"{error.code} {said}", wait=wait) from error
         raise _Refused(_refusal(url, error.code, said)) from error
     except (OSError, http.client.HTTPException) as error:
-        why = str(getattr(error, "reason", None) or error) or type(error).__name__
+        why = _short(str(getattr(error, "reason", None) or error)) or type(error).__name__
         raise _Busy(why, is_away=True) from error
     except (ValueError, RecursionError) as error:
         raise _Refused(
@@ -200,17 +234,39 @@ def _sent(url: str, body: dict | None, key: str | None) -> dict:
         ) from error
 
 
+def _content(response: http.client.HTTPResponse, until: float) -> bytes:
+    """The whole answer: each wait of a socket is limited, this limits their sum.
+
+    Raises:
+        TimeoutError, http.client.HTTPException: it takes too long, or ends too early.
+        ValueError: there is no end of it.
+    """
+    parts: list[bytes] = []
+    left = MOST_BYTES
+    while block := response.read1(_BLOCK_BYTES):
+        parts.append(block)
+        left -= len(block)
+        if left < 0:
+            raise ValueError("longer than any answer")
+        if time.monotonic() > until:
+            raise TimeoutError(f"not done after {SECONDS:.0f} s")
+    if response.length:
+        raise http.client.IncompleteRead(b"".join(parts), response.length)
+    return b"".join(parts)
+
+
 def _refusal(url: str, code: int, said: str) -> str:
     cures = {
         401: f"put the key into the environment variable {KEY}",
         403: f"put a key that may into the environment variable {KEY}",
         404: "check --endpoint (it mostly ends in /v1) and --model",
+        **dict.fromkeys(range(300, 400), "give --endpoint the address that it leads to"),
     }
     cure = cures.get(code, "leave out what this server does not take")
     return f"{url} refuses with {code}: {said}; {cure}"
 
 
-def _message(error: urllib.error.HTTPError) -> str:
+def _message(error: urllib.error.HTTPError, key: str | None) -> str:
     """What a server says of an error, in one line."""
     raw = ""
     try:
@@ -220,19 +276,28 @@ def _message(error: urllib.error.HTTPError) -> str:
         said = inner.get("message") or inner.get("detail") if isinstance(inner, dict) else inner
     except (ValueError, RecursionError, AttributeError, OSError, http.client.HTTPException):
         said = raw
-    return _short(said) if said else str(error.reason)
+    return _short(said or error.reason, key)
 
 
-def _short(said: object) -> str:
-    text = " ".join((said if isinstance(said, str) else json.dumps(said)).split())
-    return text[:300]
+def _short(said: object, key: str | None = None) -> str:
+    """One line of what a server says, without what steers terminals, and without the key."""
+    text = said if isinstance(said, str) else json.dumps(said)
+    if key and len(key) >= _SECRET:
+        text = text.replace(key, "(the key)")
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(plain.split())[:_SHOWN]
 
 
 def _seconds(header: str | None) -> float | None:
     try:
-        return float(header) if header else None
+        wait = float(header) if header else 0.0
     except ValueError:  # a date
         return None
+    return wait if wait > 0 else None  # neither is NaN
+
+
+def _count(said: object) -> int | None:
+    return said if isinstance(said, int) and 0 <= said <= _MOST_TOKENS else None
 
 
 def _finish(said: object) -> Literal["stop", "length"]:

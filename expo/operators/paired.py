@@ -5,6 +5,7 @@ taken as a random sample of those that could have been asked.
 """
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -20,6 +21,15 @@ BOOTSTRAP_BELOW = 400
 
 RESAMPLES = 1999
 
+_ROUNDING = 1e-12
+"""Values that differ by less than this share of themselves are equal: they were subtracted from others."""
+
+_EQUAL_ARE_NO_CHANCE = 6
+"""A fair coin gives fewer than six like signs more often than one time in twenty, on either side."""
+
+_SMALLEST, _LARGEST = 1e-100, 1e100
+"""Between these the squares of values are neither 0 nor infinite."""
+
 
 def paired(a: ArrayLike, b: ArrayLike, *, seed: int = 0, level: float = 0.95) -> Paired:
     """The mean of a − b over the same prompts, with its interval.
@@ -32,7 +42,10 @@ def paired(a: ArrayLike, b: ArrayLike, *, seed: int = 0, level: float = 0.95) ->
     Raises:
         SpecError: fewer than two prompts, other numbers of them, or a value that is not finite.
     """
-    return mean_interval(_differences(a, b), seed=seed, level=level)
+    found = mean_interval(_differences(a, b), seed=seed, level=level)
+    if found.standard_error or found.n >= _EQUAL_ARE_NO_CHANCE:
+        return found
+    return replace(found, low=min(found.low, 0.0), high=max(found.high, 0.0))
 
 
 def mean_interval(values: ArrayLike, *, seed: int = 0, level: float = 0.95) -> Paired:
@@ -48,7 +61,7 @@ def mean_interval(values: ArrayLike, *, seed: int = 0, level: float = 0.95) -> P
     """
     x = np.sort(_finite(values))
     mean, error = float(x.mean()), float(x.std(ddof=1)) / math.sqrt(x.size)
-    if error == 0:
+    if np.ptp(x) <= _ROUNDING * np.abs(x).max() + _SMALLEST:
         return Paired(mean, mean, mean, 0.0, x.size)
     tail = (1 - level) / 2
     t = np.array([student_quantile(tail, x.size - 1), student_quantile(1 - tail, x.size - 1)])
@@ -165,7 +178,7 @@ def _resampled_t(x: Array, seed: int) -> Array:
 @lru_cache(maxsize=4)
 def _counts(n: int, seed: int) -> Array:
     """How often each of n prompts is in each resample, (resamples, n)."""
-    generator = np.random.Generator(np.random.PCG64([seed, n]))
+    generator = np.random.Generator(np.random.PCG64([seed % 2**64, n]))
     return generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
 
 
@@ -220,6 +233,9 @@ def _finite(values: ArrayLike) -> Array:
     x = np.asarray(values, dtype=np.float64).ravel()
     if x.size < 2:
         raise SpecError(f"an interval needs at least two prompts, not {x.size}")
-    if not np.isfinite(x).all():
-        raise SpecError(f"value {int(np.argmin(np.isfinite(x)))} is not finite: leave it out")
+    if not (is_fit := np.abs(x) < _LARGEST).all():
+        place = int(np.argmin(is_fit))
+        raise SpecError(
+            f"value {place} is {x[place]:g}, of which no mean can be taken: leave it out"
+        )
     return x

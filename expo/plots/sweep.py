@@ -36,13 +36,21 @@ def sweep_figure(result: "SweepResult", reward: str) -> "Figure":
         above.set_xlabel("the paper's α = α − 1", fontsize=9)
     else:
         lower.set_xlabel(name)
+        if len(result.baseline) > 1:
+            lower.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
 def _draw_reward(
     axes: "Axes", places: list[float], points: "list[SweepPoint]", reward: str
 ) -> None:
-    axes.plot(places, [p.reward.mean for p in points], "o-", color=_BLUE, markersize=4)
+    means, most = [p.reward.mean for p in points], max(p.prompts for p in points)
+    axes.plot(places, means, "o-", color=_BLUE, markersize=4)
+    few = [(x, y) for x, y, p in zip(places, means, points, strict=True) if p.prompts < most]
+    if few:  # their means are of other prompts: the differences in the table are not
+        axes.plot(
+            *zip(*few, strict=True), "o", color=_BLUE, mfc="white", ms=4, label="fewer prompts"
+        )
     low, high = [p.reward.low for p in points], [p.reward.high for p in points]
     axes.fill_between(places, low, high, color=_BLUE, alpha=0.15, label="95 % interval", lw=0)
     axes.set_ylabel(f"reward ({caption(reward)})" if len(reward) < 34 else "reward")
@@ -59,8 +67,9 @@ def _mark(
 ) -> None:
     """Lines at the baseline and the choice, and shade where the cliff begins."""
     verdict = result.verdict
+    baseline = "aligned" if "alpha" in result.baseline else "the spec as it is"
     at = {tuple(p.at.items()): place for place, p in zip(places, points, strict=True)}
-    axes.axvline(at[tuple(result.baseline.items())], color=_GREY, lw=1, ls=":", label="aligned")
+    axes.axvline(at[tuple(result.baseline.items())], color=_GREY, lw=1, ls=":", label=baseline)
     if verdict.beats:
         chosen = verdict.at.get("alpha")
         label = "chosen" if chosen is None else f"chosen, α = {chosen:g} ({paper_alpha(chosen):g})"

@@ -1,5 +1,6 @@
 """How tokens are chosen: the model's own generation config, with what the user says on top."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -30,11 +31,13 @@ class Decoding:
 
     def __post_init__(self) -> None:
         for name, is_right in (
-            ("temperature", self.temperature >= 0),
-            ("top_k", self.top_k >= 0),
+            ("temperature", 0 <= self.temperature < math.inf),
+            ("top_k", self.top_k >= 0 and isinstance(self.top_k, int)),
             ("top_p", 0 < self.top_p <= 1),
             ("min_p", 0 <= self.min_p <= 1),
-            ("max_new_tokens", self.max_new_tokens >= 1),
+            ("presence_penalty", math.isfinite(self.presence_penalty)),
+            ("frequency_penalty", math.isfinite(self.frequency_penalty)),
+            ("max_new_tokens", self.max_new_tokens >= 1 and isinstance(self.max_new_tokens, int)),
         ):
             if not is_right:
                 raise SpecError(f"{name} {getattr(self, name)} is out of range: {_RANGES[name]}")
@@ -42,10 +45,12 @@ class Decoding:
 
 _RANGES = {
     "temperature": "0 (greedy) or more",
-    "top_k": "0 (all tokens) or more",
+    "top_k": "0 (all tokens) or more, a whole number",
     "top_p": "above 0, at most 1 (all tokens)",
     "min_p": "from 0 (all tokens) to 1",
-    "max_new_tokens": "1 or more",
+    "presence_penalty": "a finite number",
+    "frequency_penalty": "a finite number",
+    "max_new_tokens": "1 or more, a whole number",
 }
 
 PRESETS = {
@@ -73,10 +78,13 @@ def check_preset(preset: str | None, given: Mapping[str, float]) -> None:
     """That there is such a preset, and that what is given is in range, before a model is loaded.
 
     Raises:
-        SpecError: there is none, or a value is out of range.
+        SpecError: there is none, no setting of that name, or a value is out of range.
     """
     if preset is not None and preset not in PRESETS:
         raise SpecError(f"preset {preset} is not one of {', '.join(PRESETS)}")
+    known = Decoding.__dataclass_fields__
+    if unknown := next((name for name in given if name not in known), None):
+        raise SpecError(f"there is no setting {unknown}: one of {', '.join(known)}")
     replace(Decoding(), **given)  # pyright: ignore[reportArgumentType]
 
 

@@ -66,6 +66,18 @@ def generate(
     return samples
 
 
+def check_fit(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt]
+) -> None:
+    """Refuse, before the first is answered, prompts that cannot be.
+
+    Raises:
+        CheckpointError: as `generate`.
+    """
+    encoded = [encode(tokenizer, prompt.messages) for prompt in prompts]
+    answer_limits(model, encoded, prompts, 1)
+
+
 def encode(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
     """The token ids of a conversation up to where the answer starts.
 

@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from expo.compute.stream import tensors
 from expo.errors import CheckpointError
+from expo.output.durable import is_full, unwritable
 from expo.output.folder import write_small_files
 from expo.planning.plan import Plan
 from expo.sampling.resident import Resident, has_room, keep_resident, switch, without
@@ -155,6 +158,10 @@ def _one_line(plan: Plan) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, OSError, ImportError) as error:
+        if isinstance(error, OSError) and is_full(
+            error
+        ):  # of the few small files, not of the model
+            raise unwritable(error, Path(gettempdir())) from error
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
             f"{plan.donor.label} does not load through transformers: {first}"

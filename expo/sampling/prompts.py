@@ -58,7 +58,7 @@ def rows_of(path: Path) -> Iterator[tuple[int, object]]:
         if path.suffix == ".parquet":
             yield from enumerate(_parquet(path), start=1)
             return
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read: {error}") from error
     if text.lstrip().startswith("["):
@@ -72,12 +72,24 @@ def rows_of(path: Path) -> Iterator[tuple[int, object]]:
 def _json(text: str, path: Path, first: int) -> list:
     """The value of some lines, of which the first has that number."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         line = first + error.lineno - 1
         raise SpecError(f"{path}:{line}: is not JSON: {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # too many digits, too deep
-        raise SpecError(f"{path}:{first}: is not JSON that can be read: {error}") from error
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise SpecError(
+            f"{path}:{first}: holds half of a character, {half!a}, which no file can: write the whole one"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a deep nest
+        raise SpecError(f"{path}:{first}: cannot be read: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].partition(";")[0]
 
 
 def _parquet(path: Path) -> list[dict]:

@@ -4,11 +4,12 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expo.checkpoint.reference import Location, parse_loadable
-from expo.errors import CheckpointError, SpecError
+from expo.errors import CheckpointError, ExpoError, SpecError
 from expo.sampling.prompts import Message
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 Conversation = Sequence[Message]
 Reward = Callable[[Sequence[Conversation], Sequence[str]], Sequence[float]]
 """Called with conversations and an answer to each; gives a number each, the higher the better."""
+
+_SHOWN = 200
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -50,12 +53,14 @@ def is_function(name: str) -> bool:
 def identity(name: str) -> str:
     """What tells a reward from a changed one: of a function its module's source, of a folder its files."""
     if is_function(name):
-        file = sys.modules[_function(name).__module__].__file__
-        return f"{name} {_stamp(Path(file)) if file else ''}"
+        modules = (name.partition(":")[0], _function(name).__module__)
+        files = {getattr(sys.modules.get(module), "__file__", None) for module in modules}
+        return " ".join([name, *sorted(_stamp(Path(file)) for file in files if file)])
     place = parse_loadable(name, role="reward")
     if place.path is None:
         return str(place)
-    return f"{place.path.name} {[_stamp(file) for file in sorted(place.path.iterdir())]}"
+    files = sorted(file for file in place.path.iterdir() if file.is_file())
+    return f"{place.path.name} {[_stamp(file) for file in files]}"
 
 
 def label(name: str) -> str:
@@ -74,9 +79,12 @@ def _function(name: str) -> Reward:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` has it
     try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
-        raise SpecError(f"reward {name}: {error}: run where {module}.py lies") from error
+        with redirect_stdout(sys.stderr):
+            found = getattr(importlib.import_module(module), attribute, None)
+    except (Exception, SystemExit) as error:  # a user's module may do anything
+        if isinstance(error, ModuleNotFoundError) and module.startswith(str(error.name)):
+            raise SpecError(f"reward {name}: {error}: run where {module}.py lies") from error
+        raise SpecError(f"reward {name}: {module} cannot be imported: {_told(error)}") from error
     if not callable(found):
         raise SpecError(f"reward {name}: {module} has no function {attribute}")
     return found  # pyright: ignore[reportReturnType]
@@ -86,7 +94,8 @@ def _checked(reward: Reward, name: str) -> Reward:
     """The reward, whose numbers are counted and finite."""
 
     def checked(conversations: Sequence[Conversation], answers: Sequence[str]) -> list[float]:
-        values = [float(value) for value in reward(conversations, answers)]
+        own: list[list[Message]] = [[*map(dict, one)] for one in conversations]  # theirs to change
+        values = _numbers(_called(reward, own, list(answers), name), name)
         if len(values) != len(answers):
             raise SpecError(f"reward {name} gave {len(values)} numbers for {len(answers)} answers")
         for value, answer in zip(values, answers, strict=True):
@@ -95,6 +104,39 @@ def _checked(reward: Reward, name: str) -> Reward:
         return values
 
     return checked
+
+
+def _called(
+    reward: Reward, conversations: list[list[Message]], answers: list[str], name: str
+) -> Sequence[float]:
+    """What the user's function gives; what it prints is talk, not data."""
+    try:
+        with redirect_stdout(sys.stderr):
+            return reward(conversations, answers)
+    except ExpoError:
+        raise
+    except (Exception, SystemExit) as error:  # a user's function may do anything
+        raise SpecError(f"reward {name} failed: {_told(error)}; --debug shows where") from error
+
+
+def _numbers(values: object, name: str) -> list[float]:
+    """A number each, from lists, arrays and tensors of shape (n,) or (n, 1)."""
+    try:
+        return [float(v.item() if hasattr(v, "item") else v) for v in values]  # pyright: ignore
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise SpecError(
+            f"reward {name} gave {_cut(repr(values))}: give a number for each answer, as a list"
+        ) from error
+
+
+def _told(error: BaseException) -> str:
+    """An error of the user's code, in one line."""
+    return _cut(f"{type(error).__name__}: {error}".rstrip(": "))
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
 
 
 class _Classifier:
@@ -108,6 +150,7 @@ class _Classifier:
         self, name: str, device: "str | torch.device", batch_size: int, say: Callable[[str], None]
     ) -> None:
         self._name, self._batch_size, self._say = name, batch_size, say
+        self._has_said = False
         place = parse_loadable(name, role="reward")
         self._model, self._tokenizer = _load(place, name)
         self._model.to(device)  # pyright: ignore[reportArgumentType]
@@ -118,10 +161,11 @@ class _Classifier:
     ) -> list[float]:
         rows = [self._encode(*one) for one in zip(conversations, answers, strict=True)]
         cut = sum(len(row) > self._longest for row in rows)
-        if cut:
+        if cut and not self._has_said:
+            self._has_said = True
             self._say(
                 f"warning: {self._name} reads {self._longest} tokens: {cut} of {len(rows)} conversations "
-                "are longer, their ends do not count"
+                "are longer, their ends do not count; nor do those of later ones, which are not counted here"
             )
         values: list[float] = []
         for begin in range(0, len(rows), self._batch_size):
@@ -176,7 +220,9 @@ def _load(place: Location, name: str) -> "tuple[PreTrainedModel, PreTrainedToken
             )
     except (ValueError, KeyError, OSError, ImportError) as error:
         first = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise CheckpointError(f"reward {name} does not load: {first}; {_CURE}") from error
+        raise CheckpointError(
+            f"reward {name} does not load: {first.rstrip('.')}; {_CURE}"
+        ) from error
     if lacking := sorted(found["missing_keys"]):
         raise CheckpointError(f"{name} is no reward model: it has no {lacking[0]}; {_CURE}")
     if model.config.num_labels != 1:

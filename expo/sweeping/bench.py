@@ -1,5 +1,6 @@
 """The bench: answers of candidates to prompts, and what they are worth, each made once."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -65,12 +66,16 @@ class Bench:
 
     def load(self, answers: Sequence[dict], scores: Sequence[dict]) -> None:
         """Take what the journals hold."""
-        for entry in answers:
-            known = Sample(entry["text"], tuple(entry["tokens"]), entry["finish_reason"])
-            self._answers[self._key(entry)] = known
-        for entry in scores:
-            values = {name: entry[name] for name in Row.__dataclass_fields__}
-            self._rows[self._key(entry)] = Row(**values)
+        self._answers |= {self._key(entry): _sample(entry) for entry in answers}
+        self._rows |= {self._key(entry): _row(entry) for entry in scores}
+
+    def is_answer(self, entry: dict) -> bool:
+        """Whether an entry of a journal is what `load` takes as an answer."""
+        return _is_read(self._key, entry) and _is_read(_sample, entry)
+
+    def is_score(self, entry: dict) -> bool:
+        """Whether an entry of a journal is what `load` takes as a score."""
+        return _is_read(self._key, entry) and _is_read(_row, entry)
 
     def rows(self, point: Point, chunks: Sequence[Chunk]) -> list[Row]:
         """What `point` came to on the prompts of the chunks; measured before."""
@@ -145,4 +150,31 @@ class Bench:
         return {**self.named(point), "prompt": prompt.id, **values}
 
     def _key(self, entry: dict) -> tuple[Point, str]:
-        return tuple(float(entry[name]) for name in self.candidates.names), entry["prompt"]
+        return tuple(float(entry[name]) for name in self.candidates.names), str(entry["prompt"])
+
+
+def _sample(entry: dict) -> Sample:
+    return Sample(str(entry["text"]), tuple(map(int, entry["tokens"])), entry["finish_reason"])
+
+
+def _row(entry: dict) -> Row:
+    second = entry["second_reward"]
+    row = Row(**{name: entry[name] for name in Row.__dataclass_fields__})
+    numbers = (
+        row.reward,
+        0.0 if second is None else second,
+        row.length,
+        row.repetition,
+        row.log_likelihood,
+    )
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(numbers)
+    return row
+
+
+def _is_read(read: Callable[[dict], object], entry: dict) -> bool:
+    try:
+        read(entry)
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return False
+    return True

@@ -115,7 +115,10 @@ def _number(spec: object, name: str) -> float:
 
 
 def _set(spec: object, name: str, value: float) -> None:
-    _holder(spec, name)[_last(name)] = value  # pyright: ignore
+    """Whole where the spec has a whole number: it may be one of layers."""
+    holder, last = _holder(spec, name), _last(name)
+    is_whole = isinstance(holder[last], int) and value.is_integer()  # pyright: ignore
+    holder[last] = int(value) if is_whole else value  # pyright: ignore
 
 
 def _holder(spec: object, name: str) -> object:

@@ -37,6 +37,7 @@ def resume(
     wanted: Configuration,
     out: Path,
     *,
+    is_entry: Callable[[dict], bool],
     overwrite: bool,
     say: Callable[[str], None],
 ) -> list[dict]:
@@ -45,7 +46,7 @@ def resume(
     Raises:
         OutputError: it is of another sweep, and not to be overwritten.
     """
-    known, entries = journal.read()
+    known, entries = journal.read(is_entry)
     if known == wanted:
         if entries:
             say(f"resuming: {len(entries)} answers are there")
@@ -62,9 +63,15 @@ def resume(
     return []
 
 
-def rescored(journal: Journal, wanted: Configuration, say: Callable[[str], None]) -> list[dict]:
+def rescored(
+    journal: Journal,
+    wanted: Configuration,
+    *,
+    is_entry: Callable[[dict], bool],
+    say: Callable[[str], None],
+) -> list[dict]:
     """The scores that a journal holds; none where the rewards are others: answers are kept, they are not."""
-    known, entries = journal.read()
+    known, entries = journal.read(is_entry)
     if known == wanted:
         return entries
     if known is not None and entries:

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from expo.errors import OutputError
@@ -41,23 +41,22 @@ class Journal:
         with contextlib.suppress(OSError):  # what was appended is durable, what failed was said
             self._file.close()
 
-    def read(self) -> tuple[Configuration | None, list[dict]]:
+    def read(self, is_entry: Callable[[dict], bool]) -> tuple[Configuration | None, list[dict]]:
         """The configuration and the entries; None where there is none. A torn last line is cut off, and
-        what follows a line that a power cut has damaged."""
+        what follows a line that a power cut has damaged, or that is no entry."""
         lines, whole_bytes = [], 0
         for line in self._path.read_bytes().splitlines(keepends=True):
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 entry = None
-            if not isinstance(entry, dict):
+            if not isinstance(entry, dict) or (lines and not is_entry(entry)):
                 break
             lines.append(entry)
             whole_bytes += len(line)
         os.truncate(self._path, whole_bytes)
-        if not lines or self._kind not in lines[0]:
-            return None, []
-        return lines[0][self._kind], lines[1:]
+        known = lines[0].get(self._kind) if lines else None
+        return (known, lines[1:]) if isinstance(known, dict) else (None, [])
 
     def start(self, configuration: Configuration) -> None:
         """Begin anew."""

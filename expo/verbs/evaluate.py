@@ -93,6 +93,7 @@ def evaluate(
         generator=generator or source.name,
         seed=seed,
         reward=reward,
+        overwrite=overwrite,
         progress=progress,
         say=say,
     )
@@ -102,6 +103,8 @@ def _check_free(out: Path, *, overwrite: bool) -> None:
     """Refuse to replace a file unasked; rewards beside `out` are an unfinished run's own where its journal is."""
     rewards = rewards_path(out)
     known = (out, rewards) if not journal_path(out).exists() else (out,)
+    if out.is_dir():
+        raise OutputError(f"{out} is a directory: name a file, with --out")
     for path in known:
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists: choose another file, or add --overwrite")
@@ -140,6 +143,7 @@ def _run(
     generator: str,
     seed: int,
     reward: str | None,
+    overwrite: bool,
     progress: Progress | None,
     say: Say,
 ) -> EvaluateResult:
@@ -148,7 +152,7 @@ def _run(
     candidates = len(questions) // len(prompts)
     print_ = _fingerprint(questions, source, seed)
     by = None if reward is None else _identity(reward)
-    with open_journal(out, prompts, print_, by) as (answers, said):
+    with open_journal(out, prompts, print_, by, overwrite=overwrite) as (answers, said):
         if said:
             say(said)
         ask_all(questions, source, seed=seed, answers=answers, progress=progress)
@@ -170,7 +174,11 @@ def _run(
         reward=_mean_reward(kept),
         first_reward=fmean(first) if first else None,
         seconds=time.monotonic() - started,
-        warnings=(*_equal_candidates(answers, prompts, candidates), *FORMATS[format].notes),
+        warnings=(
+            *_equal_candidates(answers, prompts, candidates),
+            *_empty(kept),
+            *FORMATS[format].notes,
+        ),
     )
 
 
@@ -214,6 +222,11 @@ def _fingerprint(questions: Sequence[Question], source: Source, seed: int) -> Fi
         "seed": str(seed),
     }
     return Fingerprint(parts | source.parts)
+
+
+def _empty(kept: Sequence[Answer]) -> tuple[str, ...]:
+    count = sum(not answer.text.strip() for answer in kept)
+    return (f"{count} of {len(kept)} answers are empty",) if count else ()
 
 
 def _equal_candidates(

@@ -19,6 +19,7 @@ from expo.results import SweepResult
 from expo.sampling.decoding import Decoding, check_preset
 from expo.sampling.decoding import decoding as decoding_of
 from expo.sampling.exact import Question, read_questions
+from expo.sampling.generate import check_fit
 from expo.sampling.live import Live, build
 from expo.sampling.prompts import Prompt, read_prompts
 from expo.sampling.rewards import Reward, identity, label, open_reward
@@ -99,7 +100,7 @@ def sweep(
     questions = None if exact is None else read_questions(Path(exact))
     parts = _prompts(Path(prompts), seed, batch_size)
     named = {REWARD: reward} | ({} if second_reward is None else {SECOND: second_reward})
-    where = device or _device()
+    where = _device(device)
     check_preset(preset, decoding or {})
     claim(Path(out))
     rewards = {
@@ -109,6 +110,8 @@ def sweep(
     first = plans.plan_of(plans.baseline)
     fetch(first)
     live = build(first, device=where)
+    asked = [*parts.all, *(question.prompt for question in questions or ())]
+    check_fit(live.model, live.tokenizer, asked)
     chosen = _decoding(live, preset, decoding or {})
     task = _Task(plans, Path(out), parts, questions, named, seed, overwrite, say, chosen)
     with ExitStack() as stack:
@@ -163,9 +166,9 @@ def _asked(
         return numbers_of(spec, tuple(values)), Search(values)
     if method == "cma":
         raise SpecError("--search cma needs --vary: alpha alone is swept by a grid, or auto")
-    if alphas == "auto":
+    text = alphas if isinstance(alphas, str) else ",".join(repr(float(alpha)) for alpha in alphas)
+    if text == "auto":
         return alphas_of(spec), Search()
-    text = alphas if isinstance(alphas, str) else ",".join(map(repr, alphas))
     values = read_values(text)
     if values == (1.0,):
         raise SpecError("alphas 1: the aligned model alone has nothing to be compared with")
@@ -175,14 +178,27 @@ def _asked(
 def _prompts(path: Path, seed: int, batch_size: int) -> _Prompts:
     if batch_size < 1:
         raise SpecError(f"batch size {batch_size}: 1 or more")
-    parts = halves(read_prompts(path), seed=seed, batch_size=batch_size)
+    prompts = read_prompts(path)
+    if talk := next((prompt for prompt in prompts if prompt.later), None):
+        raise SpecError(
+            f"{path}: prompt {talk.id} has {len(talk.later) + 1} turns, a sweep answers one: give "
+            '{"messages": […]}, which ends with the turn to answer'
+        )
+    parts = halves(prompts, seed=seed, batch_size=batch_size)
     return _Prompts(path, batch_size, *parts)
 
 
-def _device() -> str:
+def _device(given: str | None) -> str:
+    """The device asked for, or the best; tried before anything is loaded."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    where = given or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=where)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch knows no CUDA
+        reason = str(error).partition("\n")[0]
+        raise SpecError(f"device {where} cannot be used: {reason[:200]}") from error
+    return where
 
 
 def _decoding(live: Live, preset: str | None, given: Mapping[str, float]) -> Decoding:
@@ -201,14 +217,22 @@ def _bench(
     asked = _configuration(task)
     if prefix:  # the questions' answers: they go when the main ones do
         asked["questions"] = repr(task.questions)
-        answers = resume(samples, asked, task.out, overwrite=True, say=lambda _: None)
-        bench.load(answers, rescored(scores, asked, lambda _: None))
+        known = resume(
+            samples, asked, task.out, is_entry=bench.is_answer, overwrite=True, say=_nothing
+        )
+        bench.load(known, rescored(scores, asked, is_entry=bench.is_score, say=_nothing))
         return bench
     judged = {name: identity(one) for name, one in task.rewards.items()}
-    answers = resume(samples, asked, task.out, overwrite=task.overwrite, say=task.say)
-    said = task.say if answers else (lambda _: None)
-    bench.load(answers, rescored(scores, asked | judged, said))
+    known = resume(
+        samples, asked, task.out, is_entry=bench.is_answer, overwrite=task.overwrite, say=task.say
+    )
+    said = task.say if known else _nothing
+    bench.load(known, rescored(scores, asked | judged, is_entry=bench.is_score, say=said))
     return bench
+
+
+def _nothing(_: str) -> None:
+    """Say nothing."""
 
 
 def _exactness(task: _Task, live: Live, stack: ExitStack) -> tuple[Bench, list[Chunk]] | None:
@@ -266,7 +290,9 @@ def _write(task: _Task, result: SweepResult) -> None:
     place_file(task.out / "sweep.json", sweep_json(result, about).encode())
     dataset, judge = task.prompts.path.stem, label(task.rewards[REWARD])
     place_file(task.out / "results.json", results_json(result, dataset, judge).encode())
-    if result.plot is not None:
+    if result.plot is None:
+        task.say("no plot: it needs matplotlib: pip install 'expo-merge[plot]'")
+    else:
         from expo.plots.heatmap import save
         from expo.plots.sweep import sweep_figure
 
