@@ -1,11 +1,13 @@
 """How fast a merge is, against the disk, mergekit and the official script's method.
 
     python -m benchmarks.merge --params 1.2e9
+    python -m benchmarks.merge --params 0.5e9 --only several
     python -m benchmarks.merge --params 7.2e9 --runs 1 --only floor,disk,expo,mergekit --caches cold
 
 Makes a bfloat16 Mistral-shaped pair, then runs all variants interleaved, `--runs` rounds with a
 warm and a cold cache, and prints medians. `expo: merge` is the merge itself, timed inside a process
-that has imported everything; the other rows are whole processes.
+that has imported everything; the other rows are whole processes. `several` is one merge at three α, in one pass
+or in three runs one after the other.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ALPHA = 1.5
+SEVERAL = ("1.2", "1.3", "1.5")
 
 _EXPO = """
 import json, sys, time
@@ -172,6 +175,15 @@ def variants(
             *commands["expo: whole process"],
         ]
         commands["before: whole process"] = earlier
+    whole = [python, "-m", "expo", "extrapolate", sft, aligned, out, "-q"]
+    verified = {"": ["--no-verify"], ", verified": []}
+    for name, how in verified.items():
+        runs = ([*whole[:-2], f"{out}-{alpha}", "-q", "--alpha", alpha, *how] for alpha in SEVERAL)
+        commands[f"several: one pass{name}"] = [*whole, "--alphas", ",".join(SEVERAL), *how]
+        commands[f"several: a run each{name}"] = [
+            *shell,
+            " && ".join(" ".join(map(str, run)) for run in runs),
+        ]
     for dtype in ("float32", "bfloat16"):
         spec = scratch / f"mergekit-{dtype}.yml"
         spec.write_text(_MERGEKIT.format(sft=sft, aligned=aligned, alpha=ALPHA, dtype=dtype))
@@ -324,7 +336,8 @@ def main() -> None:
                         continue  # once is enough to show it
                     set_cache(cache, (sft, aligned))
                     results[name].append(measure(name, command))
-                    _remove(root / "out")
+                    for made in root.glob("out*"):
+                        _remove(made)
                     print(f"  {cache} {name}: {results[name][-1].wall:.2f} s", file=sys.stderr)
             print(f"\n{cache} cache, {arguments.runs} runs\n\n{report(results)}", flush=True)
     finally:

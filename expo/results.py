@@ -138,7 +138,8 @@ class PlanReport:
     refused; `earlier` are those before it.
 
     `sources` are all models by their role; `sft` and `aligned` are None where there is no such role.
-    `alpha` is None where it differs between tensors or models, `alpha_range` what it ranges over.
+    `alpha` is None where it differs between tensors or models, `alpha_range` what it ranges over. `out` is None
+    where no place was named.
     """
 
     method: str
@@ -167,6 +168,7 @@ class PlanReport:
     warnings: tuple[str, ...]
     refusals: tuple[str, ...]
     earlier: "tuple[PlanReport, ...]" = ()
+    out: Path | None = None
 
     @property
     def ok(self) -> bool:

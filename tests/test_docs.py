@@ -131,6 +131,14 @@ def test_the_commands_of_the_remote_page(workplace: Path, hub: Hub) -> None:
 
 
 @pytest.mark.slow
+def test_the_commands_of_the_page_on_files(workplace: Path, hub: Hub) -> None:
+    for name in ("sft", "aligned"):
+        shutil.copy(MODELS / name / "model.safetensors", workplace / f"{name}.safetensors")
+    assert run_commands((ROOT / "docs" / "files.md").read_text(), workplace, hub) == 6
+    assert (workplace / "trial-alpha-1.3.safetensors.expo.json").exists()
+
+
+@pytest.mark.slow
 def test_the_commands_of_the_sweep_page(workplace: Path, hub: Hub) -> None:
     (linear,) = blocks("yaml", SWEEP)
     (workplace / "linear.yml").write_text(linear)

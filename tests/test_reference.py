@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from expo.checkpoint.reference import parse_reference
+from expo.checkpoint.reference import parse_loadable, parse_reference
 from expo.errors import SpecError
 
 
@@ -62,7 +62,14 @@ def test_what_is_neither_is_refused(
         parse_reference(text)
 
 
-def test_a_file_is_not_a_model(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").touch()
+def test_a_file_is_a_model_by_its_name(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "model.bin"):
+        (tmp_path / name).touch()
+    file = tmp_path / "model.safetensors"
+    assert parse_reference(str(file)).model.path == file
     with pytest.raises(SpecError, match="is a file; name the directory"):
-        parse_reference(str(tmp_path / "model.safetensors"))
+        parse_reference(str(tmp_path / "model.bin"))
+    with pytest.raises(SpecError, match="is a file; name the directory that holds the model"):
+        parse_loadable(str(file), role="MODEL")
+    with pytest.raises(SpecError, match="is a file; name the directory that holds the adapter"):
+        parse_reference(f"{tmp_path}+{file}")

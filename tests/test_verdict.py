@@ -12,12 +12,12 @@ from expo.results import Verdict
 from expo.sampling.decoding import Decoding
 from expo.sampling.exact import is_right, read_questions
 from expo.sampling.prompts import Prompt
+from expo.spec.grid import read_values
 from expo.sweeping.bench import Bench, Chunk, Row
 from expo.sweeping.candidates import Candidates, Point
 from expo.sweeping.run import Search as How
 from expo.sweeping.run import conclude, halves, search
 from expo.sweeping.search import RACE_PROMPTS
-from expo.sweeping.table import read_values
 
 Rewards = Callable[[float, np.ndarray], np.ndarray]
 

@@ -12,7 +12,7 @@ from expo.checkpoint.files import open_directory
 from expo.checkpoint.reference import parse_reference
 from expo.compute.summary import statistics
 from expo.operators.statistics import Sums
-from expo.output.manifest import Manifest
+from expo.output.manifest import Manifest, SourceEntry
 from expo.results import CheckResult
 from expo.verification.process import Report
 from expo.verification.run import judge
@@ -22,7 +22,7 @@ from expo.verification.tensors import read_tensors
 from .conftest import weights, write_checkpoint
 
 MANIFEST = Manifest(
-    plan="", method="expo", sources={}, inputs={}, seed=0, statistics=statistics(Sums()), notes=(), warnings=(), files={}
+    plan="", method="expo", sources={"sft": SourceEntry("sft", None, None, None)}, inputs={}, seed=0, statistics=statistics(Sums()), notes=(), warnings=(), files={}
 )  # fmt: skip
 
 NOTHING = Reports()

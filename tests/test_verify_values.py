@@ -13,7 +13,7 @@ from expo.checkpoint.files import open_directory
 from expo.checkpoint.reference import parse_reference
 from expo.compute.summary import statistics
 from expo.operators.statistics import Sums
-from expo.output.manifest import Manifest
+from expo.output.manifest import Manifest, SourceEntry
 from expo.verification import tensors
 from expo.verification.check import CheckResult
 from expo.verification.run import judge
@@ -92,7 +92,7 @@ def test_a_merge_without_effect(tmp_path: Path) -> None:
     assert checks(tmp_path / "copy", aligned)["effect"].status == "info"
     moved = replace(statistics(Sums(10, 1.0, 1.0)), unmoved_share=0.4)
     manifest = Manifest(
-        plan="", method="expo", sources={}, inputs={}, seed=0, statistics=moved, notes=(), warnings=(), files={}
+        plan="", method="expo", sources={"sft": SourceEntry("sft", None, None, None)}, inputs={}, seed=0, statistics=moved, notes=(), warnings=(), files={}
     )  # fmt: skip
     (tmp_path / "copy" / "expo.json").write_text(manifest.to_json())
     found = checks(tmp_path / "copy", aligned)["effect"]

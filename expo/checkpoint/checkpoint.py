@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from expo.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
@@ -16,11 +16,12 @@ from expo.checkpoint.files import (
     check_contents,
     open_location,
     read_json,
+    where,
 )
 from expo.checkpoint.headers import Shard, TensorInfo, header_bytes, parse_header, printable
 from expo.checkpoint.places import fault_of
 from expo.checkpoint.reference import Reference
-from expo.checkpoint.sidecars import is_tokenizer_file
+from expo.checkpoint.sidecars import ONE_FILE, is_tokenizer_file
 from expo.checkpoint.vocabulary import read_vocabulary
 from expo.errors import CheckpointError
 
@@ -79,6 +80,8 @@ class Checkpoint:
     index_metadata: dict
     adapter: Adapter | None = None
     notes: tuple[str, ...] = field(default=())
+    index_name: str | None = INDEX
+    """What an index of several shards is called; None where they have none."""
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -91,6 +94,11 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict:
         return read_json(self.files, "config.json") if "config.json" in self.files.sizes else {}
+
+    @property
+    def is_of_transformers(self) -> bool:
+        """Whether anything says that it is a language model, or another of transformers'."""
+        return is_of_transformers(self.files)
 
     @property
     def ties_embeddings(self) -> bool:
@@ -153,7 +161,10 @@ def open_checkpoint(reference: Reference, *, streams: bool = False) -> Checkpoin
         HubError: the Hub refuses or is out of reach.
     """
     files = open_location(reference.model, streams=streams)
-    names, index, notes = _weight_files(files)
+    names, index_name, notes = _weight_files(files)
+    index = {} if index_name is None else read_json(files, index_name)
+    if index_name is not None:
+        names = _shard_names(files, index_name, index)
     notes = [*_remarks(files), *notes]
     shards = tuple(read_shard(files, name) for name in names)
     if index:
@@ -161,7 +172,12 @@ def open_checkpoint(reference: Reference, *, streams: bool = False) -> Checkpoin
         notes += more
     _refuse_duplicates(files.label, shards)
     checkpoint = Checkpoint(
-        reference, files, shards, index.get("metadata") or {}, notes=tuple(notes)
+        reference,
+        files,
+        shards,
+        index.get("metadata") or {},
+        notes=tuple(notes),
+        index_name=index_name if is_bare(files) else INDEX,
     )
     _refuse_quantized(checkpoint)
     if reference.adapter is None:
@@ -173,15 +189,16 @@ def open_checkpoint(reference: Reference, *, streams: bool = False) -> Checkpoin
     shard = read_shard(adapter_files, ADAPTER_WEIGHTS)
     adapter = read_adapter(adapter_files, shard, checkpoint.tensors)
     notes = [*checkpoint.notes, *_remarks(adapter_files)]
-    return Checkpoint(reference, files, shards, checkpoint.index_metadata, adapter, tuple(notes))
+    return replace(checkpoint, adapter=adapter, notes=tuple(notes))
 
 
 def _remarks(files: Files) -> tuple[str, ...]:
     return files.notes if isinstance(files, Directory) else ()
 
 
-def _weight_files(files: Files) -> tuple[list[str], dict, list[str]]:
-    """The files that transformers would load, in its order of preference."""
+def _weight_files(files: Files) -> tuple[list[str], str | None, list[str]]:
+    """The files that transformers would load, in its order of preference, or the name of their index; of a
+    model that is none of its, all safetensors files."""
     for single, index_name in (
         (SINGLE, INDEX),
         ("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -189,31 +206,80 @@ def _weight_files(files: Files) -> tuple[list[str], dict, list[str]]:
         if single in files.sizes:
             stale = index_name in files.sizes
             note = f"{files.label} holds both {single} and {index_name}: {single} is read, as loaders do"
-            return [single], {}, [note] if stale else []
+            return [single], None, [note] if stale else []
         if index_name in files.sizes:
-            index = read_json(files, index_name)
-            return _shard_names(files, index_name, index), index, []
+            return [], index_name, []
     for pattern, what, cure in _FOREIGN:
         if any(re.fullmatch(pattern, name) for name in files.sizes):
             raise CheckpointError(f"{files.label} holds {what}, which expo does not read: {cure}")
+    if is_bare(files):
+        names, index_name = bare_weights(files)
+        if index_name is None and (missing := missing_of_series(names)):
+            raise CheckpointError(
+                f"{files.label} has no {printable(missing)}: download the model again"
+            )
+        return names, index_name, []
     raise CheckpointError(
-        f"{files.label} holds no {SINGLE}, {INDEX} or pytorch_model.bin: is it a model directory?"
+        f"{files.label} holds no {SINGLE}, {INDEX} or pytorch_model.bin: {_is_it_one(files)}"
     )
 
 
+def is_of_transformers(files: Files) -> bool:
+    """Whether a config.json or a tokenizer says that it is a language model, or another of transformers'."""
+    if "config.json" in files.sizes:
+        return "_class_name" not in read_json(files, "config.json")  # which is how diffusers has it
+    return any(map(is_tokenizer_file, files.sizes))
+
+
+def is_bare(files: Files) -> bool:
+    """Whether it has safetensors files, by whatever name, and nothing else says what it is."""
+    return bool(bare_weights(files)[0]) and not is_of_transformers(files)
+
+
+def bare_weights(files: Files) -> tuple[list[str], str | None]:
+    """Every safetensors file at the top, and the one index of them, if there is one."""
+    top = sorted(name for name in files.sizes if "/" not in name)
+    indices = [name for name in top if name.endswith(f"{ONE_FILE}.index.json")]
+    names = [name for name in top if name.endswith(ONE_FILE)]
+    return names, indices[0] if len(indices) == 1 else None
+
+
+def missing_of_series(names: Sequence[str]) -> str | None:
+    """The first that is not there of files that count themselves: without an index nothing else tells."""
+    for name in names:
+        series = re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(\.safetensors)", name)
+        if series is None:
+            continue
+        lead, number, of, count, end = series.groups()
+        expected = (f"{lead}{n:0{len(number)}d}{of}{count}{end}" for n in range(1, int(count) + 1))
+        if missing := next((file for file in expected if file not in names), None):
+            return missing
+    return None
+
+
+def _is_it_one(files: Files) -> str:
+    """What a directory may be that holds no weights where a model has them."""
+    folders = sorted(
+        {n.partition("/")[0] for n in files.sizes if n.endswith(ONE_FILE) and "/" in n}
+    )
+    if folders and "model_index.json" in files.sizes:
+        return f"it is a pipeline of several models, name one of them, like {files.label}/{printable(folders[0])}"
+    return "is it a model directory?"
+
+
 def _shard_names(files: Files, index_name: str, index: dict) -> list[str]:
-    where = f"{files.label}/{index_name}"
+    place = f"{files.label}/{index_name}"
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{where} has no weight_map")
+        raise CheckpointError(f"{place} has no weight_map")
     for tensor, name in weight_map.items():
         if not isinstance(name, str):
-            raise CheckpointError(f"{where} maps {printable(tensor)} to something that is no name")
+            raise CheckpointError(f"{place} maps {printable(tensor)} to something that is no name")
         if fault := fault_of(name):
-            raise CheckpointError(f"{where} names a file that {fault}: {printable(name)}")
+            raise CheckpointError(f"{place} names a file that {fault}: {printable(name)}")
         if name not in files.sizes:
             raise CheckpointError(
-                f"{where} names {printable(name)}, which is missing: download the model again"
+                f"{place} names {printable(name)}, which is missing: download the model again"
             )
     return sorted(set(weight_map.values()))
 
@@ -225,12 +291,12 @@ def read_shard(files: Files, name: str) -> Shard:
 
         return read_pickle(files, name)
     size = files.sizes[name]
-    where = f"{files.label}/{name}"
+    place = where(files, name)
     raw = files.read(name, 0, min(size, _FIRST_READ_BYTES))
-    end = 8 + header_bytes(raw[:8], where, size)
+    end = 8 + header_bytes(raw[:8], place, size)
     if end > len(raw):
         raw += files.read(name, len(raw), end)
-    shard = parse_header(raw[8:end], where, size)
+    shard = parse_header(raw[8:end], place, size)
     tensors = tuple(TensorInfo(t.name, t.dtype, t.shape, name, t.begin) for t in shard.tensors)
     return Shard(name, shard.metadata, tensors, size, shard.header_sha256)
 

@@ -14,6 +14,7 @@ from expo.checkpoint.places import fault_of
 from expo.checkpoint.placing import settle
 from expo.checkpoint.reader import FileReader, Reader
 from expo.checkpoint.reference import Location
+from expo.checkpoint.sidecars import MANIFEST, is_one_file, manifest_path
 from expo.errors import CheckpointError, MistakenFileError
 
 _SKIPPED_DIRECTORIES = {".git", ".cache", "__pycache__"}
@@ -79,7 +80,7 @@ class Directory:
     streams: bool = False
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
-        return read_local(self.local_path(name), start, stop, f"{self.label}/{name}")
+        return read_local(self.local_path(name), start, stop, where(self, name))
 
     def local_path(self, name: str) -> Path:
         if name not in self.sizes:
@@ -90,12 +91,26 @@ class Directory:
         return name in self.sizes
 
     def reader(self, name: str) -> Reader:
-        return FileReader(self.local_path(name), f"{self.label}/{name}")
+        return FileReader(self.local_path(name), where(self, name))
 
     def identity(self, name: str) -> dict[str, str | int]:
-        with _readable(f"{self.label}/{name}"):
+        with _readable(where(self, name)):
             status = self.local_path(name).stat()
         return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+@dataclass(frozen=True)
+class OneFile(Directory):
+    """A model in a single file; its manifest lies beside it, and is called as in a directory."""
+
+    def local_path(self, name: str) -> Path:
+        path = super().local_path(name)
+        return manifest_path(self.root / self.label) if name == MANIFEST else path
+
+
+def where(files: Files, name: str) -> str:
+    """How messages name a file of a place."""
+    return name if files.label == name else f"{files.label}/{printable(name)}"
 
 
 @dataclass(frozen=True)
@@ -192,12 +207,17 @@ def open_location(location: Location, *, streams: bool = False) -> Files:
 
 
 def open_directory(root: Path, *, label: str | None = None, commit: str | None = None) -> Directory:
-    """List a local directory; one that a power cut has left half placed is placed first.
+    """List a local directory; one that a power cut has left half placed is placed first. Of a file that alone,
+    with its manifest.
 
     Raises:
         CheckpointError: it cannot be listed.
         OutputError: another run is placing it now.
     """
+    if is_one_file(root):
+        there = {root.name: root, MANIFEST: manifest_path(root)}
+        sizes = {name: path.stat().st_size for name, path in there.items() if path.is_file()}
+        return OneFile(root.parent, sizes, root.name)
     with _readable(str(root)):
         settle(root)
     sizes: dict[str, int] = {}
@@ -260,13 +280,13 @@ def read_json(files: Files, name: str) -> dict:
     Raises:
         CheckpointError: it cannot be read or is not an object.
     """
-    where = f"{files.label}/{printable(name)}"
     try:
         value = load_json(files, name)
     except ValueError as error:
-        raise CheckpointError(f"{where} is not JSON ({error}): download it again") from error
+        what = f"{where(files, name)} is not JSON ({error})"
+        raise CheckpointError(f"{what}: download it again") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where} is not a JSON object: download it again")
+        raise CheckpointError(f"{where(files, name)} is not a JSON object: download it again")
     return value
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from expo.checkpoint.headers import printable
+from expo.checkpoint.sidecars import ONE_FILE
 from expo.errors import SpecError
 
 STORES = ("s3", "gs", "az", "https", "http")
@@ -16,8 +17,8 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class Location:
-    """One place that holds files: a local directory, a Hub repository at a revision, or a prefix of an
-    object store."""
+    """One place that holds files: a local directory (or a single weight file), a Hub repository at a revision,
+    or a prefix of an object store."""
 
     path: Path | None = None
     repo_id: str | None = None
@@ -57,7 +58,9 @@ def parse_reference(text: str, *, role: str = "model") -> Reference:
     for cut in reversed([at for at, char in enumerate(text) if char == "+"]):
         model, adapter = text[:cut], text[cut + 1 :]
         if model and adapter and _is_known(model) and _is_known(adapter):
-            return Reference(_location(model, role), _location(adapter, f"{role} adapter"))
+            adapter_at = _location(adapter, f"{role} adapter")
+            _refuse_file(adapter_at, f"{role} adapter", "adapter")
+            return Reference(_location(model, role), adapter_at)
     return Reference(_location(text, role))
 
 
@@ -75,7 +78,13 @@ def parse_loadable(text: str, *, role: str) -> Location:
         )
     if reference.model.url is not None:
         raise SpecError(f"{role}: {text} lies in an object store: bring it to this disk first")
+    _refuse_file(reference.model, role, "model")
     return reference.model
+
+
+def _refuse_file(location: Location, role: str, what: str) -> None:
+    if location.path is not None and not location.path.is_dir():
+        raise SpecError(f"{role}: {location} is a file; name the directory that holds the {what}")
 
 
 def _is_known(text: str) -> bool:
@@ -116,9 +125,9 @@ def _location(text: str, role: str) -> Location:
     if _scheme(text) in STORES:
         return Location(url=_checked_url(text, role))
     if not text.startswith("hf://") and _exists(text):
-        if not path.is_dir():
+        if not path.is_dir() and path.suffix != ONE_FILE:
             raise SpecError(
-                f"{role}: {printable(text)} is a file; name the directory that holds the model"
+                f"{role}: {printable(text)} is a file; name the directory that holds the model, or a {ONE_FILE} file"
             )
         return Location(path=path)
     if parts := _hub_parts(text):

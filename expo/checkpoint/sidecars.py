@@ -2,10 +2,13 @@
 
 from collections.abc import Collection
 from fnmatch import fnmatch
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 MANIFEST = "expo.json"
 """What expo writes beside a model: how it was made, and the SHA-256 of every file."""
+
+ONE_FILE = ".safetensors"
+"""How the name of a model ends that is a single file."""
 
 JOURNAL = "journal.jsonl"
 """Beside the output while it is made: which shards are finished."""
@@ -53,6 +56,16 @@ BESIDE = (
     SIGNATURE, "*.sigstore", "*.sigstore.json",
 )  # fmt: skip
 """What is neither model nor tokenizer and still lies in a published one: card, results, signature."""
+
+
+def is_one_file(out: Path) -> bool:
+    """Whether a path stands for a model in a single file, which need not be there yet."""
+    return out.suffix == ONE_FILE and not out.is_dir()
+
+
+def manifest_path(out: Path) -> Path:
+    """Where the manifest of a model lies: in its directory, or beside its one file."""
+    return out.with_name(f"{out.name}.{MANIFEST}") if is_one_file(out) else out / MANIFEST
 
 
 def is_part_of_model(name: str, card: str) -> bool:

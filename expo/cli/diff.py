@@ -89,7 +89,13 @@ def diff_text(result: "DiffResult", top: int) -> str:
         f"{result.a} → {result.b}: ‖Δ‖ {number(total.delta_norm)}, relative "
         f"{number(total.relative_delta, '.2e')}, RMS {number(total.delta_rms, '.2e')} per element, "
         f"{percent(total.zero_share)} exactly 0",
-        f"for orientation: {points}; ExPO helps at the first distance and is reported to fail at the second",
+        *(
+            [
+                f"for orientation: {points}; ExPO helps at the first distance and is reported to fail at the second"
+            ]
+            if points
+            else []
+        ),
         "",
         table(header, rows),
     ]

@@ -16,6 +16,8 @@ Examples:
   expo extrapolate openchat/openchat-3.5-0106 Nexusflow/Starling-LM-7B-beta out --alpha 1.5
   expo extrapolate ./sft ./aligned ./out --paper-alpha 0.3
   expo extrapolate ./sft ./sft+./dpo-adapter ./out --alpha 1.3 --rounding stochastic
+  expo extrapolate ./sft ./aligned ./out --alphas 1.2,1.3,1.5
+  expo extrapolate a.safetensors b.safetensors out.safetensors --alpha 1.3
   expo extrapolate ./sft ./sft+./dpo-adapter ./adapter --alpha 1.3 --as-adapter
   expo extrapolate org/sft org/aligned org/name --alpha 1.5 --push --stream-inputs
 """
@@ -29,7 +31,7 @@ Examples:
     help="Of BASE and BASE+ADAPTER write the adapter, its scale times α: megabytes, and exact.",
 )
 @click.option("--print-spec", is_flag=True, help="Print the YAML that does the same, and exit.")
-@flags.amount
+@flags.amounts
 @flags.overrides
 @flags.running
 @flags.pushing
@@ -40,24 +42,28 @@ def extrapolate(
     out: Path,
     as_adapter: bool,
     print_spec: bool,
-    alpha: float | None,
+    amounts: flags.Amounts,
     overrides: flags.Overrides,
     options: flags.RunOptions,
     to: flags.PublishOptions,
     output: Output,
 ) -> None:
-    """Write θ_sft + α·(θ_aligned − θ_sft) to the directory OUT.
+    """Write θ_sft + α·(θ_aligned − θ_sft) to the directory OUT, or to the one file OUT.safetensors.
 
-    SFT and ALIGNED are directories, Hub ids (org/name, org/name@revision), prefixes of object stores
+    SFT and ALIGNED are directories, safetensors files, Hub ids (org/name, org/name@revision), prefixes of object stores
     (s3://bucket/prefix, gs://, az://, https://), or model+adapter for a LoRA adapter. An interrupted run resumes when the same command is run again.
     With --push OUT is a repository on the Hub, and no more than two shards of it are on this disk at a time.
     """
     from expo.errors import SpecError
     from expo.spec.request import make_request
 
-    if alpha is None and (print_spec or not options.dry_run):
+    alpha, alphas = amounts.alpha, amounts.alphas
+    if alphas and (as_adapter or print_spec):
+        flag = "--as-adapter" if as_adapter else "--print-spec"
+        raise SpecError(f"--alphas: not with {flag}, which goes with one --alpha")
+    if alpha is None and not alphas and (print_spec or not options.dry_run):
         raise SpecError("give --alpha or --paper-alpha (= alpha − 1); neither has a default")
-    pushes = is_push(out, to)
+    pushes = is_push(out, to, alphas)
     if as_adapter:
         if pushes:
             raise SpecError(
@@ -75,7 +81,7 @@ def extrapolate(
     if pushes:
         run_push(request, out, to, options, output)
     else:
-        run_merge(request, out, options, output)
+        run_merge(request, out, options, output, alphas=alphas)
 
 
 def _adapter(

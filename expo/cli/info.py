@@ -27,7 +27,7 @@ Examples:
 @click.argument("out", type=click.Path(path_type=Path))
 @options.talk
 def info(out: Path, output: Output) -> None:
-    """Show how the model or adapter in the directory OUT was made: what its expo.json holds.
+    """Show how the model or adapter OUT was made: what its expo.json holds.
 
     Reads no other file; expo verify says whether they are still the same.
     """
@@ -60,7 +60,8 @@ def _model(manifest: "Manifest") -> Lines:
         if manifest.edits and manifest.method != "passthrough":
             yield "edits", edits_text(manifest.edits)
         yield "written", f"{dtypes}, {manifest.rounding} rounding, seed {manifest.seed}"
-    yield "tokenizer", f"from {manifest.donor or 'mergekit, as the spec asked'}"
+    if manifest.is_of_transformers:
+        yield "tokenizer", f"from {manifest.donor or 'mergekit, as the spec asked'}"
     yield "verified", _verified(manifest)
     yield from _made(manifest)
     yield from (("note", note) for note in manifest.notes)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from expo.cli import options as flags
-from expo.cli.merging import run_merge, show_plans
+from expo.cli.merging import check_one, run_merge, show_plans
 from expo.cli.output import Output, to_json
 from expo.cli.pushing import is_push, run_push
 from expo.spec.request import Request
@@ -47,6 +47,7 @@ Examples:
   expo merge --list
   expo merge starling-lm-7b-beta-expo starling-expo
   expo merge spec.yml out --rounding stochastic --seed 7 --dry-run
+  expo merge spec.yml out --alphas 1.2,1.3,1.5
   expo merge spec.yml org/name --push --stream-inputs --license apache-2.0
 """,
 )
@@ -60,6 +61,7 @@ Examples:
     is_flag=True,
     help="Cut changes at their noise level even where that is not rounding noise.",
 )
+@flags.alphas
 @flags.strictness
 @flags.overrides
 @flags.running
@@ -70,6 +72,7 @@ def merge(
     out: Path | None,
     lists: bool,
     force: bool,
+    alphas: tuple[float, ...],
     strict: bool,
     overrides: flags.Overrides,
     options: flags.RunOptions,
@@ -78,8 +81,8 @@ def merge(
 ) -> None:
     """Run the merge spec SPEC (a file, or the name of a recipe) and write the directory OUT.
 
-    Flags win over the spec. With --push OUT is a repository on the Hub, and no more than two shards of it are on this
-    disk at a time.
+    Flags win over the spec; --alphas over every alpha in it. With --push OUT is a repository on the Hub, and no more
+    than two shards of it are on this disk at a time.
     """
     from dataclasses import replace
 
@@ -91,7 +94,7 @@ def merge(
     if spec is None or out is None:
         raise click.UsageError(f"Missing argument '{'SPEC' if spec is None else 'OUT'}'.")
 
-    pushes = is_push(out, to)
+    pushes = is_push(out, to, alphas)
 
     def final(request: Request) -> Request:
         if force and request.low_rank is not None:
@@ -99,13 +102,14 @@ def merge(
         return overrides.apply(request)
 
     stages = read_stages(spec, strict=strict)
+    check_one(stages, alphas)
     if pushes:
         from expo.verbs.push import check_single
 
         check_single(len(stages))
         run_push(final(stages[0].request({})), out, to, options, output)
     elif len(stages) == 1:
-        run_merge(final(stages[0].request({})), out, options, output)
+        run_merge(final(stages[0].request({})), out, options, output, alphas=alphas)
     elif options.dry_run:
         show_plans(stages, final, out, options, output)
     else:

@@ -12,6 +12,7 @@ from expo.cli.result_text import details, result_text
 from expo.cli.stopping import RESUMABLE
 from expo.cli.verify import FOUND_AN_ERROR
 from expo.cli.verify_text import findings
+from expo.errors import SpecError
 from expo.planning.findings import gigabytes
 from expo.results import VerifyResult
 from expo.spec.request import Request
@@ -24,27 +25,32 @@ if TYPE_CHECKING:
 _NOTES = 8  # shown before a run
 
 
-def run_merge(request: Request, out: Path, options: RunOptions, output: Output) -> None:
-    """Plan, and unless it is a dry run, merge."""
-    from expo.planning.build import build_plan
-
-    plan = build_plan(request)
+def run_merge(
+    request: Request,
+    out: Path,
+    options: RunOptions,
+    output: Output,
+    *,
+    alphas: Sequence[float] = (),
+) -> None:
+    """Plan, and unless it is a dry run, merge: into OUT, or at every one of `alphas` into a place beside it."""
     if options.dry_run:
-        show_plan(plan, out, options, output)
+        show_outputs(request, out, alphas, options, output)
         return
     from expo.compute.stream import Tuning
-    from expo.verbs.merge import run_plan
+    from expo.verbs.merge import run_plans
 
-    if not plan.refusals:
-        remark(plan, output)
-    RESUMABLE.append(out)
+    plans, outs = _planned(request, out, alphas)
+    if not plans[0].refusals:
+        remark(plans, output)
+    RESUMABLE.extend(outs)
     with (
         output.progress(out.name) as progress,
         output.progress("verifying", unit=STEPS) as checking,
     ):
-        result = run_plan(
-            plan,
-            out,
+        results = run_plans(
+            plans,
+            outs,
             overwrite=options.overwrite,
             hash_inputs=options.hash_inputs,
             verify=options.verify,
@@ -53,19 +59,49 @@ def run_merge(request: Request, out: Path, options: RunOptions, output: Output) 
             checking=checking,
             say=output.say,
         )
-    RESUMABLE.remove(out)
-    WRITTEN.append(out)
+    warn(results, plans, output)
+    for place in outs:
+        RESUMABLE.remove(place)
+    WRITTEN.extend(outs)
     if progress.done:
         took = f"{progress.seconds:.1f} s, {speed(progress.rate)}"
         output.say(f"wrote {gigabytes(progress.done)} in {took}")
-    report(result, plan, out, output)
-    if result.verified is False:
+    if output.json and alphas:
+        output.data(to_json(results))
+    else:
+        for number, one in enumerate(zip(results, plans, outs, strict=True)):
+            if number:
+                output.data("")
+            report(*one, output, is_one=not alphas)
+    if any(result.verified is False for result in results):
         raise click.exceptions.Exit(FOUND_AN_ERROR)
 
 
-def remark(plan: "Plan", output: Output) -> None:
+def check_one(stages: "Sequence[Stage]", alphas: Sequence[float]) -> None:
+    """Refuse several α of a spec of several documents."""
+    if alphas and len(stages) > 1:
+        raise SpecError(
+            f"--alphas: the spec has {len(stages)} documents, and several outputs are made of one: make the "
+            "others first, and name what they gave in a spec of one document"
+        )
+
+
+def _planned(
+    request: Request, out: Path, alphas: Sequence[float]
+) -> "tuple[list[Plan], list[Path]]":
+    """The plan of every output, and its place."""
+    from expo.planning.build import build_plan
+    from expo.verbs.several import plans_at
+
+    if alphas:
+        return plans_at(request, alphas, out, interpolate=True)
+    return [build_plan(request)], [out]
+
+
+def remark(plans: "Sequence[Plan]", output: Output) -> None:
     """Every warning, and what is copied and dropped, as far as it fits a screen."""
-    for warning in plan.warnings:
+    plan = plans[0]
+    for warning in dict.fromkeys(warning for one in plans for warning in one.warnings):
         output.say(f"warning: {warning}")
     for note in plan.notes[:_NOTES]:
         output.say(f"note: {note}")
@@ -73,32 +109,62 @@ def remark(plan: "Plan", output: Output) -> None:
         output.say(f"note: {len(plan.notes) - _NOTES} more are in expo.json, and in expo plan")
 
 
+def warn(results: "Sequence[MergeResult]", plans: "Sequence[Plan]", output: Output) -> None:
+    """What only the tensors could tell."""
+    known = {warning for plan in plans for warning in plan.warnings}
+    found = dict.fromkeys(warning for result in results for warning in result.warnings)
+    for warning in (warning for warning in found if warning not in known):
+        output.say(f"warning: {warning}")
+
+
 def report(
-    result: "MergeResult", plan: "Plan", out: Path, output: Output, value: object = None
+    result: "MergeResult",
+    plan: "Plan",
+    out: Path,
+    output: Output,
+    value: object = None,
+    *,
+    is_one: bool = True,
 ) -> None:
-    """What the tensors and the verification told on stderr, what came out on stdout: with --json `value`, which
-    holds the result."""
-    for warning in result.warnings:
-        if warning not in plan.warnings:  # what only the tensors could tell
-            output.say(f"warning: {warning}")
+    """What the verification found on stderr, what came out on stdout: with --json `value`, which holds the result."""
     if output.json:
         output.result(value or result, lambda: "")
         return
     if result.checks and (found := findings(VerifyResult(bool(result.verified), result.checks))):
-        output.say(found)
+        output.say(found if is_one else f"{out}:\n{found}")
     output.data(result_text(result, plan, str(out)))
     if output.verbose:
         output.data(details(result))
 
 
-def show_plan(plan: "Plan", out: Path | None, options: RunOptions, output: Output) -> None:
-    """Print the plan; exit 1 where merge would refuse."""
-    from expo.cli.plan_text import plan_text
+def show_outputs(
+    request: Request,
+    out: Path | None,
+    alphas: Sequence[float],
+    options: RunOptions,
+    output: Output,
+) -> None:
+    """Print the plan of OUT, or of an output at every one of `alphas`; exit 1 where merge would refuse."""
+    from expo.cli.plan_text import plan_text, plans_text
     from expo.verbs.plan import plan_report
 
-    shown = plan_report(plan, out, overwrite=options.overwrite, threads=options.threads)
-    output.result(shown, lambda: plan_text(shown))
-    if not shown.ok:
+    plans, places = _planned(request, out or Path("OUT"), alphas)
+    reports = [
+        plan_report(
+            plan,
+            place if out is not None else None,
+            overwrite=options.overwrite,
+            threads=options.threads,
+            outputs=len(plans),
+        )
+        for plan, place in zip(plans, places, strict=True)
+    ]
+    if alphas:
+        text = plans_text(reports, places)
+        output.data(to_json(reports) if output.json else text)
+    else:
+        output.result(reports[0], lambda: plan_text(reports[0]))
+    if not all(shown.ok for shown in reports):
         raise click.exceptions.Exit(1)
 
 

@@ -11,7 +11,15 @@ import click
 
 from expo.cli.output import Output
 from expo.errors import SpecError
-from expo.spec.request import DTYPES, ROUNDINGS, Request, dtype_name, resolve_alpha
+from expo.spec.grid import read_values
+from expo.spec.request import (
+    DTYPES,
+    ROUNDINGS,
+    Request,
+    dtype_name,
+    resolve_alpha,
+    resolve_alphas,
+)
 from expo.threads import DEFAULT_THREADS
 
 Decorator = Callable[[Callable], Callable]
@@ -68,6 +76,14 @@ class Overrides:
 
 
 @dataclass(frozen=True)
+class Amounts:
+    """How far to go: one α, or several, each with an output of its own; or neither."""
+
+    alpha: float | None
+    alphas: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """Flags that say how to run."""
 
@@ -116,6 +132,24 @@ def _bundle(name: str, make: Callable[..., object], options: dict[str, Decorator
     return decorate
 
 
+def _alphas(alphas: str | None, *, interpolate: bool) -> tuple[float, ...]:
+    if alphas is None:
+        if interpolate:
+            raise SpecError("--interpolate: goes with --alphas; a spec says interpolate: true")
+        return ()
+    return resolve_alphas(read_values(alphas, what="--alphas"), interpolate=interpolate)
+
+
+def _amounts(
+    alpha: float | None, paper_alpha: float | None, alphas: str | None, *, interpolate: bool
+) -> Amounts:
+    if alphas is not None and (alpha is not None or paper_alpha is not None):
+        raise SpecError("give --alpha, --paper-alpha or --alphas, one of them")
+    if alphas is not None:
+        return Amounts(None, _alphas(alphas, interpolate=interpolate))
+    return Amounts(resolve_alpha(alpha, paper_alpha, interpolate=interpolate))
+
+
 def _talk(*, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> Output:
     return Output(
         json=as_json, quiet=quiet, verbose=verbose
@@ -126,21 +160,32 @@ def _running(*, no_verify: bool, **flags: bool | int) -> RunOptions:
     return RunOptions(verify=not no_verify, **flags)  # pyright: ignore[reportArgumentType]
 
 
+_ALPHA: dict[str, Decorator] = {
+    "alpha": click.option("--alpha", type=float, help="0 is SFT, 1 is aligned, 1.5 extrapolates."),
+    "paper_alpha": click.option(
+        "--paper-alpha", type=float, help="The paper's and the cards' a = alpha − 1."
+    ),
+}
+_ALPHAS: dict[str, Decorator] = {
+    "alphas": click.option(
+        "--alphas",
+        metavar="GRID",
+        help="Several outputs from one read: 1.2,1.3,1.5 or 1.1:1.5:0.1 make OUT-alpha-1.2 and so on.",
+    )
+}
+_INTERPOLATE: dict[str, Decorator] = {
+    "interpolate": click.option("--interpolate", is_flag=True, help="Allow 0 < alpha < 1.")
+}
+
 amount = _bundle(
     "alpha",
     lambda alpha, paper_alpha, interpolate: resolve_alpha(
         alpha, paper_alpha, interpolate=interpolate
     ),
-    {
-        "alpha": click.option(
-            "--alpha", type=float, help="0 is SFT, 1 is aligned, 1.5 extrapolates."
-        ),
-        "paper_alpha": click.option(
-            "--paper-alpha", type=float, help="The paper's and the cards' a = alpha − 1."
-        ),
-        "interpolate": click.option("--interpolate", is_flag=True, help="Allow 0 < alpha < 1."),
-    },
+    _ALPHA | _INTERPOLATE,
 )
+amounts = _bundle("amounts", _amounts, _ALPHA | _ALPHAS | _INTERPOLATE)
+alphas = _bundle("alphas", _alphas, _ALPHAS | _INTERPOLATE)
 
 streaming = click.option(
     "--stream-inputs",

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from expo.cli import options
-from expo.cli.merging import show_plan, show_plans
+from expo.cli.merging import check_one, show_outputs, show_plans
 from expo.cli.output import Output, to_json
 
 
@@ -24,7 +24,7 @@ Examples:
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of specs, for editors.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also check that OUT can be written.")
 @options.strictness
-@options.amount
+@options.amounts
 @options.overrides
 @options.talk
 def plan(
@@ -33,7 +33,7 @@ def plan(
     schema: bool,
     out: Path | None,
     strict: bool,
-    alpha: float | None,
+    amounts: options.Amounts,
     overrides: options.Overrides,
     output: Output,
 ) -> None:
@@ -42,7 +42,6 @@ def plan(
     SPEC.yml may be the name of a recipe (expo merge --list). Exits with 1 where the merge would be refused.
     """
     from expo.errors import SpecError
-    from expo.planning.build import build_plan
     from expo.spec.request import make_request
     from expo.spec.resolved import resolved as resolved_spec
     from expo.spec.stages import read_stages, resolved_stages
@@ -52,12 +51,15 @@ def plan(
 
         output.data(to_json(json_schema()))
         return
-    running = options.RunOptions(dry_run=True)
+    running, alpha, alphas = options.RunOptions(dry_run=True), amounts.alpha, amounts.alphas
+    if resolved and alphas:
+        raise SpecError("--alphas: not with --resolved, which prints a spec of one alpha")
     match sources:
         case (_,) if alpha is not None:
             raise SpecError("alpha belongs into the spec here; --alpha goes with SFT ALIGNED")
         case (spec,):
             stages = read_stages(Path(spec), strict=strict)
+            check_one(stages, alphas)
             if resolved:
                 _show_specs(resolved_stages(stages, overrides.apply), output)
                 return
@@ -72,7 +74,7 @@ def plan(
     if resolved:
         _show_specs([resolved_spec(request)], output)
     else:
-        show_plan(build_plan(request), out, running, output)
+        show_outputs(request, out, alphas, running, output)
 
 
 def _show_specs(specs: list[dict[str, object]], output: Output) -> None:

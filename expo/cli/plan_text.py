@@ -1,5 +1,9 @@
 """A plan as a person reads it."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
 from expo.checkpoint.hub import endpoint_note
 from expo.cli.output import facts
 from expo.planning.findings import gigabytes
@@ -11,11 +15,6 @@ _LISTED = 8
 
 def plan_text(plan: PlanReport) -> str:
     tensors = plan.tensors
-    alpha = "alpha not given"
-    if plan.alpha_range is not None:
-        low, high = plan.alpha_range
-        uneven = f"{both_conventions(low)} to {both_conventions(high)}"
-        alpha = both_conventions(low) if low == high else uneven
     unmatched = ", ".join(
         f"{len(names)} {what}"
         for what, names in (
@@ -28,7 +27,7 @@ def plan_text(plan: PlanReport) -> str:
         plan.tokenizer_donor
         or f"nobody: the {'aligned' if plan.method == 'expo' else 'first'} model has none"
     )
-    asked = f"ExPO, {alpha}" if plan.method == "expo" else plan.method
+    asked = f"ExPO, {_alpha(plan)}" if plan.method == "expo" else plan.method
     lines = [
         *((role.replace("sft", "SFT"), _source(source)) for role, source in plan.sources.items()),
         ("request", f"{asked}, {plan.rounding} rounding, seed {plan.seed}"),
@@ -54,6 +53,31 @@ def plan_text(plan: PlanReport) -> str:
     ):
         lines += [(name, remark) for remark in remarks]
     return facts(lines)
+
+
+def plans_text(plans: Sequence[PlanReport], outs: Sequence[Path]) -> str:
+    """The plans of one merge at several α: what they have in common once, and a line for every output."""
+    alphas = [plan.alpha_range for plan in plans if plan.alpha_range is not None]
+    together = replace(
+        plans[0],
+        alpha_range=(min(low for low, _ in alphas), max(high for _, high in alphas)) if alphas else None,
+        write_bytes=sum(plan.write_bytes for plan in plans),
+        shards={f"{number}/{name}": size for number, plan in enumerate(plans) for name, size in plan.shards.items()},
+        warnings=tuple(dict.fromkeys(warning for plan in plans for warning in plan.warnings)),
+        refusals=tuple(dict.fromkeys(refusal for plan in plans for refusal in plan.refusals)),
+    )  # fmt: skip
+    lines = [
+        f"{'output':<10} {out}: {gigabytes(plan.write_bytes)}, {_alpha(plan)}"
+        for plan, out in zip(plans, outs, strict=True)
+    ]
+    return "\n".join([plan_text(together), *lines])
+
+
+def _alpha(plan: PlanReport) -> str:
+    if plan.alpha_range is None:
+        return "alpha not given"
+    low, high = map(both_conventions, plan.alpha_range)
+    return low if low == high else f"{low} to {high}"
 
 
 def _reads(plan: PlanReport) -> str:

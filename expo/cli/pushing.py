@@ -1,13 +1,15 @@
 """What `extrapolate` and `merge` do with --push: plan, show it or run it, report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from expo.cli.merging import RESUMABLE, remark, report
+from expo.cli.merging import remark, report, warn
 from expo.cli.options import PublishOptions, RunOptions
 from expo.cli.output import STEPS, Output
+from expo.cli.stopping import RESUMABLE
 from expo.errors import SpecError
 from expo.planning.findings import gigabytes
 from expo.spec.request import Request
@@ -21,13 +23,17 @@ if TYPE_CHECKING:
 _SCHEME = "hf:/"  # a path has one slash of hf://
 
 
-def is_push(out: Path, to: PublishOptions) -> bool:
+def is_push(out: Path, to: PublishOptions, alphas: Sequence[float]) -> bool:
     """Whether OUT is on the Hub.
 
     Raises:
-        SpecError: it is not, and a flag is for that.
+        SpecError: it is not, and a flag is for that; or it is, and there would be several.
     """
     if to.push or str(out).startswith(_SCHEME):
+        if alphas:
+            raise SpecError(
+                "--alphas: not with --push, which makes one commit: push each by itself"
+            )
         return True
     given = [name for name, value in vars(to).items() if value not in (None, False, "main")]
     if given:
@@ -52,7 +58,7 @@ def run_push(
     if options.dry_run:
         _show_plan(plan, where, options, output)
         return
-    remark(plan, output)
+    remark([plan], output)
     RESUMABLE.append(where.place)
     with (
         output.progress(where.target.repo_id) as progress,
@@ -112,5 +118,6 @@ def _report(result: "PushResult", plan: "Plan", receipt: Path | None, output: Ou
         output.say(
             f"not checked, for they read the weights: {names}; expo verify of a download does"
         )
+    warn([result.merge], [plan], output)
     report(result.merge, plan, result.merge.out, output, result)
     write_receipt(result.receipt, receipt)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
+from expo.checkpoint.sidecars import MANIFEST, is_one_file, manifest_path
 from expo.cli.outcome import asked, edits_text, without_effect
 from expo.cli.output import facts, number, percent, table
 from expo.cli.verify_text import NOT_VERIFIED, VERIFIED
@@ -86,7 +87,8 @@ def _place(result: "MergeResult", out: str) -> str:
     verdict = {True: VERIFIED, False: NOT_VERIFIED, None: "not verified"}[result.verified]
     state = f"{verdict}, {found}" if found else verdict
     size = gigabytes(result.written_bytes)
-    return f"{out}: {state}, {size}; every figure with -v, and in its expo.json"
+    manifest = manifest_path(result.out).name if is_one_file(result.out) else f"its {MANIFEST}"
+    return f"{out}: {state}, {size}; every figure with -v, and in {manifest}"
 
 
 def details(result: "MergeResult") -> str:

@@ -55,7 +55,7 @@ def verify(
     record: Path | None,
     output: Output,
 ) -> None:
-    """Check that the model directory OUT is whole, tokenizes and speaks as it should.
+    """Check that the model OUT (a directory, or one safetensors file) is whole, tokenizes and speaks as it should.
 
     Exits with 3 where a check finds an error. Writes nothing to OUT.
     """

@@ -7,10 +7,12 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from expo import disk
+from expo.checkpoint.checkpoint import read_shard
+from expo.checkpoint.files import open_directory
 from expo.checkpoint.headers import printable
 from expo.checkpoint.placing import KEPT, is_unsettled
-from expo.checkpoint.sidecars import CARD, is_part_of_model
-from expo.errors import OutputError
+from expo.checkpoint.sidecars import CARD, is_one_file, is_part_of_model
+from expo.errors import CheckpointError, OutputError
 from expo.output.manifest import manifest_of
 from expo.planning.findings import listing
 from expo.spec.request import Request
@@ -61,6 +63,9 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: OUT is a file, or not empty.
     """
+    if is_one_file(out):
+        _check_file(out, overwrite=overwrite)
+        return
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file: name a directory for the output")
     if not is_taken(out) or is_unsettled(out) or is_part(out):  # settled, or replaced, when claimed
@@ -77,6 +82,20 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         )
 
 
+def _check_file(out: Path, *, overwrite: bool) -> None:
+    """As `check_free`, of a model in one file."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise OutputError(f"{out} exists: choose another, or add --overwrite")
+    try:
+        read_shard(open_directory(out), out.name)
+    except CheckpointError as error:
+        raise OutputError(
+            f"{out} holds no model ({error}); --overwrite replaces models only: move it away"
+        ) from error
+
+
 def leftovers(out: Path) -> Iterator[str]:
     """What an unfinished run has left at OUT and beside it, and what becomes of it."""
     out = out.resolve()
@@ -90,7 +109,7 @@ def leftovers(out: Path) -> Iterator[str]:
 
 
 def is_taken(out: Path) -> bool:
-    return out.is_dir() and not is_free(out)
+    return out.is_file() or (out.is_dir() and not is_free(out))
 
 
 def is_free(out: Path) -> bool:
@@ -142,4 +161,4 @@ def _is_model(out: Path) -> bool:
 
 def _check_apart(out: Path, source: Path) -> None:
     if out == source or out in source.parents or source in out.parents:
-        raise OutputError(f"{out} overlaps the input {source}: choose another directory")
+        raise OutputError(f"{out} overlaps the input {source}: choose another place")

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from expo.checkpoint.checkpoint import INDEX, SINGLE
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.output.durable import copy_file, write_file
 from expo.planning.plan import Plan
@@ -18,8 +17,8 @@ def write_small_files(plan: Plan, folder: Path) -> dict[str, str]:
             hashes[sidecar.name] = write_file(target, _configuration(plan))
         else:
             hashes[sidecar.name] = copy_file(sidecar.files.local_path(sidecar.name), target)
-    if [shard.file for shard in plan.shards] != [SINGLE]:
-        hashes[INDEX] = write_file(folder / INDEX, _index(plan))
+    if plan.index_name is not None:
+        hashes[plan.index_name] = write_file(folder / plan.index_name, _index(plan))
     return hashes
 
 
@@ -38,6 +37,8 @@ def _configuration(plan: Plan) -> bytes:
     """The donor's config.json, changed only where the dtype or the vocabulary did."""
     content = plan.donor.files.read("config.json")
     config = plan.donor.config
+    if not plan.donor.is_of_transformers:
+        return content  # others' have fields of their own
     changes: dict[str, str | int] = {}
     dtypes = {job.dtype for job in plan.jobs if job.dtype in FLOATS}
     if plan.request.dtype is not None and dtypes:

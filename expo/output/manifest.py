@@ -16,7 +16,7 @@ from expo.checkpoint.files import Files, open_directory
 from expo.checkpoint.front_matter import FrontMatter, read_front_matter
 from expo.checkpoint.headers import printable
 from expo.checkpoint.placing import settle
-from expo.checkpoint.sidecars import MANIFEST
+from expo.checkpoint.sidecars import MANIFEST, manifest_path
 from expo.errors import CheckpointError
 from expo.results import (
     AdaptedModule,
@@ -69,7 +69,8 @@ class Manifest:
     tensors or models, or the method is not ExPO, `alpha_range` the lowest and the highest. `files` is the model,
     `beside` what tells of it and may change (`is_apart`): SHA-256 by name. Of what mergekit's engine computed (`engine`, and why:
     `reasons`) statistics are of no element. `donor` is None where mergekit made the tokenizer. `verified` is
-    None where nobody looked. `flags` are those of the command line that the spec does not hold.
+    None where nobody looked. `flags` are those of the command line that the spec does not hold. Where nothing says
+    that transformers loads it, neither does the card (`is_of_transformers`).
     """
 
     schema: str = SCHEMA
@@ -102,6 +103,7 @@ class Manifest:
     verification: tuple[CheckResult, ...] | None = None
     flags: tuple[str, ...] = ()
     example: Example | None = None
+    is_of_transformers: bool = True
 
     @property
     def listed(self) -> dict[str, str]:
@@ -174,21 +176,22 @@ class AdapterManifest:
 
 
 def read_manifest(folder: Path) -> Manifest | AdapterManifest:
-    """The manifest of a model or an adapter. One that a power cut has kept from its place is placed first.
+    """The manifest of a model or an adapter, or of a model in one file. One that a power cut has kept from its place is placed first.
 
     Raises:
         CheckpointError: there is none, it cannot be read, is damaged, or of another schema.
         OutputError: another run is placing it now.
     """
+    path = manifest_path(folder)
     try:
         settle(folder)
-        raw = read_bounded(folder / MANIFEST)
+        raw = read_bounded(path)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder} has no {MANIFEST}: expo did not make it; `expo verify {folder}` checks any model"
+            f"{folder} has no {path.name}: expo did not make it; `expo verify {folder}` checks any model"
         ) from error
     except OSError as error:
-        raise CheckpointError(f"{folder}/{MANIFEST} cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     try:
         return AdapterManifest.from_json(raw) if is_adapter(folder) else Manifest.from_json(raw)
     except CheckpointError as error:

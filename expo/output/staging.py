@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from expo import disk
 from expo.checkpoint.placing import fill, settle
-from expo.checkpoint.sidecars import JOURNAL, MANIFEST, PARTIAL
+from expo.checkpoint.sidecars import JOURNAL, MANIFEST, PARTIAL, is_one_file, manifest_path
 from expo.errors import OutputError
 from expo.output.claim import (
     check_free,
@@ -24,7 +24,7 @@ from expo.output.claim import (
     remove_parts,
     staging_path,
 )
-from expo.output.durable import seal_file, write_file
+from expo.output.durable import place_file, seal_file, write_file
 from expo.output.journal import Fingerprint, Journal
 from expo.output.manifest import Manifest, is_whole
 from expo.output.sink import FinishedShard
@@ -153,6 +153,11 @@ class Staging:
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.folder).free
 
+    @property
+    def disk(self) -> int:
+        """The number of the disk that it lies on."""
+        return self.folder.stat().st_dev
+
     def place(self) -> None:
         """Make OUT appear. From here on the manifest, not the journal, says what is in it.
 
@@ -163,7 +168,9 @@ class Staging:
         self._journal.remove()
         disk.open_up(self.folder)
         disk.sync_directory(self.folder)
-        if self.out.is_dir():
+        if is_one_file(self.out):
+            self._place_file()
+        elif self.out.is_dir():
             with disk.locked(self.out, self.out):  # also under its next name
                 self._replace()
         else:
@@ -175,6 +182,14 @@ class Staging:
         """Remove everything: the run was refused, there is nothing to resume."""
         with suppress(OSError):
             disk.remove(self.folder)
+
+    def _place_file(self) -> None:
+        """A model in one file, with its manifest beside it. What is here goes last: until then a killed run
+        finds all of it again."""
+        place_file(manifest_path(self.out), (self.folder / MANIFEST).read_bytes())
+        disk.rename(self.folder / self.out.name, self.out)
+        disk.sync_directory(self.out.parent)
+        self.discard()
 
     def _replace(self) -> None:
         """Take the place of what OUT holds: in one step where the system can, which leaves the old model here."""

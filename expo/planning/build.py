@@ -1,10 +1,11 @@
 """Open the models of a merge, match them by their headers, lay out the output."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 
-from expo.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
 from expo.checkpoint.child import search
 from expo.checkpoint.code import code_files
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
@@ -22,11 +23,13 @@ from expo.planning.jobs import TensorJob
 from expo.planning.match import match
 from expo.planning.models import Models
 from expo.planning.patterns import check_patterns
-from expo.planning.plan import Plan, ShardPlan, Sidecar
+from expo.planning.plan import Plan, ShardPlan, Sidecar, alpha_warnings
 from expo.planning.sides import check_sides
 from expo.planning.values import layer_count
 from expo.spec.request import Foreign, Request
 from expo.spec.resolved import mergekit_spec
+
+_FACTOR = re.compile(r"[._]lora[._](A|B|up|down)\b")
 
 
 def build_plan(request: Request) -> Plan:
@@ -71,6 +74,7 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
         sources=_roles(request, opened),
         donor=donor,
         shards=shards,
+        index_name=_index_name(donor, shards),
         sidecars=sidecars,
         left_behind=left_behind,
         missing=tuple(found.missing),
@@ -262,16 +266,24 @@ def _remark(
         found.notes += [
             f"runs through the mergekit library: {why}" for why in request.foreign.reasons
         ]
-    if request.alpha is not None and request.alpha < 0:
-        found.warnings.append(
-            f"alpha {request.alpha:g} is negative: it walks away from the aligned model"
-        )
+    found.warnings += alpha_warnings(request)
     for checkpoint in opened.values():
         types = (checkpoint.config.get("model_type"), donor.config.get("model_type"))
         if None not in types and types[0] != types[1]:
             models = f"{types[0]} in {checkpoint.label}, {types[1]} in {donor.label}"
             found.warnings.append(f"model_type differs: {printable(models)}")
-    if not any(map(is_tokenizer_file, donor.tokenizer_files.sizes)):
+    if not donor.is_of_transformers:
+        found.notes.append(
+            f"{donor.label} is no model of transformers as far as its files say: tensors are matched by name and "
+            "shape, nothing else is checked"
+        )
+        factor = next(filter(_FACTOR.search, donor.tensors), None)
+        if factor is not None:
+            found.warnings.append(
+                f"{donor.label} holds factors of a LoRA adapter ({printable(factor)}): each is merged by itself, "
+                "and their product is not what the formula gives; merge both adapters into their model first"
+            )
+    elif not any(map(is_tokenizer_file, donor.tokenizer_files.sizes)):
         found.warnings.append(f"{donor.label} has no tokenizer: the output will have none either")
 
 
@@ -297,6 +309,14 @@ def _shards(
         ShardPlan(name, metadata, tuple(group))
         for name, (_, metadata, group) in zip(names, groups, strict=True)
     )
+
+
+def _index_name(donor: Checkpoint, shards: tuple[ShardPlan, ...]) -> str | None:
+    """The donor's for the donor's files, else as transformers has it."""
+    files = [shard.file for shard in shards]
+    if files == [SINGLE]:
+        return None
+    return donor.index_name if files == [shard.file for shard in donor.shards] else INDEX
 
 
 def _pack(jobs: list[TensorJob], limit_bytes: int) -> list[list[TensorJob]]:

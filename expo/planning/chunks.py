@@ -73,12 +73,14 @@ def buffer_bytes(chunk_bytes: int) -> int:
     return max(chunk_bytes, BLOCK_ELEMENTS * 8) + ALIGNMENT
 
 
-def memory_bytes(threads: int, chunk_bytes: int = CHUNK_BYTES, *, models: int = 2) -> int:
-    """What a run allocates, whatever the size of the model: a read buffer a model, scratch and an
-    output buffer a worker, and three output buffers on their way to the disk."""
+def memory_bytes(
+    threads: int, chunk_bytes: int = CHUNK_BYTES, *, models: int = 2, outputs: int = 1
+) -> int:
+    """What a run allocates, whatever the size of the model: a read buffer a model, and scratch, a worker; of
+    every output a buffer a worker, and three on their way to the disk."""
     scratch = 4 * 4 * BLOCK_ELEMENTS * max(models - 1, 1)
-    buffers = (models + 1) * buffer_bytes(chunk_bytes)
-    return threads * (buffers + scratch) + 3 * buffer_bytes(chunk_bytes)
+    buffers = threads * models + outputs * (threads + 3)
+    return threads * scratch + buffers * buffer_bytes(chunk_bytes)
 
 
 def _pieces(shard: ShardPlan, chunk_bytes: int, block_elements: int) -> Iterator[Piece]:

@@ -42,7 +42,8 @@ def matrices(checkpoint: Checkpoint, pattern: str | None = None) -> Iterator[Mat
 
     Embeddings, head, norms, biases and router gates are left out, unless a `pattern` (`re.search` on
     the label, which starts with the full name) asks for them. What is in a fused tensor is told apart
-    by rows: `qkv_proj.weight:v`; the experts of a stack by number: `gate_up_proj[3]:up`.
+    by rows: `qkv_proj.weight:v`; the experts of a stack by number: `gate_up_proj[3]:up`. Only transformers stacks
+    experts: elsewhere three dimensions are a convolution.
 
     Raises:
         SpecError: the pattern is no regular expression, or does not come to an end.
@@ -60,8 +61,13 @@ def matrices(checkpoint: Checkpoint, pattern: str | None = None) -> Iterator[Mat
 
 
 def _all_parts(checkpoint: Checkpoint, pattern: str | None) -> Iterator[Matrix]:
+    dimensions = (2, 3) if checkpoint.is_of_transformers else (2,)
     for name, weight in checkpoint.weights.items():
-        if weight.dtype not in FLOATS or len(weight.shape) not in (2, 3) or min(weight.shape) < 2:
+        if (
+            weight.dtype not in FLOATS
+            or len(weight.shape) not in dimensions
+            or min(weight.shape) < 2
+        ):
             continue
         if pattern is None and (
             is_of_kind(name, ("embeddings", "head", "norms", "biases")) or is_router_gate(name)

@@ -60,6 +60,8 @@ class Plan:
     refusals: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    index_name: str | None = None
+    """Of the shards; None where there is one file, or the donor has none either."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -137,7 +139,17 @@ class Plan:
         """
         request = self.request.at(alpha)
         shards = (replace(s, jobs=tuple(_at(job, alpha) for job in s.jobs)) for s in self.shards)
-        return replace(self, request=request, shards=tuple(shards))
+        mine = alpha_warnings(self.request)
+        others = tuple(warning for warning in self.warnings if warning not in mine)
+        warnings = (*others, *alpha_warnings(request))
+        return replace(self, request=request, shards=tuple(shards), warnings=warnings)
+
+
+def alpha_warnings(request: Request) -> tuple[str, ...]:
+    """What there is to say about α itself."""
+    if request.alpha is None or request.alpha >= 0:
+        return ()
+    return (f"alpha {request.alpha:g} is negative: it walks away from the aligned model",)
 
 
 def _at(job: TensorJob, alpha: float) -> TensorJob:

@@ -21,13 +21,15 @@ def report(
     out: Path | None = None,
     threads: int = DEFAULT_THREADS,
     refusals: tuple[str, ...] = (),
+    outputs: int = 1,
     shards_at_once: int | None = None,
 ) -> PlanReport:
-    """Describe a plan; `refusals` are reasons to add that lie outside of it (OUT is taken). No more than
-    `shards_at_once` are on the disk at a time, None for all of them."""
+    """Describe a plan; `refusals` are reasons to add that lie outside of it (OUT is taken), `outputs` how many
+    of this size, itself among them, are written to one disk. No more than `shards_at_once` of each are there at a
+    time, None for all of them."""
     request = plan.request
     free = shutil.disk_usage(_existing(out or Path.cwd())).free
-    if (needed := plan.held_on_disk(shards_at_once)) > free:
+    if (needed := outputs * plan.held_on_disk(shards_at_once)) > free:
         what = f"the disk of {out or 'this directory'} is too full"
         refusals = (*refusals, f"{what}: {room(needed, free)}")
     sources = {role: _source(checkpoint) for role, checkpoint in plan.sources.items()}
@@ -58,7 +60,7 @@ def report(
         write_bytes=plan.write_bytes,
         download_bytes=plan.download_bytes,
         stream_bytes=plan.stream_bytes,
-        memory_bytes=memory_bytes(threads, models=models)
+        memory_bytes=memory_bytes(threads, models=models, outputs=outputs)
         + plan.preparation_bytes(threads)
         + (AHEAD_BYTES + plan.held_bytes(threads) if plan.stream_bytes else 0),
         free_disk_bytes=free,
@@ -69,6 +71,7 @@ def report(
         notes=plan.notes,
         warnings=plan.warnings,
         refusals=(*plan.refusals, *refusals),
+        out=out,
     )
 
 
@@ -94,7 +97,9 @@ def _source(checkpoint: Checkpoint) -> SourceReport:
 def _kind(location: Location) -> str:
     if location.url is not None:
         return "object store"
-    return "local directory" if location.path is not None else "Hub repository"
+    if location.path is not None:
+        return "local directory" if location.path.is_dir() else "local file"
+    return "Hub repository"
 
 
 def _existing(path: Path) -> Path:

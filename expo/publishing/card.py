@@ -85,7 +85,7 @@ def _keys(manifest: Manifest | AdapterManifest, terms: Terms | None) -> dict:
     named = terms is not None and terms.id == "other"
     data = ModelCardData(
         base_model=parents or None,
-        library_name="peft" if is_adapter else "transformers",
+        library_name=_library(manifest),
         tags=["lora", "expo"] if is_adapter else ["merge", _kind(manifest)],
         license=terms.id if terms else None,
         license_name=terms.name if terms and named else None,
@@ -96,6 +96,12 @@ def _keys(manifest: Manifest | AdapterManifest, terms: Terms | None) -> dict:
     )
     relation = {"base_model_relation": "adapter" if is_adapter else "merge"} if parents else {}
     return data.to_dict() | relation
+
+
+def _library(manifest: Manifest | AdapterManifest) -> str | None:
+    if isinstance(manifest, AdapterManifest):
+        return "peft"
+    return "transformers" if manifest.is_of_transformers else None
 
 
 def _kind(manifest: Manifest | AdapterManifest) -> str:

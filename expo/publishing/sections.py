@@ -97,6 +97,8 @@ def _merged(manifest: Manifest) -> str:
 
 
 def _use(manifest: Manifest, name: str) -> list[str]:
+    if not manifest.is_of_transformers:
+        return []
     said = [entry.said.pipeline_tag for entry in manifest.sources.values() if entry.said]
     if any(tag not in (None, "text-generation") for tag in said):
         return []  # another class loads it, and which is not known here

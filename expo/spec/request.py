@@ -1,7 +1,7 @@
 """The request: what a merge is asked to compute, from flags or from a spec, defaults filled in."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -258,6 +258,12 @@ def resolve_alpha(
         given = value if alpha is not None else paper_alpha(value)
         raise SpecError(_two_readings(given, is_paper=alpha is None))
     return value
+
+
+def resolve_alphas(values: Iterable[float], *, interpolate: bool = False) -> tuple[float, ...]:
+    """Several α by the formula, as they were given. Raises as `resolve_alpha`."""
+    found = (resolve_alpha(value, None, interpolate=interpolate) for value in values)
+    return tuple(value for value in found if value is not None)
 
 
 def _two_readings(given: float, *, is_paper: bool) -> str:

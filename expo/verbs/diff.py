@@ -66,7 +66,7 @@ def diff(
         missing=plan.missing,
         extra=plan.extra,
         mismatched=plan.mismatched,
-        references=REFERENCES,
+        references=REFERENCES if plan.donor.is_of_transformers else {},
         notes=plan.notes,
     )
 

@@ -100,6 +100,7 @@ def _begun(plan: Plan, digest: str, known: Identities) -> Manifest:
         warnings=plan.warnings,
         files={},
         flags=_flags(plan.request),
+        is_of_transformers=plan.donor.is_of_transformers,
     )
 
 

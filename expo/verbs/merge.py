@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from expo.checkpoint.checkpoint import hash_file
 from expo.compute.inputs import fetch
@@ -18,10 +18,12 @@ from expo.output.journal import fingerprint, identities
 from expo.output.manifest import Identities, Manifest
 from expo.output.staging import claimed
 from expo.planning.build import build_plan
+from expo.planning.one_file import placed
 from expo.planning.plan import Plan
 from expo.results import MergeResult
 from expo.spec.request import Request, Rounding, make_request
 from expo.verbs.producing import Run, produce, with_card
+from expo.verbs.several import plans_at
 
 if TYPE_CHECKING:  # YAML, schemas and checks are imported by those that need them
     from expo.spec.read import Spec
@@ -44,10 +46,11 @@ def extrapolate(
     progress: Progress | None = None,
     stream_inputs: bool = False,
 ) -> MergeResult:
-    """Write θ_sft + α(θ_aligned − θ_sft) to the directory `out` (ExPO, arXiv 2404.16792).
+    """Write θ_sft + α(θ_aligned − θ_sft) to the directory `out` (ExPO, arXiv 2404.16792), or to the one file
+    that a name like `out.safetensors` stands for.
 
     Args:
-        sft, aligned: a directory, a Hub id (`org/name@revision`), a prefix of an object store
+        sft, aligned: a directory, a safetensors file, a Hub id (`org/name@revision`), a prefix of an object store
             (`s3://bucket/prefix`), or `model+adapter`.
         alpha, paper_alpha: one of them. alpha 0 is SFT, 1 is aligned, 1.5 extrapolates; paper_alpha = alpha − 1
             is what the paper and most cards name.
@@ -85,18 +88,51 @@ def extrapolate(
     )
 
 
+@overload
 def merge(
     spec: "Spec",
     out: str | PathLike[str],
     *,
+    alphas: None = None,
+    interpolate: bool = False,
     overwrite: bool = False,
     verify: bool = True,
     stream_inputs: bool = False,
     progress: Progress | None = None,
-) -> MergeResult:
+) -> MergeResult: ...
+
+
+@overload
+def merge(
+    spec: "Spec",
+    out: str | PathLike[str],
+    *,
+    alphas: Sequence[float],
+    interpolate: bool = False,
+    overwrite: bool = False,
+    verify: bool = True,
+    stream_inputs: bool = False,
+    progress: Progress | None = None,
+) -> tuple[MergeResult, ...]: ...
+
+
+def merge(
+    spec: "Spec",
+    out: str | PathLike[str],
+    *,
+    alphas: Sequence[float] | None = None,
+    interpolate: bool = False,
+    overwrite: bool = False,
+    verify: bool = True,
+    stream_inputs: bool = False,
+    progress: Progress | None = None,
+) -> MergeResult | tuple[MergeResult, ...]:
     """Run a merge spec (a YAML file, or a mapping of the same form) into the directory `out`.
 
     Args:
+        alphas: of an ExPO spec, in place of its own: an output for each, `out`-alpha-1.2 and so on, from one
+            read of the models. The results come in a tuple, with rising α.
+        interpolate: allow 0 < alpha < 1 among them, as in `extrapolate`.
         overwrite: replace the model that `out` holds, once the new one is whole; an `out` with anything else
             in it is refused.
         verify, stream_inputs: as in `extrapolate`.
@@ -119,6 +155,11 @@ def merge(
         plan = build_plan(final(request))
         return run_plan(plan, place, overwrite=replaces, verify=checks, progress=progress)
 
+    if alphas is not None:
+        plans, outs = plans_at(
+            final(read_request(spec)), alphas, Path(out), interpolate=interpolate
+        )
+        return run_plans(plans, outs, overwrite=overwrite, verify=verify, progress=progress)
     if isinstance(spec, str | PathLike):
         stages = read_stages(Path(spec))
         if len(stages) > 1:
@@ -184,16 +225,18 @@ def run_plans(
         OutputError: an `out` is taken, or the disk is full.
     """
     started = time.monotonic()
-    for plan, out in zip(plans, outs, strict=True):
+    plans = [placed(plan, out.resolve()) for plan, out in zip(plans, outs, strict=True)]
+    there = _there(plans, outs, hash_inputs=hash_inputs) if not overwrite else {}
+    left = [one for one in zip(plans, outs, strict=True) if one[1] not in there]
+    for plan, out in left:
         check_plan(plan, hash_inputs=hash_inputs)
         check_out(out, plan.request, overwrite=overwrite)
+    if say and there:
+        say(f"there already, of this very merge: {', '.join(out.name for out in there)}")
     fetch(plans[0])
     known = known_identities(plans[0], hash_inputs=hash_inputs)
     with ExitStack() as claims:
-        runs = [
-            _claimed_run(claims, plan, out, known, overwrite=overwrite)
-            for plan, out in zip(plans, outs, strict=True)
-        ]
+        runs = [_claimed_run(claims, plan, out, known, overwrite=overwrite) for plan, out in left]
         try:
             manifests = produce(
                 runs, tuning, verify=verify, progress=progress, checking=checking, say=say
@@ -207,7 +250,29 @@ def run_plans(
                 raise
             raise unwritable(error, runs[0].staging.out, kept="finished shards") from error
     seconds = time.monotonic() - started
-    return tuple(merge_result(r, m, seconds) for r, m in zip(runs, manifests, strict=True))
+    made = there | {out: m for (_, out), m in zip(left, manifests, strict=True)}
+    return tuple(
+        merge_result(plan, out.resolve(), made[out], seconds)
+        for plan, out in zip(plans, outs, strict=True)
+    )
+
+
+def _there(
+    plans: Sequence[Plan], outs: Sequence[Path], *, hash_inputs: bool
+) -> dict[Path, Manifest]:
+    """Of several outputs those that this very merge has placed before it was killed between two of them."""
+    if len(plans) == 1 or hash_inputs or not any(map(Path.exists, outs)):
+        return {}
+    known = identities(plans[0])
+    found = {out: (plan, Manifest.of_folder(out)) for plan, out in zip(plans, outs, strict=True)}
+    there = {
+        out: manifest
+        for out, (plan, manifest) in found.items()
+        if out.exists()
+        and manifest is not None
+        and manifest.plan == fingerprint(plan, known).digest
+    }
+    return there if len(there) < len(plans) else {}
 
 
 def _claimed_run(
@@ -230,13 +295,13 @@ def _given_up(runs: Sequence[Run], error: ExpoError) -> ExpoError:
     return error
 
 
-def merge_result(run: Run, manifest: Manifest, seconds: float) -> MergeResult:
+def merge_result(plan: Plan, out: Path, manifest: Manifest, seconds: float) -> MergeResult:
     """What is told of a run that is done."""
-    written = run.plan.write_bytes
+    written = plan.write_bytes
     if manifest.engine == "mergekit":  # only now it is known
-        written = sum((run.staging.out / name).stat().st_size for name in manifest.files)
+        written = sum((out / name).stat().st_size for name in manifest.files)
     return MergeResult(
-        out=run.staging.out,
+        out=out,
         method=manifest.method,
         alpha=manifest.alpha,
         paper_alpha=manifest.paper_alpha,

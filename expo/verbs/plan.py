@@ -8,6 +8,7 @@ from pathlib import Path
 from expo.errors import OutputError, SpecError
 from expo.output.claim import check_out, leftovers
 from expo.planning.build import build_plan
+from expo.planning.one_file import placed
 from expo.planning.plan import Plan
 from expo.planning.preview import planned
 from expo.planning.report import report
@@ -80,16 +81,22 @@ def plan_stages(
 
 
 def plan_report(
-    built: Plan, out: Path | None, *, overwrite: bool = False, threads: int = DEFAULT_THREADS
+    built: Plan,
+    out: Path | None,
+    *,
+    overwrite: bool = False,
+    threads: int = DEFAULT_THREADS,
+    outputs: int = 1,
 ) -> PlanReport:
-    """What a plan says, and whether it could be written to `out`."""
+    """What a plan says, and whether it could be written to `out`, as one of `outputs` of its size."""
     refusals: tuple[str, ...] = ()
     if out is not None:
+        built = placed(built, out.resolve())
         try:
             check_out(out, built.request, overwrite=overwrite)
         except OutputError as error:
             refusals = (str(error),)
-    shown = report(built, out=out, threads=threads, refusals=refusals)
+    shown = report(built, out=out, threads=threads, refusals=refusals, outputs=outputs)
     left = () if out is None else tuple(leftovers(out))
     return replace(shown, notes=(*shown.notes, *left))
 

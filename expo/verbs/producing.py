@@ -1,12 +1,13 @@
 """From a plan and its staging directory to a verified model there, with card and manifest: by the stream, or by
 mergekit's engine."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from expo.checkpoint.sidecars import CARD, is_apart
+from expo.checkpoint.sidecars import CARD, is_apart, is_one_file
 from expo.compute.stream import Progress, Tuning, stream
 from expo.errors import CheckpointError, OutputError
 from expo.output.durable import copy_file, write_file
@@ -86,6 +87,7 @@ def _streamed(
     say: Callable[[str], None] | None,
 ) -> list[Manifest]:
     finished = [_resumed(run, say) for run in runs]
+    _check_space(runs, finished)
     hashes = [write_small_files(run.plan, run.staging.folder) for run in runs]
     with ExitStack() as stack:
         # They need no weights, so they work while the weights stream; all outputs have the same files.
@@ -110,12 +112,11 @@ def _streamed(
 
 
 def _resumed(run: Run, say: Callable[[str], None] | None) -> list[FinishedShard]:
-    """The shards that an earlier run left, and whether the rest has room."""
-    plan, staging = run.plan, run.staging
-    finished, reason = staging.resume(run.print_)
+    """The shards that an earlier run left."""
+    finished, reason = run.staging.resume(run.print_)
     if say and (reason or finished):
-        say(reason or f"resuming: {len(finished)} of {len(plan.shards)} shards done")
-    _check_space(run, finished)
+        done = f"{len(finished)} of {len(run.plan.shards)} shards done for {run.staging.out.name}"
+        say(reason or f"resuming: {done}")
     return finished
 
 
@@ -186,7 +187,7 @@ def _foreign(run: Run, *, verify: bool) -> Manifest:
 
 def with_card(run: Run, manifest: Manifest) -> Manifest:
     """The manifest with the model card, written unless an earlier run came as far."""
-    if CARD in manifest.beside:
+    if CARD in manifest.beside or is_one_file(run.staging.out):
         return manifest
     written = write_file(run.staging.folder / CARD, card(manifest).encode())
     known = sorted((manifest.files | {CARD: written}).items())
@@ -202,7 +203,8 @@ def _children(run: Run) -> "Children":
 
     plan = run.plan
     shapes = {job.name: (job.dtype, job.shape) for job in plan.jobs}
-    known = shapes if (run.staging.folder / "config.json").exists() else None
+    loads = (run.staging.folder / "config.json").exists() and plan.donor.is_of_transformers
+    known = shapes if loads else None
     return Children(run.staging.folder, plan.donor, _golden(plan), known)
 
 
@@ -220,16 +222,21 @@ def _changed(before: Identities, after: Identities) -> str | None:
     return None
 
 
-def _check_space(run: Run, finished: list[FinishedShard]) -> None:
-    plan, staging, done = run.plan, run.staging, {shard.file for shard in finished}
-    beside = sum(sidecar.files.sizes[sidecar.name] for sidecar in plan.sidecars)
-    left = plan.held_on_disk(run.shards_at_once, done)
-    needed, free = left + beside, staging.free_bytes()
-    if needed > free:
-        if not finished:
-            staging.discard()
-        where = "name an OUT" if run.shards_at_once is None else "run it in a directory"
-        raise OutputError(
-            f"the disk of {staging.out} is too full: {room(needed, free)}; "
-            f"make room, or {where} on another disk"
-        )
+def _check_space(runs: Sequence[Run], finished: Sequence[Sequence[FinishedShard]]) -> None:
+    """Whether all outputs have room together. What has nothing finished is removed where they have not."""
+    needed: Counter[int] = Counter()
+    for run, shards in zip(runs, finished, strict=True):
+        beside = sum(sidecar.files.sizes[sidecar.name] for sidecar in run.plan.sidecars)
+        done = {shard.file for shard in shards}
+        needed[run.staging.disk] += run.plan.held_on_disk(run.shards_at_once, done) + beside
+    for run in runs:
+        wanted, free = needed[run.staging.disk], run.staging.free_bytes()
+        if wanted > free:
+            for one, shards in zip(runs, finished, strict=True):
+                if not shards:
+                    one.staging.discard()
+            where = "name an OUT" if run.shards_at_once is None else "run it in a directory"
+            raise OutputError(
+                f"the disk of {run.staging.out} is too full: {room(wanted, free)}; "
+                f"make room, or {where} on another disk"
+            )

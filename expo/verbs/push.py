@@ -190,7 +190,7 @@ def push_plan(
             )
         _check_verified(manifest, where.target, say)
         receipt = _committed(run, manifest, where, remote)
-        merged = merge_result(run, manifest, time.monotonic() - started)
+        merged = merge_result(plan, sink.out, manifest, time.monotonic() - started)
         sink.discard()
     return _result(merged, receipt, where.target)
 

@@ -23,6 +23,7 @@ from expo.sampling.generate import check_fit
 from expo.sampling.live import Live, build
 from expo.sampling.prompts import Prompt, read_prompts
 from expo.sampling.rewards import Reward, identity, label, open_reward
+from expo.spec.grid import read_values
 from expo.spec.request import check_seed
 from expo.spec.resolved import resolved, to_yaml
 from expo.sweeping.bench import REWARD, SECOND, Bench, Chunk
@@ -40,7 +41,6 @@ from expo.sweeping.folder import (
 )
 from expo.sweeping.journal import Journal
 from expo.sweeping.run import Search, chunked, conclude, grader, halves, search
-from expo.sweeping.table import read_values
 
 if TYPE_CHECKING:
     from expo.compute.stream import Progress

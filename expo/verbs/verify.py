@@ -8,7 +8,7 @@ from expo.checkpoint.reference import parse_reference
 from expo.publishing.signature import check_signature
 from expo.results import VerifyResult
 from expo.verification.golden import read_golden
-from expo.verification.run import Progress, check_directory, verify_folder
+from expo.verification.run import Progress, check_model, verify_folder
 
 
 def verify(
@@ -21,7 +21,7 @@ def verify(
     signature: str | PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> VerifyResult:
-    """Whether the model directory `out` is whole, tokenizes and speaks as it should.
+    """Whether the model `out`, a directory or one safetensors file, is whole, tokenizes and speaks as it should.
 
     Tokenizer and template are tried in child processes: offline, without secrets or remote code.
 
@@ -35,10 +35,10 @@ def verify(
         progress: called with (bytes read, bytes in all).
 
     Raises:
-        SpecError: no such directory, invalid vectors, or no such key. What is wrong inside of `out` is a finding.
+        SpecError: no such directory or file, invalid vectors, or no such key. What is wrong inside of `out` is a finding.
         CheckpointError, HubError: `against` cannot be read.
     """
-    check_directory(Path(out))
+    check_model(Path(out))
     golden = None if vectors is None else read_golden(Path(vectors))
     aligned = None
     if against is not None:

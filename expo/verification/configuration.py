@@ -40,7 +40,7 @@ def json_files(s: Subject) -> Iterator[str]:
 
 
 def config(s: Subject) -> Iterator[str]:
-    if not s.has("config.json"):
+    if not (s.has("config.json") or s.is_bare):
         yield "there is no config.json"
         return
     for key in ("model_type", "architectures"):
@@ -60,7 +60,7 @@ def _differences(
     s: Subject, *, only: tuple[str, ...] = (), without: tuple[str, ...] = ()
 ) -> Iterator[str]:
     """Fields of config.json that a loader would read differently from the aligned model's."""
-    mine, theirs = s.config, s.donor.config
+    mine, theirs = s.json("config.json") or s.config, s.donor.config
     keys = {key for key in mine.keys() | theirs.keys() if not only or key in only}
     for key in sorted(keys - set(without)):
         if not _is_intended(s, key):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.files import Files, open_directory, open_remains
-from expo.checkpoint.sidecars import is_model_sidecar, is_tokenizer_file
+from expo.checkpoint.sidecars import is_model_sidecar, is_one_file, is_tokenizer_file
 from expo.errors import SpecError, TokenizerError
 from expo.output.manifest import Example
 from expo.results import CheckResult, VerifyResult
@@ -246,6 +246,12 @@ def record_vectors(out: Path) -> str:
     return record(found.facts, found.texts, found.conversations, subject.out.label)
 
 
+def check_model(out: Path) -> None:
+    """Refuse what is neither a directory nor a model in one file."""
+    if not (is_one_file(out) and out.exists()):
+        check_directory(out)
+
+
 def check_directory(out: Path) -> None:
     if not out.is_dir():
         what = "is a file, not a model directory" if out.exists() else "does not exist"
@@ -253,10 +259,13 @@ def check_directory(out: Path) -> None:
 
 
 def shapes_of(subject: Subject) -> Shapes | None:
-    """Those of a folder's tensors; None where the weights are known not to be whole, or lack a config."""
+    """Those of a folder's tensors; None where the weights are known not to be whole, or are no model of
+    transformers'."""
     try:
         tensors, _ = subject.tensors, subject.config
     except Skipped:
+        return None
+    if subject.is_bare:
         return None
     if not all(name.endswith(".safetensors") for name in subject.shards):
         return {}

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 
-from expo.checkpoint.checkpoint import INDEX, SINGLE, hash_file
+from expo.checkpoint.checkpoint import INDEX, SINGLE, hash_file, missing_of_series
 from expo.checkpoint.code import code_files
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
@@ -34,6 +34,9 @@ _BESIDE = (MANIFEST, ".gitattributes", ".gitignore")
 def weights(s: Subject) -> Iterator[str]:
     if s.index_name is None and not s.weight_files:
         yield f"there is no {SINGLE}, no {INDEX} and no {BIN}"
+    missing = missing_of_series(s.weight_files) if s.index_name is None else None
+    if missing is not None:
+        yield f"{printable(missing)} is missing"
 
 
 def shards(s: Subject) -> Iterator[str]:
@@ -118,7 +121,7 @@ def modes(s: Subject) -> Iterator[str]:
     """Whoever may list the folder should be able to read its files."""
     folder = s.folder.stat().st_mode
     for name in filter(s.out.is_local, s.out.sizes):
-        mode = (s.folder / name).stat().st_mode
+        mode = s.out.local_path(name).stat().st_mode
         if not mode & 0o400 or folder & 0o044 & ~mode:
             yield f"{printable(name)} has mode {mode & 0o777:04o} in a folder of {folder & 0o777:04o}"
 

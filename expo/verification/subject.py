@@ -13,7 +13,7 @@ from typing import Literal
 
 from expo.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
 from expo.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
-from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, read_shard
+from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, bare_weights, is_bare, read_shard
 from expo.checkpoint.files import Directory, Files, read_json
 from expo.checkpoint.headers import Shard, TensorInfo
 from expo.checkpoint.names import INPUTS
@@ -170,12 +170,23 @@ class Subject:
     def config(self) -> dict:
         if not self.has("config.json"):
             raise Skipped("there is no config.json")
+        if self.is_bare:
+            raise Skipped("config.json is of another library than transformers")
         return self.json("config.json")
 
     def text_config(self, key: str) -> object:
         """A field of the config, or where it has none of its language model's."""
         inner = self.config.get("text_config")
         return self.config.get(key, inner.get(key) if isinstance(inner, dict) else None)
+
+    @cached_property
+    def is_bare(self) -> bool:
+        """Whether it is weights alone: nothing says, or by the manifest said, that transformers loads them."""
+        lost = "config.json" in self.listed.keys() - self.out.sizes.keys()
+        try:
+            return is_bare(self.out) and not (self.is_adapter or lost)
+        except CheckpointError:
+            return False
 
     @property
     def is_adapter(self) -> bool:
@@ -230,7 +241,7 @@ class Subject:
                 return index
             if self.has(single):
                 return None
-        return None
+        return bare_weights(self.out)[1] if self.is_bare else None
 
     @cached_property
     def weight_map(self) -> dict[str, str]:
@@ -249,7 +260,8 @@ class Subject:
             return [ADAPTER_WEIGHTS] if self.has(ADAPTER_WEIGHTS) else []
         if self.index_name is not None:
             return [name for name in sorted(set(self.weight_map.values())) if self.has(name)]
-        return next(([name] for name in (SINGLE, BIN) if self.has(name)), [])
+        bare = bare_weights(self.out)[0] if self.is_bare else []
+        return next(([name] for name in (SINGLE, BIN) if self.has(name)), bare)
 
     @cached_property
     def _headers(self) -> tuple[dict[str, Shard], dict[str, str]]:
