@@ -1,0 +1,147 @@
+"""How long a plan takes at the size of DeepSeek-V3, from headers alone.
+
+    python -m benchmarks.plan
+
+Makes two directories of 671 B parameters in bfloat16 whose files are headers and holes: 46,000 tensors in 163 shards a side,
+named and shaped as DeepSeek-V3's, which take a few megabytes of disk. `expo plan` and `expo verify --quick` are whole
+processes, medians of `--runs`, with the largest resident memory.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+HIDDEN, LAYERS, DENSE, EXPERTS, VOCABULARY, SHARDS = 7168, 61, 3, 256, 129_280, 163
+EXPERT, MLP, Q_RANK, KV_RANK, ROPE, HEADS, HEAD = 2048, 18_432, 1536, 512, 64, 128, 128
+
+Shape = tuple[int, ...]
+
+
+def tensors() -> Iterator[tuple[str, Shape]]:
+    """Names and shapes of every tensor, in the order of the layers."""
+    yield "model.embed_tokens.weight", (VOCABULARY, HIDDEN)
+    for layer in range(LAYERS):
+        yield from ((f"model.layers.{layer}.{name}.weight", shape) for name, shape in _layer(layer))
+        if layer >= DENSE:
+            yield f"model.layers.{layer}.mlp.gate.e_score_correction_bias", (EXPERTS,)
+    yield "model.norm.weight", (HIDDEN,)
+    yield "lm_head.weight", (VOCABULARY, HIDDEN)
+
+
+def _layer(layer: int) -> Iterator[tuple[str, Shape]]:
+    yield "input_layernorm", (HIDDEN,)
+    yield "post_attention_layernorm", (HIDDEN,)
+    yield "self_attn.q_a_proj", (Q_RANK, HIDDEN)
+    yield "self_attn.q_a_layernorm", (Q_RANK,)
+    yield "self_attn.q_b_proj", (HEADS * (HEAD + ROPE), Q_RANK)
+    yield "self_attn.kv_a_proj_with_mqa", (KV_RANK + ROPE, HIDDEN)
+    yield "self_attn.kv_a_layernorm", (KV_RANK,)
+    yield "self_attn.kv_b_proj", (HEADS * 2 * HEAD, KV_RANK)
+    yield "self_attn.o_proj", (HIDDEN, HEADS * HEAD)
+    if layer < DENSE:
+        yield from _mlp("mlp", MLP)
+        return
+    yield "mlp.gate", (EXPERTS, HIDDEN)
+    yield from _mlp("mlp.shared_experts", EXPERT)
+    for expert in range(EXPERTS):
+        yield from _mlp(f"mlp.experts.{expert}", EXPERT)
+
+
+def _mlp(name: str, width: int) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.gate_proj", (width, HIDDEN)
+    yield f"{name}.up_proj", (width, HIDDEN)
+    yield f"{name}.down_proj", (HIDDEN, width)
+
+
+def make_model(folder: Path) -> int:
+    """The model in `folder`; how many tensors it has."""
+    folder.mkdir()
+    every = list(tensors())
+    whole = sum(2 * math.prod(shape) for _, shape in every)
+    weight_map, shard, held, number = {}, {}, 0, 1
+    for name, shape in every:
+        shard[name] = shape
+        held += 2 * math.prod(shape)
+        weight_map[name] = f"model-{number:05}-of-{SHARDS:06}.safetensors"
+        if held * SHARDS >= whole * number or name == every[-1][0]:
+            _write_shard(folder / weight_map[name], shard)
+            shard, number = {}, number + 1
+    index = {"metadata": {"total_size": whole}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(_CONFIG))
+    return len(every)
+
+
+def _write_shard(path: Path, shapes: dict[str, Shape]) -> None:
+    at, header = 0, {}
+    for name, shape in shapes.items():
+        end = at + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw)
+    os.truncate(path, 8 + len(raw) + at)
+
+
+_CONFIG = {
+    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "torch_dtype": "bfloat16",
+    "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "first_k_dense_replace": DENSE, "n_routed_experts": EXPERTS,
+    "n_shared_experts": 1, "num_experts_per_tok": 8, "moe_intermediate_size": EXPERT, "intermediate_size": MLP,
+    "q_lora_rank": Q_RANK, "kv_lora_rank": KV_RANK, "qk_rope_head_dim": ROPE, "qk_nope_head_dim": HEAD, "v_head_dim": HEAD,
+    "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "vocab_size": VOCABULARY, "n_group": 8, "topk_group": 4,
+    "bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where to make the models [a temporary one]")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as made:
+        sft, aligned, out = (Path(made, name) for name in ("sft", "aligned", "out"))
+        count = make_model(sft)
+        make_model(aligned)
+        _move(aligned)
+        print(f"{count} tensors a side")
+        commands = {
+            "expo plan": ["plan", str(sft), str(aligned), "--alpha", "1.5", "--out", str(out)],
+            "expo plan --json": ["plan", str(sft), str(aligned), "--alpha", "1.5", "--json"],
+            "expo verify --quick": ["verify", str(sft), "--quick"],
+        }
+        for name, words in commands.items():
+            runs = [_run(words) for _ in range(options.runs)]
+            wall, cpu, memory = (statistics.median(column) for column in zip(*runs, strict=True))
+            print(f"{name}: {wall:.1f} s, {cpu:.1f} CPU s, {memory / 1e9:.2f} GB")
+
+
+def _move(folder: Path) -> None:
+    """Change the first value, as training does: equal models are compared tensor by tensor, and warned of."""
+    with min(folder.glob("*.safetensors")).open("r+b") as file:
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        file.seek(8 + header_bytes)
+        file.write(b"\x80\x3f")
+
+
+def _run(words: list[str]) -> tuple[float, float, float]:
+    """Seconds, CPU seconds and the largest resident memory in bytes of one process, without its children."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "expo", *words], stdout=subprocess.DEVNULL)
+    _, _, usage = os.wait4(process.pid, 0)
+    process.returncode = 0  # what wait4 has taken
+    cpu = usage.ru_utime + usage.ru_stime
+    return time.perf_counter() - started, cpu, 1024.0 * usage.ru_maxrss
+
+
+if __name__ == "__main__":
+    main()
