@@ -105,7 +105,7 @@ COMMANDS = {
 def test_signals_at_any_moment(tmp_path: Path, words: list[str]) -> None:
     write_model(tmp_path / "sft", seed=0)
     write_model(tmp_path / "aligned", seed=1)
-    attack(tmp_path, words, tries=15, seed=1)
+    attack(tmp_path, words, tries=6, seed=1)
 
 
 @pytest.fixture
