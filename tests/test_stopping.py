@@ -55,7 +55,8 @@ def attack(folder: Path, words: list[str], tries: int, seed: int) -> None:
     """Signals at moments drawn by lot, to the process alone or as a terminal sends them."""
     chance = random.Random(seed)
     begun = time.monotonic()
-    start(folder, *words).communicate(timeout=300)
+    whole_run = start(folder, *words)
+    whole_run.communicate(timeout=300)
     whole = time.monotonic() - begun
     for _ in range(tries):
         shutil.rmtree(folder / "out", ignore_errors=True)
@@ -68,16 +69,17 @@ def attack(folder: Path, words: list[str], tries: int, seed: int) -> None:
             if process.poll() is None:
                 send(process.pid, number)
             out, err = process.communicate(timeout=300)
-        check(process.returncode, out, err, number)
+        check(process.returncode, out, err, number, result=whole_run.returncode)
         assert eventually(lambda: not list((folder / "scratch").iterdir()))
 
 
-def check(code: int, out: str, err: str, number: int) -> None:
+def check(code: int, out: str, err: str, number: int, *, result: int = 0) -> None:
+    """The one line of a signal, or all of a command that ends with `result`."""
     word, stopped = ENDS[signal.Signals(number)]
-    assert code in (0, stopped), err
+    assert code in (result, stopped), err
     assert "Traceback" not in err
     assert "Exception ignored" not in err
-    if code == 0:
+    if code == result:
         assert out
     else:
         assert err.splitlines()[-1] in (f"expo: {word}", f"expo: {word}{RESUME}")
@@ -105,7 +107,7 @@ COMMANDS = {
 def test_signals_at_any_moment(tmp_path: Path, words: list[str]) -> None:
     write_model(tmp_path / "sft", seed=0)
     write_model(tmp_path / "aligned", seed=1)
-    attack(tmp_path, words, tries=6, seed=1)
+    attack(tmp_path, words, tries=5, seed=1)
 
 
 @pytest.fixture
