@@ -145,14 +145,17 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "cut":
             body = body[: len(body) // 3]
             self.close_connection = True
+        told: list[Sent] = []
+        if status == 206 and fault != "other range":  # before it is: whoever has it may look at once
+            begin = int(re.findall(r"\d+", headers["Content-Range"])[0])
+            told = [Sent(self.path.split("?")[0], begin, begin + len(body))]
+            self.state.sent += told
         try:
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # a reader that has enough hangs up
-            return
-        if status == 206 and fault != "other range":
-            begin = int(re.findall(r"\d+", headers["Content-Range"])[0])
-            self.state.sent.append(Sent(self.path.split("?")[0], begin, begin + len(body)))
+            for one in told:
+                self.state.sent.remove(one)
 
     def _fault(self, status: int) -> str | None:
         of_weights = ".safetensors" in self.path and "json" not in self.path

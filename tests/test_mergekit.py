@@ -163,6 +163,7 @@ def layers(out: Path) -> set[str]:
     return {name.split(".")[2] for name in names if ".layers." in name}
 
 
+@pytest.mark.slow
 def test_slices_that_end_before_the_model_does(workplace: Path, expo) -> None:
     (workplace / "spec.yml").write_text(SHORT)
     planned = expo("plan", "spec.yml")
@@ -176,6 +177,7 @@ def test_slices_that_end_before_the_model_does(workplace: Path, expo) -> None:
     assert "slices end at layer 1, sft has 2: that needs mergekit's engine" in refused.err
 
 
+@pytest.mark.slow
 def test_models_anywhere_in_a_spec_are_found_and_no_path_leaks(workplace: Path, expo) -> None:
     (workplace / "spec.yml").write_text(MODULES.replace("PLACE", str(workplace)))
     ran = expo("merge", "spec.yml", "out", verify=True)
@@ -213,6 +215,7 @@ def test_flags_of_our_engine_are_refused_with_the_other(
     assert not (workplace / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_output_says_what_is_known_of_it(workplace: Path, expo) -> None:
     (workplace / "spec.yml").write_text(UNION)
     assert "tokenizer  from mergekit, as the spec asks" in expo("plan", "spec.yml").out

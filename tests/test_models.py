@@ -37,7 +37,7 @@ def test_logits_equal_the_naive_model(tmp_path: Path, tied: bool, alpha: float) 
             model.tie_weights()
         model.save_pretrained(tmp_path / name, max_shard_size="20KB")
     sft, aligned, out = tmp_path / "sft", tmp_path / "aligned", tmp_path / "out"
-    door.extrapolate(sft, aligned, out, alpha=alpha)
+    door.extrapolate(sft, aligned, out, alpha=alpha, verify=False)
     merged, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not any(info.values()), info
     ids = torch.arange(30).view(2, 15)

@@ -223,6 +223,7 @@ def test_a_merge_that_does_not_verify_is_placed_and_marked(tmp_path: Path, expo)
     assert (out / "model.safetensors.index.json").exists()
 
 
+@pytest.mark.slow
 def test_a_merge_verifies_and_shows_the_template_diff(tmp_path: Path) -> None:
     sft, aligned = write_model(tmp_path / "sft"), write_model(tmp_path / "aligned", seed=1)
     (sft / "chat_template.jinja").write_text(TEMPLATE.replace("GPT4 Correct ", "", 1))
