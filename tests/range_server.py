@@ -145,8 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "cut":
             body = body[: len(body) // 3]
             self.close_connection = True
-        told: list[Sent] = []
-        if status == 206 and fault != "other range":  # before it is: whoever has it may look at once
+        told: list[Sent] = []  # before it is sent: whoever has it may look at once
+        if status == 206 and fault != "other range":
             begin = int(re.findall(r"\d+", headers["Content-Range"])[0])
             told = [Sent(self.path.split("?")[0], begin, begin + len(body))]
             self.state.sent += told
