@@ -12,6 +12,9 @@ from expo.errors import ExpoError
 
 DEFAULT_THREADS = 3  # workers of a merge: two compute, one waits for the disk
 
+CREW = "expo"
+"""The name of every thread that expo starts: libraries start others, which it does not end."""
+
 _POLL_SECONDS = 0.2
 
 Item = TypeVar("Item")
@@ -62,7 +65,7 @@ class Crew:
         return Flow(self._stop)
 
     def start(self, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=self._guarded, args=(work,), daemon=True)
+        thread = threading.Thread(target=self._guarded, args=(work,), name=CREW, daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
