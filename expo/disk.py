@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from expo.errors import OutputError
+from expo.errors import BusyError
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a filesystem without locks says."""
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -18,6 +21,24 @@ _AT_FDCWD = -100
 def create(path: Path) -> int:
     """An empty file, open to read and write; what was there is gone. The caller closes it."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+
+def claim(path: Path, *, makes: bool = True) -> int | None:
+    """A file, made if need be, that is locked until its descriptor is closed; None while another process has it.
+
+    Raises:
+        FileNotFoundError: the directory is gone, or the file is not there and is not to be made.
+        OSError: the filesystem has no locks.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if makes else 0), 0o666)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return fd
 
 
 def write(fd: int, data: bytes | memoryview, offset: int) -> int:
@@ -75,6 +96,11 @@ def rename(path: Path, target: Path) -> None:
     path.replace(target)
 
 
+def link(path: Path, name: Path) -> None:
+    """Give a file another name, in one step; FileExistsError where something has it."""
+    name.hardlink_to(path)
+
+
 def exchange(a: Path, b: Path) -> bool:
     """Swap two names in one step; False where system or filesystem cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -93,11 +119,11 @@ def remove_directory(path: Path) -> None:
         path.rmdir()
 
 
-def make_directories(path: Path) -> None:
-    """A directory and those above it, durable."""
-    if path.is_dir():
+def make_directories(path: Path, *, below: Path | None = None) -> None:
+    """A directory and those above it, durable; FileNotFoundError where `below`, which is left alone, is not there."""
+    if path == below or path.is_dir():
         return
-    make_directories(path.parent)
+    make_directories(path.parent, below=below)
     with suppress(FileExistsError):
         make_directory(path)
     sync_directory(path.parent)
@@ -118,7 +144,7 @@ def locked(folder: Path, out: Path) -> Iterator[None]:
     """Keep other runs that write `out` away from a directory that is there; the lock dies with the process.
 
     Raises:
-        OutputError: another run holds it.
+        BusyError: another run holds it.
     """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -133,4 +159,4 @@ def lock(fd: int, out: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise OutputError(f"another run is writing {out}: wait for it") from error
+        raise BusyError(f"another run is writing {out}: wait for it") from error

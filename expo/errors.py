@@ -8,6 +8,7 @@ ExpoError                 exit 1: the run failed, one line says what, where and 
 ├── HubError              the Hub could not be reached or refused
 ├── EndpointError         a server of models did not answer, or refused
 ├── OutputError           OUT cannot be written, is taken, or ran out of space
+│   └── BusyError           another process is at it
 └── VerificationError     exit 3: a model does not verify, so it is not published
 """
 
@@ -56,6 +57,10 @@ class EndpointError(ExpoError):
 
 class OutputError(ExpoError):
     """The output directory cannot be written, is in use, or ran out of space."""
+
+
+class BusyError(OutputError):
+    """Another process is at the output."""
 
 
 class VerificationError(ExpoError):

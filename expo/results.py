@@ -108,6 +108,21 @@ class MergeResult:
 
 
 @dataclass(frozen=True)
+class WorkerResult:
+    """What one worker of several has done, where it is not the one that places OUT.
+
+    Of all `shards` so many are `missing`, which are others' to compute; where none is, OUT is placed by the
+    worker of that name.
+    """
+
+    out: Path
+    worker: str
+    shards: int
+    missing: int
+    placed_by: str | None
+
+
+@dataclass(frozen=True)
 class SourceReport:
     """One side: what was taken for it, at which Hub commit if any."""
 

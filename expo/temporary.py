@@ -40,18 +40,21 @@ def temporary_folder() -> Iterator[Path]:
         cwd="/",
     )
     with remover:  # closes its stdin and waits for it
-        fd = lock_directory(folder, mode=0o700, wait=True)
+        fd = lock_directory(folder, mode=0o700, how=fcntl.LOCK_EX)
         try:
             yield folder
         finally:
             os.close(fd)
 
 
-def lock_directory(folder: Path, *, mode: int, wait: bool = False) -> int:
+def lock_directory(folder: Path, *, mode: int, how: int) -> int:
     """Make a directory unless it is there, and lock it for as long as the descriptor is open.
 
+    Args:
+        how: `flock`'s LOCK_EX or LOCK_SH, with LOCK_NB not to wait; LOCK_UN takes no lock.
+
     Raises:
-        BlockingIOError: another process holds it, and nobody wants to `wait`.
+        BlockingIOError: another process holds it, and nobody wants to wait.
         OSError: it cannot be made or locked, or is a file or a link.
     """
     while True:
@@ -61,7 +64,8 @@ def lock_directory(folder: Path, *, mode: int, wait: bool = False) -> int:
         with suppress(FileNotFoundError):
             fd = os.open(folder, _OPENED)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if how != fcntl.LOCK_UN:  # not every filesystem has locks, even to release
+                    fcntl.flock(fd, how)
                 if os.path.samestat(os.fstat(fd), folder.lstat()):
                     return fd
             except OSError:

@@ -59,8 +59,9 @@ class Recording:
     def running(self) -> Iterator[None]:
         """Record what happens in the block."""
         with pytest.MonkeyPatch.context() as patched:
-            for name in ("create", "write", "reserve", "resize", "sync", "sync_directory", "make_directory",
-                         "rename", "exchange", "remove_file", "remove_directory"):  # fmt: skip
+            for name in ("create", "claim", "write", "reserve", "resize", "sync", "sync_directory",
+                         "make_directory", "rename", "link", "exchange", "remove_file",
+                         "remove_directory"):  # fmt: skip
                 patched.setattr(disk, name, getattr(self, f"_{name}")(getattr(disk, name)))
             yield
 
@@ -102,6 +103,26 @@ class Recording:
                 return fd
 
         return create
+
+    def _claim(self, real):
+        def claim(path: Path, *, makes: bool = True) -> int | None:
+            with self._lock:
+                was_there = path.exists()
+                fd = real(path, makes=makes)
+                if not was_there:
+                    number = self._new(path, Node())
+                    self._add("create", (self._of(path.parent),), (path.name,), (number,))
+                return fd
+
+        return claim
+
+    def _link(self, real):
+        def link(path: Path, name: Path) -> None:
+            with self._lock:
+                real(path, name)
+                self._add("create", (self._of(name.parent),), (name.name,), (self._of(path),))
+
+        return link
 
     def _write(self, real):
         def write(fd: int, data: bytes | memoryview, offset: int) -> int:

@@ -15,7 +15,7 @@ ORDER = (
     ("output",),
     ("compute", "verification", "demo", "plots"),
     ("sampling",),
-    ("evaluation", "publishing", "sweeping"),
+    ("distribution", "evaluation", "publishing", "sweeping"),
     ("verbs",),
     ("cli",),
 )

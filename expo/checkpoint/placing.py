@@ -9,12 +9,21 @@ directory next: the two names say which, and nothing but moves is needed.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from expo import disk
 from expo.checkpoint.sidecars import MANIFEST
+from expo.errors import OutputError
+
+STAGING = ".expo-staging"
+"""How the name of a directory ends that a run works in."""
 
 OLD, NEW = ".expo-old", ".expo-new"
+CLAIMS = ".expo-claims"
+"""What processes that make one output together have locked: it comes to OUT with the rest, so that none of them finds
+it unlocked before OUT is there, and goes then."""
+
 KEPT = frozenset({OLD, NEW, "lost+found"})
 """What lies in a directory and is not moved."""
 
@@ -54,6 +63,7 @@ def settle(out: Path) -> bool:
         OutputError: another run is filling it now.
         OSError: as the disk says.
     """
+    sweep(out)
     if not is_unsettled(out):
         return False
     with disk.locked(out, out):
@@ -66,13 +76,20 @@ def settle(out: Path) -> bool:
     return True
 
 
+def sweep(out: Path) -> None:
+    """Remove the locks that came along to OUT, unless somebody is at it or nothing can be changed here."""
+    if (out / CLAIMS).is_dir() and not out.name.endswith(STAGING):
+        with suppress(OSError, OutputError), disk.locked(out, out):
+            disk.remove(out / CLAIMS)
+
+
 def _finish(out: Path) -> None:
     new = out / NEW
     if (out / OLD).is_dir():
         disk.rename(out / OLD, new / OLD)
         disk.sync_directory(out)
         disk.sync_directory(new)
-    _move((entry for entry in new.iterdir() if entry.name != OLD), out)
+    _move((entry for entry in new.iterdir() if entry.name not in (OLD, CLAIMS)), out)
     disk.remove(new)
     disk.sync_directory(out)
 

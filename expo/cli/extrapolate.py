@@ -100,6 +100,7 @@ def _adapter(
     others += [name for name in ("dry_run", "hash_inputs") if getattr(options, name)]
     others += ["print_spec"] if print_spec else []
     others += [] if options.verify else ["no_verify"]
+    options.check_alone("--as-adapter", "which writes megabytes")
     if others:
         flag = others[0].replace("_", "-").replace("max-shard-bytes", "max-shard-size")
         raise SpecError(f"--{flag}: not with --as-adapter, which copies the adapter's own matrices")

@@ -65,6 +65,8 @@ def laser(
         raise SpecError("--accept-if and --texts go together")
     edit = matrix_edit(keep, target=target, layers=layers)
     request = overrides.apply(laser_request(model, edit))
+    if texts is not None:
+        options.check_alone("--accept-if", "which decides one edit after the other")
     if texts is not None and not options.dry_run:
         from expo.output.claim import check_out
         from expo.verbs.laser import accept

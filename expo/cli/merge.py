@@ -113,6 +113,7 @@ def merge(
     elif options.dry_run:
         show_plans(stages, final, out, options, output)
     else:
+        options.check_alone("a spec of several documents", "which are made one after the other")
         _run_all(stages, final, out, options, output)
 
 

@@ -1,6 +1,7 @@
 """What `extrapolate`, `merge` and `plan` share: plan, show it or run it, report."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,13 +9,13 @@ import click
 
 from expo.cli.options import RunOptions
 from expo.cli.output import STEPS, WRITTEN, Output, speed, to_json
-from expo.cli.result_text import details, result_text
+from expo.cli.result_text import details, result_text, worker_text
 from expo.cli.stopping import RESUMABLE
 from expo.cli.verify import FOUND_AN_ERROR
 from expo.cli.verify_text import findings
 from expo.errors import SpecError
 from expo.planning.findings import gigabytes
-from expo.results import VerifyResult
+from expo.results import VerifyResult, WorkerResult
 from expo.spec.request import Request
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def run_merge(
         show_outputs(request, out, alphas, options, output)
         return
     from expo.compute.stream import Tuning
-    from expo.verbs.merge import run_plans
 
+    run = _runner(options)
     plans, outs = _planned(request, out, alphas)
     if not plans[0].refusals:
         remark(plans, output)
@@ -48,7 +49,7 @@ def run_merge(
         output.progress(out.name) as progress,
         output.progress("verifying", unit=STEPS) as checking,
     ):
-        results = run_plans(
+        results = run(
             plans,
             outs,
             overwrite=options.overwrite,
@@ -59,11 +60,14 @@ def run_merge(
             checking=checking,
             say=output.say,
         )
-    warn(results, plans, output)
     for place in outs:
         RESUMABLE.remove(place)
+    if isinstance(results, WorkerResult):
+        output.result(results, lambda: worker_text(results))
+        return
+    warn(results, plans, output)
     WRITTEN.extend(outs)
-    if progress.done:
+    if progress.done and not options.is_shared:  # else others wrote some of it
         took = f"{progress.seconds:.1f} s, {speed(progress.rate)}"
         output.say(f"wrote {gigabytes(progress.done)} in {took}")
     if output.json and alphas:
@@ -75,6 +79,17 @@ def run_merge(
             report(*one, output, is_one=not alphas)
     if any(result.verified is False for result in results):
         raise click.exceptions.Exit(FOUND_AN_ERROR)
+
+
+def _runner(options: RunOptions) -> "Callable[..., tuple[MergeResult, ...] | WorkerResult]":
+    """What makes the outputs: this process alone, or together with others."""
+    if options.is_shared:
+        from expo.verbs.join import join_plans
+
+        return partial(join_plans, share=options.share)
+    from expo.verbs.merge import run_plans
+
+    return run_plans
 
 
 def check_one(stages: "Sequence[Stage]", alphas: Sequence[float]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from expo.cli.output import Output
+from expo.distribution.share import Share, read_share
 from expo.errors import SpecError
 from expo.spec.grid import read_values
 from expo.spec.request import (
@@ -92,6 +93,18 @@ class RunOptions:
     hash_inputs: bool = False
     verify: bool = True
     threads: int = DEFAULT_THREADS
+    join: bool = False
+    share: Share | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes make the same output."""
+        return self.join or self.share is not None
+
+    def check_alone(self, flag: str, why: str) -> None:
+        """Raises SpecError: the work is shared, which does not go with another flag."""
+        if self.is_shared:
+            raise SpecError(f"{'--join' if self.join else '--worker'}: not with {flag}, {why}")
 
 
 @dataclass(frozen=True)
@@ -156,8 +169,13 @@ def _talk(*, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> Output:
     )  # the entry point looks for --debug itself
 
 
-def _running(*, no_verify: bool, **flags: bool | int) -> RunOptions:
-    return RunOptions(verify=not no_verify, **flags)  # pyright: ignore[reportArgumentType]
+def _running(*, no_verify: bool, join: bool, worker: str | None, **flags: bool | int) -> RunOptions:
+    if join and worker is not None:
+        raise SpecError(
+            "give --join or --worker: one shares the work by locks, the other beforehand"
+        )
+    share = None if worker is None else read_share(worker)
+    return RunOptions(verify=not no_verify, join=join, share=share, **flags)  # pyright: ignore[reportArgumentType]
 
 
 _ALPHA: dict[str, Decorator] = {
@@ -247,6 +265,17 @@ running = _bundle(
             default=DEFAULT_THREADS,
             show_default=True,
             help="Workers.",
+        ),
+        "join": click.option(
+            "--join",
+            is_flag=True,
+            help="Share the work with every process that runs this command, here or on other machines that see OUT.",
+        ),
+        "worker": click.option(
+            "--worker",
+            metavar="I/N",
+            help="As --join on a disk without locks: do part I of N (0/8 … 7/8), or what SLURM, torchrun or Kubernetes "
+            "say (auto, auto/N).",
         ),
     },
 )

@@ -51,6 +51,7 @@ def run_push(
     from expo.publishing.receipt import check_receipt_path
     from expo.verbs.push import push_plan
 
+    options.check_alone("--push", "which sends shards as one process finishes them")
     where = _publication(out, to, options)
     if to.receipt is not None:
         check_receipt_path(to.receipt)

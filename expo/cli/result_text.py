@@ -12,7 +12,7 @@ from expo.spec.request import Request
 
 if TYPE_CHECKING:
     from expo.planning.plan import Plan
-    from expo.results import EditReport, MergeResult, Statistics
+    from expo.results import EditReport, MergeResult, Statistics, WorkerResult
 
 _FINE = 0.05
 """How much of the step beyond the aligned model rounding may take or add before it is worth a word."""
@@ -26,6 +26,14 @@ def result_text(result: "MergeResult", plan: "Plan", out: str) -> str:
         "out": _place(result, out),
     }
     return facts(lines.items(), width=6)
+
+
+def worker_text(result: "WorkerResult") -> str:
+    """Of one worker among several, what it leaves to others."""
+    done = f"worker {result.worker}: its part of {result.out} is done"
+    if result.missing:
+        return f"{done}; {result.missing} of {result.shards} shards are still to come from others, the last places it"
+    return f"{done}, as are all others; worker {result.placed_by} places it: run that again if it has died"
 
 
 def _asked(result: "MergeResult", plan: "Plan") -> str:

@@ -10,20 +10,25 @@ from expo import disk
 from expo.checkpoint.checkpoint import read_shard
 from expo.checkpoint.files import open_directory
 from expo.checkpoint.headers import printable
-from expo.checkpoint.placing import KEPT, is_unsettled
+from expo.checkpoint.placing import CLAIMS, KEPT, STAGING, is_unsettled
 from expo.checkpoint.sidecars import CARD, is_one_file, is_part_of_model
 from expo.errors import CheckpointError, OutputError
 from expo.output.manifest import manifest_of
 from expo.planning.findings import listing
 from expo.spec.request import Request
 
-INSIDE = ".expo-staging"
 _PARTS = ".expo-parts"
-_NOT_OURS = {INSIDE, *KEPT}
+_NOT_OURS = {STAGING, CLAIMS, *KEPT}
 
 
 def staging_path(out: Path, *, inside: bool) -> Path:
-    return out / INSIDE if inside else out.with_name(f".{out.name}.expo-staging")
+    return out / STAGING if inside else out.with_name(f".{out.name}{STAGING}")
+
+
+def staging_of(out: Path) -> Path | None:
+    """The staging directory that a run of OUT has made; None where there is none."""
+    places = (staging_path(out, inside=inside) for inside in (False, True))
+    return next(filter(Path.is_dir, places), None)
 
 
 def parts_path(out: Path) -> Path:
@@ -101,9 +106,8 @@ def leftovers(out: Path) -> Iterator[str]:
     out = out.resolve()
     if is_unsettled(out):
         yield f"{out} is half placed: whatever reads or writes it next finishes that, or takes it back"
-    for inside in (False, True):
-        if (work := staging_path(out, inside=inside)).is_dir():
-            yield f"{work} holds the work of an unfinished run: the same command resumes it"
+    if work := staging_of(out):
+        yield f"{work} holds the work of an unfinished run: the same command resumes it"
     if (parts := parts_path(out)).is_dir():
         yield f"{parts} holds earlier documents of an unfinished run: the same command goes on from them"
 

@@ -97,6 +97,13 @@ class Journal:
     def start(self, print_: Fingerprint) -> None:
         write_file(self._path, _line(print_))
 
+    def go_on(self, print_: Fingerprint) -> None:
+        """Make ready for more lines, after those that hold; `start` where there is none."""
+        if self._lines():
+            self._trim()
+        else:
+            self.start(print_)
+
     def append(self, shard: FinishedShard) -> None:
         with self._opened() as fd:
             write_all(fd, _line(shard), os.fstat(fd).st_size)
@@ -111,7 +118,7 @@ class Journal:
         except ValueError:
             return None
 
-    def trim(self) -> None:
+    def _trim(self) -> None:
         """Cut off what does not hold, so that the next line starts on its own."""
         with self._opened() as fd:
             disk.resize(fd, sum(_DIGEST + len(line) + 1 for line in self._lines()))

@@ -4,17 +4,19 @@ It lies beside OUT, or inside where OUT is an empty directory or a mount point. 
 interruption and a full disk; a lock on it, which dies with the process, keeps a second run out.
 """
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from enum import IntEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from expo import disk
-from expo.checkpoint.placing import fill, settle
+from expo.checkpoint.placing import CLAIMS, fill, settle
 from expo.checkpoint.sidecars import JOURNAL, MANIFEST, PARTIAL, is_one_file, manifest_path
-from expo.errors import OutputError
+from expo.errors import BusyError, OutputError
 from expo.output.claim import (
     check_free,
     check_out,
@@ -33,23 +35,38 @@ from expo.planning.plan import ShardPlan
 from expo.spec.request import Request
 from expo.temporary import lock_directory
 
+WORK = ".expo-work-"
+"""The directory of one worker among several: its journal, and shards that are not finished."""
+
 _PRIVATE = 0o700  # until it is placed
 _OTHERS_WRITE = 0o022
+
+
+class Hold(IntEnum):
+    """How a process holds a staging directory: by `flock`, or not at all where the filesystem has no locks."""
+
+    ALONE = fcntl.LOCK_EX | fcntl.LOCK_NB
+    IN_TURN = fcntl.LOCK_EX
+    TOGETHER = fcntl.LOCK_SH
+    UNLOCKED = fcntl.LOCK_UN
 
 
 class Staging:
     """One run's claim on OUT, and the sink that its bytes go to. Use as a context manager: leaving releases the
     lock, nothing else."""
 
-    def __init__(self, out: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, out: Path, *, overwrite: bool = False, hold: Hold = Hold.ALONE) -> None:
         """Lock the staging directory of an OUT that may be written (see `check_out`), after what a cut has left
         of an earlier placement is settled.
+
+        Args:
+            hold: alone, and at once or not at all; alone, when others are done; with others.
 
         Raises:
             OutputError: another run is writing OUT, or the directory cannot be made.
         """
         self.out = out.resolve()
-        self._overwrite = overwrite
+        self._overwrite, self._hold = overwrite, hold
         beside = staging_path(self.out, inside=False)
         self.folder = beside
         try:
@@ -60,8 +77,13 @@ class Staging:
             self.folder = staging_path(self.out, inside=self._is_inside)
             self._fd = self._lock()
         except OSError as error:
+            cure = (
+                "; its filesystem has no locks: --worker 0/1 does without"
+                if error.errno in disk.NO_LOCKS
+                else ""
+            )
             raise OutputError(
-                f"{self.folder} cannot be created or locked: {error.strerror}"
+                f"{self.folder} cannot be created or locked: {error.strerror}{cure}"
             ) from error
         self._journal = Journal(self.folder / JOURNAL)
 
@@ -78,8 +100,7 @@ class Staging:
     @property
     def has_shards(self) -> bool:
         """Whether there is work to resume."""
-        journal = self._journal.read()
-        return journal is not None and bool(journal[1])
+        return any(shards for _, shards in self._journals())
 
     def __enter__(self) -> "Staging":
         return self
@@ -89,13 +110,15 @@ class Staging:
 
     def resume(self, print_: Fingerprint) -> tuple[list[FinishedShard], str | None]:
         """The shards that an earlier run of the same plan left, and why there are none, if so."""
-        journal = self._journal.read()
-        if journal is not None and journal[0] == print_.parts:
-            self._journal.trim()
-            return [shard for shard in journal[1] if self._is_there(shard)], None
+        journals = list(self._journals())
+        others = [parts for parts, _ in journals if parts != print_.parts]
+        if journals and not others:
+            self._journal.go_on(print_)
+            done = {shard.file: shard for _, shards in journals for shard in shards}
+            return [shard for shard in done.values() if self._is_there(shard)], None
         reason = None
-        if journal is not None:
-            changed = print_.difference(journal[0])
+        if others:
+            changed = print_.difference(others[0])
             reason = f"an unfinished run was for another plan ({changed} changed): starting afresh"
         elif any(self.folder.iterdir()):
             reason = "what an unfinished run left cannot be read: starting afresh"
@@ -165,17 +188,24 @@ class Staging:
             OutputError: OUT holds by now what is not to be replaced.
         """
         check_free(self.out, overwrite=self._overwrite)
+        for entry in self.folder.glob(f"{WORK}*"):
+            disk.remove(entry)
         self._journal.remove()
         disk.open_up(self.folder)
         disk.sync_directory(self.folder)
         if is_one_file(self.out):
             self._place_file()
-        elif self.out.is_dir():
-            with disk.locked(self.out, self.out):  # also under its next name
+        elif self.out.is_dir() and (self._overwrite or self._is_inside or is_free(self.out)):
+            locks = self._hold is not Hold.UNLOCKED
+            with (
+                disk.locked(self.out, self.out) if locks else nullcontext()
+            ):  # also under its next name
                 self._replace()
         else:
-            disk.rename(self.folder, self.out)
+            disk.rename(self.folder, self.out)  # which fails where something has come there since
         disk.sync_directory(self.out.parent)
+        if (claims := self.out / CLAIMS).is_dir():
+            disk.remove(claims)
         remove_parts(self.out)
 
     def discard(self) -> None:
@@ -206,9 +236,9 @@ class Staging:
             )
         disk.make_directories(self.folder.parent)
         try:
-            fd = lock_directory(self.folder, mode=_PRIVATE)
+            fd = lock_directory(self.folder, mode=_PRIVATE, how=self._hold)
         except BlockingIOError as error:
-            raise OutputError(f"another run is writing {self.out}: wait for it") from error
+            raise BusyError(f"another run is writing {self.out}: wait for it") from error
         disk.sync_directory(self.folder.parent)
         if fault := _not_ours_alone(os.fstat(fd), self.folder.parent):
             os.close(fd)
@@ -218,28 +248,40 @@ class Staging:
             )
         return fd
 
+    def _journals(self) -> Iterator[tuple[dict[str, str], list[FinishedShard]]]:
+        """What can be read of this run's journal, and of those of workers."""
+        own = sorted(self.folder.glob(f"{WORK}*/{JOURNAL}"))
+        found = (Journal(path).read() for path in (self.folder / JOURNAL, *own))
+        return (journal for journal in found if journal is not None)
+
     def _clear(self) -> None:
         for entry in self.folder.iterdir():
             disk.remove(entry)
 
-    def _is_there(self, shard: FinishedShard) -> bool:
+    def _is_there(self, shard: FinishedShard | ShardPlan) -> bool:
         path = self.folder / shard.file
         return path.is_file() and path.stat().st_size == shard.file_bytes
 
 
 @contextmanager
 def claimed(
-    out: Path, request: Request, *, overwrite: bool, print_: Fingerprint | None = None
+    out: Path,
+    request: Request,
+    *,
+    overwrite: bool,
+    print_: Fingerprint | None = None,
+    hold: Hold = Hold.ALONE,
 ) -> Iterator[Staging]:
     """The claim on an OUT that `check_out` let pass, unless another run has ended there since.
 
     Args:
         print_: of a plan whose finished output may be there, if it was only now that it came to its place.
+        hold: as `Staging` has it.
 
     Raises:
         OutputError: as `check_out` and `Staging`.
     """
-    with Staging(out, overwrite=overwrite) as staging:
+    with Staging(out, overwrite=overwrite, hold=hold) as staging:
         if staging.is_taken and not overwrite and not staging.is_done(print_):
             staging.discard()
             check_out(out, request, overwrite=False)

@@ -68,7 +68,7 @@ class HubSink(Staging):
         if known is None or known[0] != print_.parts:
             self._sent.start(print_)
             known = print_.parts, []
-        self._sent.trim()
+        self._sent.go_on(print_)
         sent = {shard.file: shard for shard in known[1]}
         for file in sent:
             (self.folder / file).unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -14,9 +15,9 @@ from expo.compute.stream import Progress, Tuning
 from expo.errors import CheckpointError, ExpoError, SpecError
 from expo.output.claim import check_out
 from expo.output.durable import is_of_the_process, unwritable
-from expo.output.journal import fingerprint, identities
+from expo.output.journal import Fingerprint, fingerprint, identities
 from expo.output.manifest import Identities, Manifest
-from expo.output.staging import claimed
+from expo.output.staging import Hold, claimed
 from expo.planning.build import build_plan
 from expo.planning.one_file import placed
 from expo.planning.plan import Plan
@@ -45,6 +46,7 @@ def extrapolate(
     verify: bool = True,
     progress: Progress | None = None,
     stream_inputs: bool = False,
+    join: bool = False,
 ) -> MergeResult:
     """Write θ_sft + α(θ_aligned − θ_sft) to the directory `out` (ExPO, arXiv 2404.16792), or to the one file
     that a name like `out.safetensors` stands for.
@@ -63,6 +65,8 @@ def extrapolate(
             either way, `verified` of the result says what they found.
         progress: called with (bytes written, bytes in all).
         stream_inputs: read weights on the Hub by range, without a download.
+        join: share the work with every other process that makes the same call, on this machine or another that sees
+            `out`. All of them return when `out` is there.
 
     Raises:
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
@@ -85,6 +89,7 @@ def extrapolate(
         verify=verify,
         progress=progress,
         stream_inputs=stream_inputs,
+        join=join,
     )
 
 
@@ -98,6 +103,7 @@ def merge(
     overwrite: bool = False,
     verify: bool = True,
     stream_inputs: bool = False,
+    join: bool = False,
     progress: Progress | None = None,
 ) -> MergeResult: ...
 
@@ -112,6 +118,7 @@ def merge(
     overwrite: bool = False,
     verify: bool = True,
     stream_inputs: bool = False,
+    join: bool = False,
     progress: Progress | None = None,
 ) -> tuple[MergeResult, ...]: ...
 
@@ -125,6 +132,7 @@ def merge(
     overwrite: bool = False,
     verify: bool = True,
     stream_inputs: bool = False,
+    join: bool = False,
     progress: Progress | None = None,
 ) -> MergeResult | tuple[MergeResult, ...]:
     """Run a merge spec (a YAML file, or a mapping of the same form) into the directory `out`.
@@ -135,7 +143,7 @@ def merge(
         interpolate: allow 0 < alpha < 1 among them, as in `extrapolate`.
         overwrite: replace the model that `out` holds, once the new one is whole; an `out` with anything else
             in it is refused.
-        verify, stream_inputs: as in `extrapolate`.
+        verify, stream_inputs, join: as in `extrapolate`.
         progress: called with (bytes written, bytes in all).
 
     Raises:
@@ -145,24 +153,39 @@ def merge(
     from expo.planning.preview import check_all
     from expo.spec.read import read_request
     from expo.spec.stages import read_stages
+    from expo.verbs.join import join_plans
     from expo.verbs.stages import run_stages
 
     def final(request: Request) -> Request:
         return replace(request, stream_inputs=stream_inputs)
 
+    def run_all(
+        plans: Sequence[Plan], outs: Sequence[Path], *, overwrite: bool, verify: bool
+    ) -> tuple[MergeResult, ...]:
+        how = {"overwrite": overwrite, "verify": verify, "progress": progress}
+        done = join_plans(plans, outs, **how) if join else run_plans(plans, outs, **how)
+        assert isinstance(done, tuple)  # no share was given
+        return done
+
     def run(request: Request, place: Path, is_part: bool) -> MergeResult:
         replaces, checks = overwrite or is_part, verify and not is_part
-        plan = build_plan(final(request))
-        return run_plan(plan, place, overwrite=replaces, verify=checks, progress=progress)
+        (result,) = run_all(
+            [build_plan(final(request))], [place], overwrite=replaces, verify=checks
+        )
+        return result
 
     if alphas is not None:
         plans, outs = plans_at(
             final(read_request(spec)), alphas, Path(out), interpolate=interpolate
         )
-        return run_plans(plans, outs, overwrite=overwrite, verify=verify, progress=progress)
+        return run_all(plans, outs, overwrite=overwrite, verify=verify)
     if isinstance(spec, str | PathLike):
         stages = read_stages(Path(spec))
         if len(stages) > 1:
+            if join:
+                raise SpecError(
+                    "join: not with a spec of several documents, which are made one after the other"
+                )
             check_all(stages, final)
         return run_stages(stages, Path(out), run, overwrite=overwrite)
     return run(read_request(spec), Path(out), False)
@@ -206,6 +229,7 @@ def run_plans(
     progress: Progress | None = None,
     checking: Progress | None = None,
     say: Callable[[str], None] | None = None,
+    hold: Hold = Hold.ALONE,
 ) -> tuple[MergeResult, ...]:
     """Write one merge at several α (`Plan.at`), each to its own place, from one read of the inputs.
 
@@ -218,6 +242,7 @@ def run_plans(
         progress: called with (bytes written, bytes in all) a few times a second.
         checking: called with (steps done, steps in all) when the verification goes on.
         say: called with each remark about resuming.
+        hold: how the staging directories are held, which others may share.
 
     Raises:
         SpecError: a plan has no alpha.
@@ -236,7 +261,8 @@ def run_plans(
     fetch(plans[0])
     known = known_identities(plans[0], hash_inputs=hash_inputs)
     with ExitStack() as claims:
-        runs = [_claimed_run(claims, plan, out, known, overwrite=overwrite) for plan, out in left]
+        claim = partial(_claimed_run, claims, known, overwrite=overwrite, hold=hold)
+        runs = [claim(plan, out) for plan, out in left]
         try:
             manifests = produce(
                 runs, tuning, verify=verify, progress=progress, checking=checking, say=say
@@ -264,22 +290,22 @@ def _there(
     if len(plans) == 1 or hash_inputs or not any(map(Path.exists, outs)):
         return {}
     known = identities(plans[0])
-    found = {out: (plan, Manifest.of_folder(out)) for plan, out in zip(plans, outs, strict=True)}
-    there = {
-        out: manifest
-        for out, (plan, manifest) in found.items()
-        if out.exists()
-        and manifest is not None
-        and manifest.plan == fingerprint(plan, known).digest
-    }
+    found = {o: placed_manifest(o, fingerprint(p, known)) for p, o in zip(plans, outs, strict=True)}
+    there = {out: manifest for out, manifest in found.items() if manifest is not None}
     return there if len(there) < len(plans) else {}
 
 
+def placed_manifest(out: Path, print_: Fingerprint) -> Manifest | None:
+    """OUT's manifest, where OUT is the output of this very plan."""
+    manifest = Manifest.of_folder(out) if out.exists() else None
+    return manifest if manifest is not None and manifest.plan == print_.digest else None
+
+
 def _claimed_run(
-    claims: ExitStack, plan: Plan, out: Path, known: Identities, *, overwrite: bool
+    claims: ExitStack, known: Identities, plan: Plan, out: Path, *, overwrite: bool, hold: Hold
 ) -> Run:
     print_ = fingerprint(plan, known)
-    staging = claimed(out, plan.request, overwrite=overwrite, print_=print_)
+    staging = claimed(out, plan.request, overwrite=overwrite, print_=print_, hold=hold)
     return Run(plan, claims.enter_context(staging), print_, known)
 
 

@@ -1,0 +1,1 @@
+"""Who computes which shard, where it is not one process that computes all."""

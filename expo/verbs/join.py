@@ -1,0 +1,262 @@
+"""`--join` and `--worker I/N`: several processes make one output, on one machine or on many that see the same disk."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from expo.compute.inputs import fetch
+from expo.compute.stream import Progress, Tuning
+from expo.distribution.share import Share
+from expo.distribution.shared import SharedStaging, elected, placing
+from expo.distribution.working import Team
+from expo.errors import BusyError, CheckpointError, OutputError, SpecError
+from expo.output.claim import check_out, staging_of
+from expo.output.durable import is_of_the_process, unwritable
+from expo.output.journal import Fingerprint, fingerprint
+from expo.output.manifest import Manifest
+from expo.output.staging import Hold, Staging
+from expo.planning.findings import room
+from expo.planning.one_file import placed
+from expo.planning.plan import Plan
+from expo.results import MergeResult, WorkerResult
+from expo.verbs.merge import check_plan, known_identities, merge_result, placed_manifest, run_plans
+
+Say = Callable[[str], None]
+Place = Callable[[Sequence["Part"]], object]
+"""Verifies and places outputs whose shards are all there."""
+
+_POLL_SECONDS = 0.5
+_GONE_SECONDS = 60.0
+"""So long may a network filesystem show an old state; a staging directory that is gone longer did not become OUT."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One output, and the fingerprint that all who make it have in common."""
+
+    plan: Plan
+    out: Path
+    print_: Fingerprint
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """OUT's, once it is the output of this very plan."""
+        try:
+            return placed_manifest(self.out, self.print_)
+        except BusyError:
+            return None  # it is on its way
+
+
+def join_plans(
+    plans: Sequence[Plan],
+    outs: Sequence[Path],
+    *,
+    share: Share | None = None,
+    overwrite: bool = False,
+    hash_inputs: bool = False,
+    verify: bool = False,
+    tuning: Tuning = Tuning(),
+    progress: Progress | None = None,
+    checking: Progress | None = None,
+    say: Say | None = None,
+) -> tuple[MergeResult, ...] | WorkerResult:
+    """As `run_plans`, together with every other process that does the same.
+
+    Without a `share` shards are claimed by locks, and all processes come back when OUT is placed, by one of them.
+    With one no locks are needed: a process comes back when its share is computed, and one that finds all
+    shares computed places OUT. Any of them may die and be run again; the bytes are those of one process.
+
+    Raises:
+        SpecError: the merge takes mergekit's engine, which knows no shards.
+        CheckpointError, OutputError: as `run_plans`; the staging directory holds the work of another plan, or
+            another process gave the merge up.
+    """
+    started = time.monotonic()
+    say = say or (lambda _: None)
+    parts = _parts(plans, outs, hash_inputs=hash_inputs)
+
+    def place(left: Sequence[Part], hold: Hold = Hold.UNLOCKED) -> None:
+        run_plans(
+            [part.plan for part in left],
+            [part.out for part in left],
+            overwrite=overwrite,
+            hash_inputs=hash_inputs,
+            verify=verify,
+            tuning=tuning,
+            checking=checking,
+            hold=hold,
+        )
+
+    for part in _left(parts):
+        _check_out(part, overwrite=overwrite)
+    with _faults(parts, removes=share is None):
+        if share is None:
+            with _team(parts, None, overwrite, tuning, progress) as team:
+                team.work_to_the_end(lambda n: say(f"waiting for {_shards(n)} of other workers"))
+            _place_in_turn(parts, partial(place, hold=Hold.IN_TURN), say)
+        else:
+            with _team(parts, share, overwrite, tuning, progress) as team:
+                team.work(filter(share.has, team.left()))
+                missing = len(team.left())
+            placed_by = None if missing else _placed_by(parts, place, share, say)
+            if missing or placed_by:
+                shards = len(plans[0].shards)
+                return WorkerResult(parts[0].out, str(share), shards, missing, placed_by)
+    seconds = time.monotonic() - started
+    return tuple(_result(part, seconds) for part in parts)
+
+
+def _parts(plans: Sequence[Plan], outs: Sequence[Path], *, hash_inputs: bool) -> list[Part]:
+    outs = [out.resolve() for out in outs]
+    plans = [placed(plan, out) for plan, out in zip(plans, outs, strict=True)]
+    for plan in plans:
+        check_plan(plan, hash_inputs=hash_inputs)
+        if plan.request.foreign is not None:
+            why = plan.request.foreign.reasons[0]
+            raise SpecError(
+                f"several processes share the work by shards, and this merge takes mergekit's engine ({why}), which "
+                "makes all at once: leave out --join or --worker"
+            )
+    fetch(plans[0])
+    known = known_identities(plans[0], hash_inputs=hash_inputs)
+    return [Part(p, o, fingerprint(p, known)) for p, o in zip(plans, outs, strict=True)]
+
+
+def _left(parts: Sequence[Part]) -> list[Part]:
+    """Those that are not placed."""
+    return [part for part in parts if part.manifest is None]
+
+
+def _check_out(part: Part, *, overwrite: bool) -> None:
+    try:
+        check_out(part.out, part.plan.request, overwrite=overwrite)
+    except OutputError as error:
+        # it may have been placed just now, or be on its way
+        if part.manifest is None and not isinstance(error, BusyError):
+            raise
+
+
+@contextmanager
+def _team(
+    parts: Sequence[Part],
+    share: Share | None,
+    overwrite: bool,
+    tuning: Tuning,
+    progress: Progress | None,
+) -> Iterator[Team]:
+    """This process's place in the staging directory of every output that is not placed."""
+    worker = None if share is None else share.name
+    with ExitStack() as stack:
+        left = []
+        for part in parts:
+            if (sink := _entered(part, overwrite, worker)) is not None:
+                left.append((part.plan, stack.enter_context(sink)))
+        yield Team(left, tuning=tuning, progress=progress)
+
+
+def _entered(part: Part, overwrite: bool, worker: str | None) -> SharedStaging | None:
+    """This process's part in the making of an output; None when that is placed."""
+    while part.manifest is None:
+        with suppress(BusyError), ExitStack() as stack:
+            sink = stack.enter_context(SharedStaging(part.out, overwrite=overwrite, worker=worker))
+            if (
+                part.manifest is not None
+            ):  # it was placed meanwhile, and this directory is a new one
+                sink.leave_empty()
+            elif sink.enter(part.print_):
+                _check_space(part, sink)
+                stack.pop_all()
+                return sink
+        time.sleep(_POLL_SECONDS)  # without the lock, for which the one that places it waits
+    return None
+
+
+def _check_space(part: Part, sink: SharedStaging) -> None:
+    """Whether there is room for what nobody has begun."""
+    done = {shard.file for shard in part.plan.shards if sink.holds(shard)}
+    needed = part.plan.held_on_disk(done=done) - sink.begun_bytes()
+    if needed > (free := sink.free_bytes()):
+        raise OutputError(
+            f"the disk of {part.out} is too full: {room(needed, free)}; make room, or name an OUT on another disk"
+        )
+
+
+@contextmanager
+def _faults(parts: Sequence[Part], *, removes: bool) -> Iterator[None]:
+    """Say what a fault means. After one of the inputs, the last process to leave `removes` the staging directories.
+
+    A file that is gone is none where OUT has been placed meanwhile: what was computed again is there.
+    """
+    try:
+        yield
+    except (CheckpointError, SpecError) as error:
+        if removes and not isinstance(error.__cause__, OSError):
+            for part in _left(parts):
+                with suppress(OutputError), Staging(part.out) as staging:
+                    staging.discard()
+        raise
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not _left(parts):
+            return
+        if is_of_the_process(error):
+            raise
+        raise unwritable(error, parts[0].out, kept="finished shards") from error
+
+
+def _place_in_turn(parts: Sequence[Part], place: Place, say: Say) -> None:
+    """Place what is not placed, unless another process is at it; then wait, since it may die."""
+    waits, gone_since = False, None
+    while left := _left(parts):
+        try:
+            with ExitStack() as stack:
+                if all(stack.enter_context(placing(_folder(part))) for part in left):
+                    place(left)
+                    return
+            gone_since = None
+        except FileNotFoundError:
+            gone_since = gone_since or time.monotonic()
+            if time.monotonic() - gone_since > _GONE_SECONDS:
+                raise OutputError(
+                    f"{left[0].out} was given up by the worker that was to place it, whose last line says why: run the "
+                    "same command again"
+                ) from None
+        if not waits:
+            say(f"another worker verifies and places {left[0].out.name}")
+            waits = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _placed_by(parts: Sequence[Part], place: Place, share: Share, say: Say) -> str | None:
+    """Place what this share is elected for; the name of another share that places the rest."""
+    chosen = [(part, elected(_folder(part), str(share))) for part in _left(parts)]
+    if mine := [part for part, name in chosen if name == str(share)]:
+        _place_in_turn(mine, place, say)  # a scheduler may have started it twice
+    return next((name for _, name in chosen if name != str(share)), None)
+
+
+def _folder(part: Part) -> Path:
+    """The staging directory. Raises FileNotFoundError: it is gone."""
+    found = staging_of(part.out)
+    if found is None:
+        raise FileNotFoundError(part.out)
+    return found
+
+
+def _result(part: Part, seconds: float) -> MergeResult:
+    if staging_of(part.out):  # one that was killed had no time to remove what OUT was before
+        with suppress(OutputError), Staging(part.out) as staging:
+            if not staging.has_shards:
+                staging.discard()
+    manifest = part.manifest
+    if manifest is None:
+        raise OutputError(
+            f"{part.out} was changed by another program after it was placed: run again"
+        )
+    return merge_result(part.plan, part.out, manifest, seconds)
+
+
+def _shards(count: int) -> str:
+    return "a shard" if count == 1 else f"{count} shards"

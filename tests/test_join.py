@@ -1,0 +1,531 @@
+"""Several processes, one OUT: the bytes of one process, whoever dies, and one of them places it."""
+
+import errno
+import fcntl
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import expo as door
+from expo.compute.stream import Tuning
+from expo.distribution import shared, working
+from expo.distribution.share import Share, read_share
+from expo.errors import CheckpointError, OutputError, SpecError
+from expo.output.journal import fingerprint, identities
+from expo.output.staging import Staging
+from expo.planning.build import build_plan
+from expo.planning.plan import Plan
+from expo.results import MergeResult, WorkerResult
+from expo.spec.request import make_request
+from expo.verbs import join
+from expo.verbs.join import join_plans
+from expo.verbs.merge import run_plan
+
+from .conftest import Pair, Ran, nudged, write_checkpoint
+from .test_merge import digest
+from .test_safety import wait_for
+
+STAGING = ".out.expo-staging"
+SHARDS = 12
+SMALL = Tuning(threads=1, chunk_bytes=1 << 16, block_elements=2048)
+
+_RUN = """
+import sys
+from expo.cli import entry
+from expo.verbs import join
+original = join.join_plans  # the command line itself, with small chunks to make it slow
+def slow(*args, tuning, **more):
+    return original(*args, tuning=join.Tuning(threads=1, chunk_bytes=4096, block_elements=2048), **more)
+join.join_plans = slow
+entry.run()
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair of 6 MB in 12 shards: half a second of work in small chunks; and what one process makes of it."""
+    place = tmp_path_factory.mktemp("models")
+    tensors = {f"w{n}": torch.randn(250, 1000, generator=torch.Generator().manual_seed(n)).bfloat16()
+               for n in range(SHARDS)}  # fmt: skip
+    write_checkpoint(place / "sft", tensors, shards=SHARDS)
+    write_checkpoint(place / "aligned", nudged(tensors), shards=SHARDS)
+    run_plan(plan_of(place), place / "alone", tuning=SMALL)
+    return place
+
+
+@pytest.fixture
+def place(models: Path, tmp_path: Path) -> Path:
+    for side in ("sft", "aligned"):
+        (tmp_path / side).symlink_to(models / side)
+    return tmp_path
+
+
+def start(place: Path, *flags: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _RUN, "extrapolate", "sft", "aligned", "out", "--alpha", "1.3"]
+    return subprocess.Popen(
+        [*command, "--no-verify", *flags],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(place: Path) -> int:
+    return len(list((place / STAGING).glob("*.safetensors")))
+
+
+def is_as_alone(place: Path, models: Path) -> bool:
+    """Manifest, statistics and card included; and nothing is left beside it."""
+    assert sorted(p.name for p in place.iterdir()) == ["aligned", "out", "sft"]
+    assert digest(place / "out") == digest(models / "alone")
+    return True
+
+
+def plan_of(place: Path, alpha: float = 1.3) -> Plan:
+    return build_plan(make_request(str(place / "sft"), str(place / "aligned"), alpha=alpha))
+
+
+def share(place: Path, index: int, count: int) -> MergeResult | WorkerResult:
+    done = join_plans([plan_of(place)], [place / "out"], share=Share(index, count), tuning=SMALL)
+    return done if isinstance(done, WorkerResult) else done[0]
+
+
+# By locks
+
+
+@pytest.mark.slow
+def test_three_processes_make_what_one_makes(place: Path, models: Path) -> None:
+    processes = [start(place, "--join", "--json") for _ in range(3)]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert is_as_alone(place, models)
+    results = [json.loads(out) for out, _ in said]
+    for result in results:
+        assert result["statistics"] == results[0]["statistics"]
+
+
+def test_each_shard_is_computed_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[str] = []
+    record = shared.SharedStaging.record
+
+    def counted(self: shared.SharedStaging, shard: shared.FinishedShard) -> None:
+        computed.append(shard.file)
+        record(self, shard)
+
+    monkeypatch.setattr(shared.SharedStaging, "record", counted)
+    monkeypatch.setattr(join, "_POLL_SECONDS", 0.02)
+    failures = _in_threads(lambda: join_plans([plan_of(place)], [place / "out"], tuning=SMALL), 4)
+    assert failures == []
+    assert len(computed) == len(set(computed)) == SHARDS
+
+
+def _in_threads(work: Callable[[], object], count: int) -> list[BaseException]:
+    """What has failed of as many processes, which threads stand for: their locks are as apart."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return failures
+
+
+@pytest.mark.slow
+def test_what_a_dead_process_was_at_is_done_by_the_others(place: Path, models: Path) -> None:
+    processes = [start(place, "--join") for _ in range(2)]
+    assert wait_for(lambda: finished(place) >= 2, processes[0])
+    processes[0].kill()
+    _, err = processes[1].communicate(timeout=120)
+    processes[0].communicate()
+    assert processes[1].returncode == 0, err
+    assert is_as_alone(place, models)
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_run_again_they_give_the_same_bytes(place: Path, models: Path) -> None:
+    chance, killed = random.Random(0), 0
+    for _ in range(8):
+        processes = [start(place, "--join") for _ in range(3)]
+        before = finished(place)
+        wait_for(lambda: finished(place) > before, processes[0])  # noqa: B023
+        time.sleep(chance.uniform(0.0, 0.15))
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            killed += process.returncode == -signal.SIGKILL
+        if (place / "out").exists():
+            assert is_as_alone(place, models)
+            shutil.rmtree(place / "out")
+    processes = [start(place, "--join") for _ in range(3)]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert is_as_alone(place, models)
+    assert killed > 8
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_several_were_killed(place: Path, models: Path) -> None:
+    processes = [start(place, "--join") for _ in range(2)]
+    assert wait_for(lambda: finished(place) >= 3, processes[0])
+    for process in processes:
+        process.kill()
+        process.communicate()
+    told: list[str] = []
+    run_plan(plan_of(place), place / "out", tuning=SMALL, say=told.append)
+    assert any(text.startswith("resuming: ") for text in told)
+    assert is_as_alone(place, models)
+
+
+def test_who_comes_late_finds_it_done(place: Path, models: Path) -> None:
+    (first,) = _joined(place)
+    (late,) = _joined(place)
+    assert late.statistics == first.statistics
+    assert is_as_alone(place, models)
+
+
+def test_who_waits_to_enter_while_it_is_placed_leaves_nothing(place: Path, models: Path) -> None:
+    plan = plan_of(place)
+    with Staging(place / "out") as alone:
+        waiting = threading.Thread(target=_joined, args=(place,))
+        waiting.start()
+        time.sleep(0.1)
+        assert waiting.is_alive()
+        shutil.copytree(models / "alone", alone.folder, dirs_exist_ok=True)
+        print_ = fingerprint(plan, identities(plan))
+        manifest = alone.complete_manifest(print_)
+        assert manifest is not None
+        alone.commit(manifest)
+    waiting.join()
+    assert is_as_alone(place, models)
+
+
+def test_the_old_model_goes_though_who_replaced_it_was_killed(place: Path, models: Path) -> None:
+    _joined(place)
+    shutil.copytree(models / "aligned", place / STAGING)  # an exchange has put it there
+    _joined(place)
+    assert is_as_alone(place, models)
+
+
+@pytest.mark.parametrize("before", ["nothing", "an empty directory", "another model"])
+def test_five_at_once(
+    before: str, place: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(join, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(working, "_POLL_SECONDS", 0.01)
+    if before == "an empty directory":
+        (place / "out").mkdir()
+    if before == "another model":
+        run_plan(plan_of(place, 1.1), place / "out", tuning=SMALL)
+    plan, overwrite = plan_of(place), before == "another model"
+    work = partial(join_plans, [plan], [place / "out"], tuning=SMALL, overwrite=overwrite)
+    assert _in_threads(work, 5) == []
+    assert is_as_alone(place, models)
+
+
+def _joined(place: Path) -> tuple[MergeResult, ...]:
+    done = join_plans([plan_of(place)], [place / "out"], tuning=SMALL)
+    assert isinstance(done, tuple)
+    return done
+
+
+def test_several_alphas(place: Path) -> None:
+    alphas = (1.1, 1.3)
+    plan, outs = plan_of(place), [place / f"out-{alpha}" for alpha in alphas]
+    plans = [plan.at(alpha) for alpha in alphas]
+    for alpha in alphas:
+        run_plan(plan_of(place, alpha), place / f"alone-{alpha}", tuning=SMALL)
+    assert _in_threads(lambda: join_plans(plans, outs, tuning=SMALL), 2) == []
+    for alpha, out in zip(alphas, outs, strict=True):
+        assert digest(out) == digest(place / f"alone-{alpha}")
+
+
+def test_the_python_door(place: Path, models: Path) -> None:
+    result = door.extrapolate(
+        place / "sft", place / "aligned", place / "out", alpha=1.3, join=True, verify=False
+    )
+    assert result.out == place / "out"
+    with pytest.raises(SpecError, match="several documents"):
+        door.merge(_two_documents(place), place / "other", join=True)
+
+
+def test_another_plan_is_refused(place: Path, expo: Callable[..., Ran]) -> None:
+    with shared.SharedStaging(place / "out") as other:
+        plan = plan_of(place, 1.2)
+        other.enter(fingerprint(plan, identities(plan)))
+    ran = _run(expo, place, "--join")
+    assert ran.code == 1
+    assert ran.err == (
+        f"expo: {place / STAGING} holds the work of another plan (values changed): give all workers the same command "
+        "and inputs; remove the directory if that plan is given up\n"
+    )
+    assert (place / STAGING).is_dir()
+
+
+def test_a_damaged_input_is_said_by_all_and_nothing_is_left(tmp_path: Path) -> None:
+    tensors = {f"w{n}": torch.ones(4, 4) for n in range(3)}
+    write_checkpoint(tmp_path / "sft", tensors, shards=3)
+    write_checkpoint(
+        tmp_path / "aligned", tensors | {"w1": torch.full((4, 4), torch.nan)}, shards=3
+    )
+    failures = _in_threads(lambda: join_plans([plan_of(tmp_path)], [tmp_path / "out"]), 2)
+    assert [type(failure) for failure in failures] == [CheckpointError, CheckpointError]
+    assert all("w1 holds NaN or Inf" in str(failure) for failure in failures)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["aligned", "sft"]
+
+
+def test_who_was_to_place_it_gave_up(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(join, "_GONE_SECONDS", 0.05)
+    monkeypatch.setattr(join, "_POLL_SECONDS", 0.02)
+
+    def gives_up(plans: object, outs: list[Path], **_: object) -> None:
+        with Staging(outs[0]) as staging:
+            staging.discard()
+
+    monkeypatch.setattr(join, "run_plans", gives_up)
+    parts = join._parts([plan_of(place)], [place / "out"], hash_inputs=False)
+    with pytest.raises(OutputError, match="was given up by the worker that was to place it"):
+        join._place_in_turn(parts, lambda *_: None, print)
+
+
+def test_a_disk_that_is_too_full_for_what_nobody_has_begun(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Staging, "free_bytes", lambda self: 1000)
+    with pytest.raises(OutputError, match=r"is too full: .* are needed, .* are free"):
+        _joined(place)
+
+
+def _no_locks(fd: int, how: int) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def test_a_disk_without_locks_is_told_from_others(
+    place: Path, expo: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", _no_locks)
+    ran = _run(expo, place, "--join")
+    assert ran.code == 1
+    assert ran.err == (
+        f"expo: {place / STAGING} cannot be created or locked: No locks available; its filesystem has no locks: "
+        "--worker 0/1 does without\n"
+    )
+    ran = _run(expo, place, "--worker", "0/1")
+    assert ran.code == 0, ran.err
+
+
+# Divided beforehand
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_the_last_of_the_shares_places(
+    order: tuple[int, ...], place: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", _no_locks)
+    *before, last = order
+    for number, index in enumerate(before, 1):
+        result = share(place, index, 3)
+        assert result == WorkerResult(
+            place / "out", f"{index}/3", SHARDS, SHARDS - 4 * number, None
+        )
+    assert isinstance(share(place, last, 3), MergeResult)
+    assert is_as_alone(place, models)
+    assert isinstance(share(place, 0, 3), MergeResult)  # run again, it finds OUT
+
+
+def test_more_shares_than_shards(tmp_path: Path, pair: Pair) -> None:
+    results = [share(tmp_path, index, 5) for index in (4, 3, 0, 1, 2)]
+    assert [isinstance(result, MergeResult) for result in results] == [False] * 4 + [True]
+
+
+def test_two_processes_of_one_share_do_no_harm(place: Path, models: Path) -> None:
+    share(place, 1, 2)
+    failures = _in_threads(lambda: share(place, 0, 2), 3)
+    assert all(isinstance(failure, OutputError) for failure in failures)  # one was placing it
+    assert is_as_alone(place, models)
+
+
+def test_the_elected_share_is_named_and_may_die(place: Path, models: Path) -> None:
+    plan = plan_of(place)
+    with shared.SharedStaging(place / "out", worker="1-of-2") as sink:
+        sink.enter(fingerprint(plan, identities(plan)))
+        assert shared.elected(sink.folder, "1/2") == "1/2"
+    result = share(place, 1, 2)
+    assert isinstance(result, WorkerResult)
+    assert result.missing == SHARDS // 2
+    assert share(place, 0, 2) == WorkerResult(place / "out", "0/2", SHARDS, 0, "1/2")
+    assert isinstance(share(place, 1, 2), MergeResult)
+    assert is_as_alone(place, models)
+
+
+@pytest.mark.slow
+def test_shares_are_killed_and_run_again(place: Path, models: Path) -> None:
+    first = start(place, "--worker", "0/2")
+    assert wait_for(lambda: finished(place) >= 1, first)
+    first.kill()
+    first.communicate()
+    second = start(place, "--worker", "1/2", "--json")
+    out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    told = json.loads(out)
+    assert told["worker"] == "1/2"
+    assert 0 < told["missing"] < SHARDS / 2
+    again = start(place, "--worker", "0/2")
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert out.startswith("asked  ExPO")
+    assert is_as_alone(place, models)
+
+
+def test_what_dead_processes_were_at_takes_no_room(place: Path) -> None:
+    plan = plan_of(place)
+    print_ = fingerprint(plan, identities(plan))
+    for worker in (None, "0-of-2"):
+        with shared.SharedStaging(place / "out", worker=worker) as sink:
+            sink.enter(print_)
+            sink.open(plan.shards[0]).close()
+            assert sink.begun_bytes() >= plan.shards[0].file_bytes
+        with shared.SharedStaging(place / "out", worker=worker) as sink:
+            sink.enter(print_)
+            assert sink.begun_bytes() == 0
+
+
+def test_a_living_process_keeps_what_it_is_at(place: Path) -> None:
+    plan = plan_of(place)
+    print_ = fingerprint(plan, identities(plan))
+    with shared.SharedStaging(place / "out") as sink, shared.SharedStaging(place / "out") as other:
+        sink.enter(print_)
+        assert sink.claim(0, plan.shards[0])
+        sink.open(plan.shards[0]).close()
+        other.enter(print_)
+        assert sink.begun_bytes() >= plan.shards[0].file_bytes
+        assert not other.claim(0, plan.shards[0])
+        assert other.claim(1, plan.shards[1])
+
+
+def test_who_is_late_by_a_share_finds_the_directory_gone(place: Path, models: Path) -> None:
+    plan = plan_of(place)
+    with shared.SharedStaging(place / "out", worker="0-of-2") as late:
+        late.enter(fingerprint(plan, identities(plan)))
+        for index in (0, 1):
+            share(place, index, 2)
+        with pytest.raises(FileNotFoundError):
+            late.open(plan.shards[0])
+    assert is_as_alone(place, models)
+
+
+# The command line
+
+
+def test_a_worker_says_what_it_leaves(place: Path, expo: Callable[..., Ran]) -> None:
+    ran = _run(expo, place, "--worker", "0/2")
+    assert ran.out == (
+        f"worker 0/2: its part of {place / 'out'} is done; 6 of 12 shards are still to come from others, the last "
+        "places it\n"
+    )
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (("--join", "--worker", "0/2"), "give --join or --worker: one shares the work by locks, the other beforehand"),
+    (("--worker", "2/2"), "worker 2/2: of 2 workers the numbers are 0 … 1"),
+    (("--worker", "1"), "worker '1': say I/N, like 0/8 … 7/8, or auto, or auto/8"),
+    (("--worker", "auto"), "nothing here says which worker this is: auto knows a SLURM array or step"),
+    (("--join", "--push"), "--join: not with --push, which sends shards as one process finishes them"),
+    (("--join", "--as-adapter"), "--join: not with --as-adapter, which writes megabytes"),
+])  # fmt: skip
+def test_what_does_not_go_together(
+    flags: tuple[str, ...],
+    words: str,
+    place: Path,
+    expo: Callable[..., Ran],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    ran = _run(expo, place, *flags)
+    assert ran.code == 2
+    assert words in ran.err
+    assert sorted(p.name for p in place.iterdir()) == ["aligned", "sft"]
+
+
+def test_several_documents_are_not_shared(place: Path, expo: Callable[..., Ran]) -> None:
+    ran = expo("merge", _two_documents(place), place / "out", "--join")
+    assert ran.code == 2
+    assert ran.err == (
+        "expo: --join: not with a spec of several documents, which are made one after the other\n"
+    )
+
+
+def _two_documents(place: Path) -> Path:
+    spec = f"models: [{{model: {place}/sft}}, {{model: {place}/aligned}}]\nmerge_method: linear\nparameters: {{weight: 1.0}}\n"
+    (place / "two.yml").write_text(f"name: a\n{spec}---\n{spec}")
+    return place / "two.yml"
+
+
+def _run(expo: Callable[..., Ran], place: Path, *flags: str) -> Ran:
+    return expo(
+        "extrapolate", place / "sft", place / "aligned", place / "out", "--alpha", 1.3, "-q", *flags
+    )
+
+
+SLURM = {"SLURM_ARRAY_TASK_ID": "17", "SLURM_ARRAY_TASK_MIN": "11", "SLURM_ARRAY_TASK_COUNT": "5"}
+
+
+@pytest.mark.parametrize(("text", "environment", "expected"), [
+    ("3/8", {}, "3/8"),
+    ("auto", {"RANK": "2", "WORLD_SIZE": "4"}, "2/4"),
+    ("auto", SLURM | {"SLURM_ARRAY_TASK_STEP": "3"}, "2/5"),
+    ("auto", SLURM | {"SLURM_ARRAY_TASK_ID": "11", "SLURM_ARRAY_TASK_STEP": ""}, "0/5"),
+    # a batch script has these of its job, and is one process all the same
+    ("auto", SLURM | {"SLURM_ARRAY_TASK_STEP": "3", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, "2/5"),
+    ("auto", SLURM | {"SLURM_ARRAY_TASK_STEP": "3", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, "5/10"),
+    ("auto", {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, "1/2"),
+    ("auto", SLURM | {"RANK": "2", "WORLD_SIZE": "4"}, "2/4"),
+    ("auto/6", {"JOB_COMPLETION_INDEX": "5"}, "5/6"),
+])  # fmt: skip
+def test_the_share_that_a_scheduler_gives(
+    text: str, environment: dict[str, str], expected: str
+) -> None:
+    assert str(read_share(text, environment)) == expected
+
+
+@pytest.mark.parametrize(("text", "environment", "words"), [
+    ("auto", {"JOB_COMPLETION_INDEX": "5"}, "Kubernetes gives an index and no count: say auto/N"),
+    ("auto/5", {"JOB_COMPLETION_INDEX": "5"}, "worker 5/5: of 5 workers the numbers are 0 … 4"),
+    ("auto", {"RANK": "x", "WORLD_SIZE": "4"}, "RANK is 'x', which is no number"),
+    ("auto", SLURM | {"SLURM_ARRAY_TASK_ID": "16"}, "worker 5/5"),
+    ("auto/", {"RANK": "0", "WORLD_SIZE": "4"}, "say auto, or auto/8 for one of 8"),
+    ("0/0", {}, "worker 0/0"),
+    ("-1/4", {}, "say I/N"),
+    ("1/2/3", {}, "say I/N"),
+    ("٣/8", {}, "say I/N"),
+])  # fmt: skip
+def test_a_share_that_is_none(text: str, environment: dict[str, str], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        read_share(text, environment)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shares_are_all_there_is_and_apart(count: int) -> None:
+    shares = [set(filter(Share(index, count).has, range(20))) for index in range(count)]
+    assert set().union(*shares) == set(range(20))
+    assert sum(map(len, shares)) == 20
