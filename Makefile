@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+SLOW_STAMP := .venv/.installed-slow
 
 .PHONY: demo test test-slow check clean
 
@@ -11,8 +12,8 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest -n 2 -m "not slow"
 
-test-slow: $(STAMP)
-	$(BIN)/pytest -n 2 -m slow
+test-slow: $(SLOW_STAMP)
+	$(BIN)/pytest -n 2 --dist loadgroup -m slow
 	$(BIN)/pytest -n 2 --nbmake --nbmake-timeout=120 notebooks
 
 check: $(STAMP)
@@ -27,6 +28,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
 	touch $(STAMP)
+
+# Ray is large, and only slow tests need it.
+$(SLOW_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	touch $(SLOW_STAMP)
 
 clean:
 	rm -rf .venv demo-output

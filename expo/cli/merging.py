@@ -1,6 +1,7 @@
 """What `extrapolate`, `merge` and `plan` share: plan, show it or run it, report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from expo.cli.result_text import details, result_text, worker_text
 from expo.cli.stopping import RESUMABLE
 from expo.cli.verify import FOUND_AN_ERROR
 from expo.cli.verify_text import findings
-from expo.errors import SpecError
+from expo.errors import ExpoError, SpecError
 from expo.planning.findings import gigabytes
 from expo.results import VerifyResult, WorkerResult
 from expo.spec.request import Request
@@ -40,7 +41,6 @@ def run_merge(
         return
     from expo.compute.stream import Tuning
 
-    run = _runner(options)
     plans, outs = _planned(request, out, alphas)
     if not plans[0].refusals:
         remark(plans, output)
@@ -48,6 +48,7 @@ def run_merge(
     with (
         output.progress(out.name) as progress,
         output.progress("verifying", unit=STEPS) as checking,
+        _runner(options, output) as run,
     ):
         results = run(
             plans,
@@ -67,7 +68,7 @@ def run_merge(
         return
     warn(results, plans, output)
     WRITTEN.extend(outs)
-    if progress.done and not options.is_shared:  # else others wrote some of it
+    if progress.done and not options.shared_by:  # else others wrote some of it
         took = f"{progress.seconds:.1f} s, {speed(progress.rate)}"
         output.say(f"wrote {gigabytes(progress.done)} in {took}")
     if output.json and alphas:
@@ -81,15 +82,29 @@ def run_merge(
         raise click.exceptions.Exit(FOUND_AN_ERROR)
 
 
-def _runner(options: RunOptions) -> "Callable[..., tuple[MergeResult, ...] | WorkerResult]":
+@contextmanager
+def _runner(
+    options: RunOptions, output: Output
+) -> "Iterator[Callable[..., tuple[MergeResult, ...] | WorkerResult]]":
     """What makes the outputs: this process alone, or together with others."""
-    if options.is_shared:
+    if options.join or options.share:
         from expo.verbs.join import join_plans
 
-        return partial(join_plans, share=options.share)
+        yield partial(join_plans, share=options.share)
+        return
     from expo.verbs.merge import run_plans
 
-    return run_plans
+    if options.engine is None:
+        yield run_plans
+        return
+    try:
+        from expo.distribution.ray_engine import RayEngine
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ExpoError("--engine ray needs Ray: pip install 'expo-merge[ray]'") from None
+    with RayEngine(options.address, output.say) as engine:
+        yield partial(run_plans, engine=engine)
 
 
 def check_one(stages: "Sequence[Stage]", alphas: Sequence[float]) -> None:

@@ -95,16 +95,19 @@ class RunOptions:
     threads: int = DEFAULT_THREADS
     join: bool = False
     share: Share | None = None
+    engine: str | None = None
+    address: str | None = None
 
     @property
-    def is_shared(self) -> bool:
-        """Whether other processes make the same output."""
-        return self.join or self.share is not None
+    def shared_by(self) -> str | None:
+        """The flag by which other processes make the same output; None where this one does alone."""
+        flags = {"--join": self.join, "--worker": self.share, "--engine": self.engine}
+        return next((flag for flag, given in flags.items() if given), None)
 
     def check_alone(self, flag: str, why: str) -> None:
         """Raises SpecError: the work is shared, which does not go with another flag."""
-        if self.is_shared:
-            raise SpecError(f"{'--join' if self.join else '--worker'}: not with {flag}, {why}")
+        if self.shared_by:
+            raise SpecError(f"{self.shared_by}: not with {flag}, {why}")
 
 
 @dataclass(frozen=True)
@@ -169,13 +172,24 @@ def _talk(*, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> Output:
     )  # the entry point looks for --debug itself
 
 
-def _running(*, no_verify: bool, join: bool, worker: str | None, **flags: bool | int) -> RunOptions:
-    if join and worker is not None:
+def _running(
+    *,
+    no_verify: bool,
+    join: bool,
+    worker: str | None,
+    engine: str | None,
+    address: str | None,
+    **flags: bool | int,
+) -> RunOptions:
+    if sum(map(bool, (join, worker, engine))) > 1:
         raise SpecError(
-            "give --join or --worker: one shares the work by locks, the other beforehand"
+            "give --join, --worker or --engine, one of them: the work is shared by locks, beforehand, or by Ray"
         )
+    if address is not None and engine is None:
+        raise SpecError("--address: goes with --engine ray")
     share = None if worker is None else read_share(worker)
-    return RunOptions(verify=not no_verify, join=join, share=share, **flags)  # pyright: ignore[reportArgumentType]
+    options = RunOptions(verify=not no_verify, **flags)  # pyright: ignore[reportArgumentType]
+    return replace(options, join=join, share=share, engine=engine, address=address)
 
 
 _ALPHA: dict[str, Decorator] = {
@@ -276,6 +290,16 @@ running = _bundle(
             metavar="I/N",
             help="As --join on a disk without locks: do part I of N (0/8 … 7/8), or what SLURM, torchrun or Kubernetes "
             "say (auto, auto/N).",
+        ),
+        "engine": click.option(
+            "--engine",
+            type=click.Choice(["ray"]),
+            help="Compute on the nodes of a Ray cluster, which all see the models and OUT.",
+        ),
+        "address": click.option(
+            "--address",
+            metavar="ADDRESS",
+            help="Of that cluster: auto, or HOST:PORT. [default: RAY_ADDRESS, else one is started here]",
         ),
     },
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, overload
 
 from expo.checkpoint.checkpoint import hash_file
 from expo.compute.inputs import fetch
-from expo.compute.stream import Progress, Tuning
+from expo.compute.stream import Progress, Tuning, stream
 from expo.errors import CheckpointError, ExpoError, SpecError
 from expo.output.claim import check_out
 from expo.output.durable import is_of_the_process, unwritable
@@ -23,7 +23,7 @@ from expo.planning.one_file import placed
 from expo.planning.plan import Plan
 from expo.results import MergeResult
 from expo.spec.request import Request, Rounding, make_request
-from expo.verbs.producing import Run, produce, with_card
+from expo.verbs.producing import Engine, Run, produce, with_card
 from expo.verbs.several import plans_at
 
 if TYPE_CHECKING:  # YAML, schemas and checks are imported by those that need them
@@ -230,6 +230,7 @@ def run_plans(
     checking: Progress | None = None,
     say: Callable[[str], None] | None = None,
     hold: Hold = Hold.ALONE,
+    engine: Engine = stream,
 ) -> tuple[MergeResult, ...]:
     """Write one merge at several α (`Plan.at`), each to its own place, from one read of the inputs.
 
@@ -243,6 +244,7 @@ def run_plans(
         checking: called with (steps done, steps in all) when the verification goes on.
         say: called with each remark about resuming.
         hold: how the staging directories are held, which others may share.
+        engine: what computes the shards.
 
     Raises:
         SpecError: a plan has no alpha.
@@ -265,7 +267,13 @@ def run_plans(
         runs = [claim(plan, out) for plan, out in left]
         try:
             manifests = produce(
-                runs, tuning, verify=verify, progress=progress, checking=checking, say=say
+                runs,
+                tuning,
+                verify=verify,
+                progress=progress,
+                checking=checking,
+                say=say,
+                engine=engine,
             )
             for run, manifest in zip(runs, manifests, strict=True):
                 run.staging.commit(with_card(run, manifest))
