@@ -44,7 +44,8 @@ class EditReport:
 
     `on` is "result", or the model whose Δ it was. The noise level and how well the bulk fits (0 is pure
     noise) are known where the whole spectrum was computed, `ulp_ratio` = σ̂/σ_ulp of a Δ as well.
-    `gain` says of a randomized SVD by how much its last iteration still lowered the residual.
+    `gain` says of a randomized SVD by how much its last iteration still lowered the residual. `fell_back`: the
+    device had no room for the matrix, and the processor cut it.
     """
 
     matrix: str
@@ -57,6 +58,7 @@ class EditReport:
     bulk_fit: float | None
     ulp_ratio: float | None = None
     gain: float | None = None
+    fell_back: bool = False
 
 
 @dataclass(frozen=True)

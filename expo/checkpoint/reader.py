@@ -24,6 +24,9 @@ from expo.errors import CheckpointError
 
 Bytes = NDArray[np.uint8]
 
+Room = Callable[[int], Bytes]
+"""Gives so many bytes of memory, which start on a page."""
+
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _MOSTLY_CACHED = 0.75  # from here on, filling the gaps costs less than reading it all again
 _SLACK = 2 * ALIGNMENT  # a range that starts and ends inside a page takes up to two pages more
@@ -37,9 +40,9 @@ def aligned_buffer(nbytes: int) -> Bytes:
     return np.frombuffer(memory, dtype=np.uint8)
 
 
-def read_buffer(nbytes: int) -> Bytes:
-    """A buffer for `FileReader.open_range` of up to `nbytes`."""
-    return aligned_buffer(nbytes + _SLACK)
+def read_buffer(nbytes: int, room: Room = aligned_buffer) -> Bytes:
+    """A buffer for `FileReader.open_range` of up to `nbytes`, in memory that `room` gives."""
+    return room(nbytes + _SLACK)
 
 
 class Reader(Protocol):

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expo.checkpoint.dtypes import TORCH_NAMES
-from expo.checkpoint.reader import Bytes
+from expo.checkpoint.reader import Bytes, Room, aligned_buffer
 from expo.compute.blending import Edited, Target
 from expo.compute.choice import needs_torch
+from expo.compute.devices import PROCESSOR, device_name
 from expo.compute.inputs import Inputs, Readers, fetch
 from expo.compute.pipeline import Output, run_pipeline
 from expo.compute.preparations import Preparations
@@ -34,17 +35,45 @@ from expo.threads import DEFAULT_THREADS, Crew, PerThread, side_by_side
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from expo.compute.device import Device
+
 Progress = Callable[[int, int], None]
 """Called with (bytes written so far, bytes in all)."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How to run; nothing here changes a byte of the output."""
+    """How to run. Nothing here changes a byte of the output, but that the library of a `device` takes edited matrices
+    apart in its own way."""
 
     threads: int = DEFAULT_THREADS
     chunk_bytes: int = CHUNK_BYTES
     block_elements: int = BLOCK_ELEMENTS
+    device: "Device | None" = None
+
+    @classmethod
+    def on(cls, device: str | None, threads: int = DEFAULT_THREADS) -> "Tuning":
+        """To run on a device by its name.
+
+        Raises:
+            SpecError: it is no name of a device.
+            ExpoError: the device is not there, or torch cannot use it.
+        """
+        if device is None or device_name(device) == PROCESSOR:
+            return cls(threads)
+        from expo.compute.device import CHUNK_BYTES, open_device
+
+        return cls(threads, CHUNK_BYTES, device=open_device(device))
+
+    @property
+    def backend(self) -> str:
+        """What decides the last bits of edited matrices."""
+        return PROCESSOR if self.device is None else self.device.backend
+
+    @property
+    def room(self) -> Room:
+        """Gives the memory of read and output buffers."""
+        return aligned_buffer if self.device is None else self.device.buffer
 
 
 def stream(
@@ -97,6 +126,7 @@ def stream(
                 chunk_bytes=tuning.chunk_bytes,
                 tick=tick,
                 done=readers.done,
+                room=tuning.room,
             )
         finally:
             readers.end()
@@ -166,8 +196,12 @@ def _import_what_is_needed(plans: Sequence[Plan]) -> None:
 def _worker(
     readers: Readers, preparations: "Preparations[Prepared | Edited]", tuning: Tuning
 ) -> Worker:
-    inputs = Inputs(readers, buffer_bytes(tuning.chunk_bytes))
-    return BlockWorker(inputs, preparations, block_elements=tuning.block_elements)
+    inputs = Inputs(readers, buffer_bytes(tuning.chunk_bytes), tuning.room)
+    if tuning.device is None:
+        return BlockWorker(inputs, preparations, block_elements=tuning.block_elements)
+    from expo.compute.device_worker import DeviceWorker
+
+    return DeviceWorker(inputs, tuning.device, preparations, block_elements=tuning.block_elements)
 
 
 def _preparations(
