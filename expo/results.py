@@ -1,6 +1,6 @@
 """What every verb returns: frozen dataclasses with the keys of `--json`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -223,7 +223,7 @@ class MatrixSpectrum:
     """One matrix: noise level and edge in its units, ranks by each rule, signal against noise.
 
     `snr_compat` is Spectrum's (None where that is infinite), `bulk_fit` the Kolmogorov–Smirnov distance
-    of what lies below the edge to pure noise.
+    of what lies below the edge to pure noise. `fell_back`: the device had no room for it, the processor did it.
     """
 
     tensor: str
@@ -237,6 +237,7 @@ class MatrixSpectrum:
     snr_compat: float | None
     effective_rank: float
     bulk_fit: float | None
+    fell_back: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)

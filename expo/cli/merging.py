@@ -40,6 +40,7 @@ def run_merge(
     from expo.compute.stream import Tuning
     from expo.verbs.merge import run_plans
 
+    tuning = Tuning.on(options.device, options.threads)
     plans, outs = _planned(request, out, alphas)
     if not plans[0].refusals:
         remark(plans, output)
@@ -54,7 +55,7 @@ def run_merge(
             overwrite=options.overwrite,
             hash_inputs=options.hash_inputs,
             verify=options.verify,
-            tuning=Tuning(threads=options.threads),
+            tuning=tuning,
             progress=progress,
             checking=checking,
             say=output.say,

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from expo.cli.output import Output
+from expo.compute.devices import PROCESSOR, device_name
 from expo.errors import SpecError
 from expo.spec.grid import read_values
 from expo.spec.request import (
@@ -46,6 +47,18 @@ class ByteSize(click.ParamType):
         if found and not found[2] and nbytes < 10**6:
             self.fail(f"{value} means bytes: say which unit, like {value}GB", param, ctx)
         return nbytes
+
+
+class DeviceName(click.ParamType):
+    """`cpu`, `cuda` or `cuda:1`."""
+
+    name = "device"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return device_name(str(value))
+        except SpecError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Dtype(click.Choice):
@@ -92,6 +105,7 @@ class RunOptions:
     hash_inputs: bool = False
     verify: bool = True
     threads: int = DEFAULT_THREADS
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +170,7 @@ def _talk(*, as_json: bool, quiet: bool, verbose: bool, debug: bool) -> Output:
     )  # the entry point looks for --debug itself
 
 
-def _running(*, no_verify: bool, **flags: bool | int) -> RunOptions:
+def _running(*, no_verify: bool, **flags: bool | int | str | None) -> RunOptions:
     return RunOptions(verify=not no_verify, **flags)  # pyright: ignore[reportArgumentType]
 
 
@@ -227,6 +241,12 @@ overrides = _bundle(
     },
 )
 
+_WHERE = "Where it is computed: cpu, cuda or cuda:N."
+device = click.option(
+    "--device", type=DeviceName(), default=PROCESSOR, show_default=True, help=_WHERE
+)
+model_device = click.option("--device", help="Like cuda:0. [default: cuda where there is one]")
+
 running = _bundle(
     "options",
     _running,
@@ -248,6 +268,7 @@ running = _bundle(
             show_default=True,
             help="Workers.",
         ),
+        "device": click.option("--device", type=DeviceName(), help=f"{_WHERE} [default: cpu]"),
     },
 )
 

@@ -114,7 +114,7 @@ def stream(
 
         try:
             preparations = _preparations(plans, left, tuning)
-            workers = [_worker(readers, preparations, tuning) for _ in range(tuning.threads)]
+            workers = [make_worker(readers, preparations, tuning) for _ in range(tuning.threads)]
             chunks = _chunks(plans[0], left, tuning)
             readers.expect(map(_ranges, (chunk.pieces for chunk in chunks)))
             tick()
@@ -150,7 +150,7 @@ def tensors(plan: Plan, *, tuning: Tuning = Tuning()) -> "Iterator[tuple[str, Te
     preparations = _preparations([plan], range(len(plan.shards)), tuning)
     jobs = list(plan.jobs)
     with Readers() as readers:
-        worker = PerThread(lambda: _worker(readers, preparations, tuning))
+        worker = PerThread(lambda: make_worker(readers, preparations, tuning))
         readers.expect(_ranges(_cuts(job, tuning)) for job in jobs)
 
         def compute(numbered: tuple[int, TensorJob]) -> Bytes:
@@ -193,9 +193,10 @@ def _import_what_is_needed(plans: Sequence[Plan]) -> None:
         import_module("torch")
 
 
-def _worker(
-    readers: Readers, preparations: "Preparations[Prepared | Edited]", tuning: Tuning
+def make_worker(
+    readers: Readers, preparations: "Preparations[Prepared | Edited] | None", tuning: Tuning
 ) -> Worker:
+    """Of the device that is to be used."""
     inputs = Inputs(readers, buffer_bytes(tuning.chunk_bytes), tuning.room)
     if tuning.device is None:
         return BlockWorker(inputs, preparations, block_elements=tuning.block_elements)

@@ -45,6 +45,7 @@ def extrapolate(
     verify: bool = True,
     progress: Progress | None = None,
     stream_inputs: bool = False,
+    device: str = "cpu",
 ) -> MergeResult:
     """Write θ_sft + α(θ_aligned − θ_sft) to the directory `out` (ExPO, arXiv 2404.16792), or to the one file
     that a name like `out.safetensors` stands for.
@@ -63,6 +64,8 @@ def extrapolate(
             either way, `verified` of the result says what they found.
         progress: called with (bytes written, bytes in all).
         stream_inputs: read weights on the Hub by range, without a download.
+        device: "cpu", "cuda" or "cuda:1". Tensors have the same bytes everywhere; edited matrices have those of the
+            device's library.
 
     Raises:
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
@@ -85,6 +88,7 @@ def extrapolate(
         verify=verify,
         progress=progress,
         stream_inputs=stream_inputs,
+        device=device,
     )
 
 
@@ -98,6 +102,7 @@ def merge(
     overwrite: bool = False,
     verify: bool = True,
     stream_inputs: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> MergeResult: ...
 
@@ -112,6 +117,7 @@ def merge(
     overwrite: bool = False,
     verify: bool = True,
     stream_inputs: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[MergeResult, ...]: ...
 
@@ -125,6 +131,7 @@ def merge(
     overwrite: bool = False,
     verify: bool = True,
     stream_inputs: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> MergeResult | tuple[MergeResult, ...]:
     """Run a merge spec (a YAML file, or a mapping of the same form) into the directory `out`.
@@ -135,7 +142,7 @@ def merge(
         interpolate: allow 0 < alpha < 1 among them, as in `extrapolate`.
         overwrite: replace the model that `out` holds, once the new one is whole; an `out` with anything else
             in it is refused.
-        verify, stream_inputs: as in `extrapolate`.
+        verify, stream_inputs, device: as in `extrapolate`.
         progress: called with (bytes written, bytes in all).
 
     Raises:
@@ -147,19 +154,25 @@ def merge(
     from expo.spec.stages import read_stages
     from expo.verbs.stages import run_stages
 
+    tuning = Tuning.on(device)
+
     def final(request: Request) -> Request:
         return replace(request, stream_inputs=stream_inputs)
 
     def run(request: Request, place: Path, is_part: bool) -> MergeResult:
         replaces, checks = overwrite or is_part, verify and not is_part
         plan = build_plan(final(request))
-        return run_plan(plan, place, overwrite=replaces, verify=checks, progress=progress)
+        return run_plan(
+            plan, place, overwrite=replaces, verify=checks, tuning=tuning, progress=progress
+        )
 
     if alphas is not None:
         plans, outs = plans_at(
             final(read_request(spec)), alphas, Path(out), interpolate=interpolate
         )
-        return run_plans(plans, outs, overwrite=overwrite, verify=verify, progress=progress)
+        return run_plans(
+            plans, outs, overwrite=overwrite, verify=verify, tuning=tuning, progress=progress
+        )
     if isinstance(spec, str | PathLike):
         stages = read_stages(Path(spec))
         if len(stages) > 1:
@@ -220,23 +233,25 @@ def run_plans(
         say: called with each remark about resuming.
 
     Raises:
-        SpecError: a plan has no alpha.
+        SpecError: a plan has no alpha, or a device is named for what mergekit computes.
         CheckpointError: a plan refuses, an input holds NaN or Inf, or changed under way.
         OutputError: an `out` is taken, or the disk is full.
     """
     started = time.monotonic()
     plans = [placed(plan, out.resolve()) for plan, out in zip(plans, outs, strict=True)]
-    there = _there(plans, outs, hash_inputs=hash_inputs) if not overwrite else {}
+    there = {} if overwrite else _there(plans, outs, tuning.backend, hash_inputs=hash_inputs)
     left = [one for one in zip(plans, outs, strict=True) if one[1] not in there]
     for plan, out in left:
         check_plan(plan, hash_inputs=hash_inputs)
+        check_engine(plan, tuning)
         check_out(out, plan.request, overwrite=overwrite)
     if say and there:
         say(f"there already, of this very merge: {', '.join(out.name for out in there)}")
     fetch(plans[0])
     known = known_identities(plans[0], hash_inputs=hash_inputs)
     with ExitStack() as claims:
-        runs = [_claimed_run(claims, plan, out, known, overwrite=overwrite) for plan, out in left]
+        backend = tuning.backend
+        runs = [_claimed_run(claims, *one, known, backend, overwrite=overwrite) for one in left]
         try:
             manifests = produce(
                 runs, tuning, verify=verify, progress=progress, checking=checking, say=say
@@ -258,7 +273,7 @@ def run_plans(
 
 
 def _there(
-    plans: Sequence[Plan], outs: Sequence[Path], *, hash_inputs: bool
+    plans: Sequence[Plan], outs: Sequence[Path], backend: str, *, hash_inputs: bool
 ) -> dict[Path, Manifest]:
     """Of several outputs those that this very merge has placed before it was killed between two of them."""
     if len(plans) == 1 or hash_inputs or not any(map(Path.exists, outs)):
@@ -270,15 +285,15 @@ def _there(
         for out, (plan, manifest) in found.items()
         if out.exists()
         and manifest is not None
-        and manifest.plan == fingerprint(plan, known).digest
+        and manifest.plan == fingerprint(plan, known, backend).digest
     }
     return there if len(there) < len(plans) else {}
 
 
 def _claimed_run(
-    claims: ExitStack, plan: Plan, out: Path, known: Identities, *, overwrite: bool
+    claims: ExitStack, plan: Plan, out: Path, known: Identities, backend: str, *, overwrite: bool
 ) -> Run:
-    print_ = fingerprint(plan, known)
+    print_ = fingerprint(plan, known, backend)
     staging = claimed(out, plan.request, overwrite=overwrite, print_=print_)
     return Run(plan, claims.enter_context(staging), print_, known)
 
@@ -337,6 +352,15 @@ def check_plan(plan: Plan, *, hash_inputs: bool = False) -> None:
     if not plan.request.gives_alpha:
         raise SpecError(
             "give alpha (θ_sft + α·Δ) or paper alpha (= alpha − 1); neither has a default"
+        )
+
+
+def check_engine(plan: Plan, tuning: Tuning) -> None:
+    """Raises SpecError: mergekit would not hear of the device."""
+    if tuning.device is not None and plan.request.foreign is not None:
+        raise SpecError(
+            f"--device: not with mergekit's engine ({plan.request.foreign.reasons[0]}), which computes on the CPU: "
+            "leave it out"
         )
 
 
