@@ -132,6 +132,27 @@ class TensorReport:
     edited_matrices: int
 
 
+Part = Literal["disk", "bus", "compute", "hash"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a run on a device waits for most: `limit`, by rates that were measured on this machine just before.
+
+    `seconds` is what each would take by itself. The disk is left out where inputs lie elsewhere, the bus of the
+    processor does not count. `rates`, a second: bytes of `disk`, `to_device`, `from_device` and `hash`, `elements` of the
+    pair's formula (on the device; `elements_here` on this processor), of matrices that are edited `spectrum` in m²n
+    and `small_rank` in m·n·rank. `says` is what follows, in one sentence.
+    """
+
+    device: str
+    backend: str
+    limit: Part
+    seconds: dict[Part, float]
+    rates: dict[str, float]
+    says: str
+
+
 @dataclass(frozen=True)
 class PlanReport:
     """What a merge would do. It runs only where `refusals` is empty.
@@ -141,7 +162,7 @@ class PlanReport:
 
     `sources` are all models by their role; `sft` and `aligned` are None where there is no such role.
     `alpha` is None where it differs between tensors or models, `alpha_range` what it ranges over. `out` is None
-    where no place was named.
+    where no place was named; `bound` is None where no device was.
     """
 
     method: str
@@ -171,6 +192,7 @@ class PlanReport:
     refusals: tuple[str, ...]
     earlier: "tuple[PlanReport, ...]" = ()
     out: Path | None = None
+    bound: Bound | None = None
 
     @property
     def ok(self) -> bool:

@@ -234,6 +234,22 @@ def _drop_pages(fd: int, begin: int, cached: NDArray[np.bool_]) -> None:
         os.posix_fadvise(fd, start, (last - first) * page, os.POSIX_FADV_DONTNEED)
 
 
+def read_direct(path: Path, begin: int, buffer: Bytes) -> int:
+    """Fill `buffer`, which starts on a page, from `begin`, a multiple of ALIGNMENT, around the page cache where that
+    can be; how many bytes there were.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    fd = open_direct(path, os.O_RDONLY)
+    if fd is None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.preadv(fd, [buffer.data], begin)
+    finally:
+        os.close(fd)
+
+
 def open_direct(path: Path, flags: int) -> int | None:
     """A descriptor for direct I/O, or None where system or filesystem have none."""
     if not _O_DIRECT:

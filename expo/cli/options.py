@@ -242,6 +242,11 @@ overrides = _bundle(
 )
 
 _WHERE = "Where it is computed: cpu, cuda or cuda:N."
+measured = click.option(
+    "--device",
+    type=DeviceName(),
+    help="Also measure what bounds the run on cpu, cuda or cuda:N: disk, bus or compute. Takes about a second.",
+)
 device = click.option(
     "--device", type=DeviceName(), default=PROCESSOR, show_default=True, help=_WHERE
 )

@@ -14,16 +14,15 @@ from expo.compute.blending import Edited, Out, Target
 from expo.compute.choice import working_dtype
 from expo.compute.device import Device, is_full
 from expo.compute.inputs import Inputs
-from expo.compute.pairs import Pair, by_block, pair_of, rounding_sums
+from expo.compute.pairs import Pair, by_block, extrapolated, pair_of, rounding_sums
 from expo.compute.plain import as_tensor
 from expo.compute.preparations import Preparations
 from expo.compute.preparing import Prepared
 from expo.compute.worker import BlockWorker, PieceResult, sampled_element
-from expo.operators.extrapolate import extrapolate
 from expo.operators.rounding import round_into
 from expo.operators.statistics import Sample, Sums
 from expo.planning.chunks import BLOCK_ELEMENTS, Piece
-from expo.planning.jobs import Blend
+from expo.planning.jobs import Blend, TensorJob
 from expo.spec.request import Rounding
 
 T = TypeVar("T")
@@ -70,7 +69,7 @@ class DeviceWorker:
     def _fitting(self, piece: Piece, work: Callable[[int], T]) -> T | None:
         """What `work` gives, with as many elements at a time as fit; None where not even a block does, or it is no
         work for a device."""
-        while _is_plain(piece):
+        while piece.starts is not None and is_for_device(piece.job):
             most = min(self._most, piece.count)
             try:
                 with self._device.lane():
@@ -146,13 +145,15 @@ class _Blend:
 
     def stretch(self, start: int, pair: Pair) -> None:
         """Compute the elements from `start` of the piece."""
-        exact = extrapolate(pair.base, pair.aligned, self._alpha)
-        rounded = self._rounded(exact, self._target.rounding, start)
-        as_tensor(self.out.block(start, exact.numel())).copy_(rounded, non_blocking=True)
-        errors = rounding_sums(exact, rounded, pair.delta, pair.aligned, self._block)
-        self._sums.append(torch.cat([pair.norms, errors]))
-        if 0 <= (at := self._sampled_at - start) < exact.numel():
-            self._sample = self._sampled(start, at, exact, pair)
+        rounding = self._target.rounding
+        done = extrapolated(
+            pair, self._alpha, lambda exact: self._rounded(exact, rounding, start), self._block
+        )
+        room = as_tensor(self.out.block(start, done.rounded.numel()))
+        room.copy_(done.rounded, non_blocking=True)
+        self._sums.append(done.sums)
+        if 0 <= (at := self._sampled_at - start) < done.exact.numel():
+            self._sample = self._sampled(start, at, done.exact, pair)
 
     def _rounded(self, exact: Tensor, rounding: Rounding, start: int) -> Tensor:
         job, begin = self._target.job, self._piece.begin + start
@@ -192,10 +193,10 @@ def _columns(sums: Sequence[Tensor], count: int, block: int) -> Iterator[tuple[i
         yield min(block, count - number * block), column
 
 
-def _is_plain(piece: Piece) -> bool:
+def is_for_device(job: TensorJob) -> bool:
     """Whether the pair's formula over stored floats is all that there is to it."""
-    job, rule = piece.job, piece.job.rule
-    if not isinstance(rule, Blend) or not rule.is_extrapolation or piece.starts is None:
+    rule = job.rule
+    if not isinstance(rule, Blend) or not rule.is_extrapolation:
         return False
     updated = any(weight.update is not None for weight in rule.weights)
     stored = {weight.stored.dtype for weight in rule.weights}

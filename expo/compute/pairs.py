@@ -2,10 +2,13 @@
 that each go over all of it."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from expo.operators.extrapolate import extrapolate
 
 _ROW = 512  # elements that are summed in the working precision, as many as a lane of the compiled kernels
 
@@ -25,6 +28,24 @@ def pair_of(base: Tensor, aligned: Tensor, dtype: torch.dtype, block: int) -> Pa
     delta = aligned - base
     norms = (base * base, delta * delta, delta == 0)
     return Pair(base, aligned, delta, torch.stack([by_block(values, block) for values in norms]))
+
+
+class Extrapolated(NamedTuple):
+    """The exact result and the rounded one; by block, the pair's norms and the sums of the rounding: (6, blocks)."""
+
+    exact: Tensor
+    rounded: Tensor
+    sums: Tensor
+
+
+def extrapolated(
+    pair: Pair, alpha: float, rounded: Callable[[Tensor], Tensor], block: int
+) -> Extrapolated:
+    """The pair's formula, its one rounding and all sums."""
+    exact = extrapolate(pair.base, pair.aligned, alpha)
+    result = rounded(exact)
+    errors = rounding_sums(exact, result, pair.delta, pair.aligned, block)
+    return Extrapolated(exact, result, torch.cat([pair.norms, errors]))
 
 
 def rounding_sums(

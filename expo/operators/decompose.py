@@ -88,8 +88,8 @@ def cut(
     rank = fixed_rank(keep, m, n)
     if rank is not None and rank >= m:
         return Cut(matrix, m, 0.0)
-    if rank is not None and rank <= m // _SMALL_RANK:
-        return _cut_small(matrix, rank, seed, name)
+    if (small := small_rank(keep, m, n)) is not None:
+        return _cut_small(matrix, small, seed, name)
     spectrum, kept = _spectrum(short, keep, library)
     values = spectrum.values
     total = float(values.square().sum())
@@ -119,14 +119,20 @@ def factors(
 ) -> Factors:
     """The kept part as a product, for rules that do not shrink."""
     short = _lying(matrix)
-    rank = fixed_rank(keep, *short.shape)
-    if rank is not None and rank <= short.shape[0] // _SMALL_RANK:
-        return _randomized(matrix, rank, seed, name, iterations)[0]
+    small = small_rank(keep, *short.shape)
+    if small is not None:
+        return _randomized(matrix, small, seed, name, iterations)[0]
     spectrum, kept = _spectrum(short, keep, library)
     basis = spectrum.vectors(0, len(kept)).to(matrix.dtype)
     if short is matrix:
         return Factors(basis, basis.T @ matrix)
     return Factors(matrix @ basis, basis.T.contiguous())
+
+
+def small_rank(keep: Keep, m: int, n: int) -> int | None:
+    """The rank that an (m, n) matrix, m ≤ n, is brought to the randomized way; None where its spectrum is needed."""
+    rank = fixed_rank(keep, m, n)
+    return rank if rank is not None and rank <= m // _SMALL_RANK else None
 
 
 def square_sum(matrix: Tensor) -> float:
