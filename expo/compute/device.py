@@ -103,7 +103,7 @@ class Device:
                 raise
             said = str(error).strip().partition("\n")[0][:200]
             raise ExpoError(
-                f"{self.place} failed ({said}): run the same command again, or with --device cpu; nvidia-smi and "
+                f"the device {self.place} failed ({said}): run the same command again, or with --device cpu; nvidia-smi and "
                 "dmesg say more"
             ) from error
 
