@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import expo as door
 from expo.checkpoint.headers import ALIGNMENT
 from expo.checkpoint.memory import state_dict_checkpoint
 from expo.compute.blending import Target
@@ -414,12 +415,12 @@ def test_a_device_is_refused_where_nothing_would_hear_of_it(
     assert (ran.code, ran.err) == (2, "expo: --device: not with --resolved: a spec names none\n")
 
 
-def test_a_run_of_mergekit_takes_no_device(
-    pair: Pair, tmp_path: Path, expo: Callable[..., Ran]
-) -> None:
+def test_a_run_of_mergekit_takes_no_device(pair: Pair, tmp_path: Path) -> None:
     models = [{"model": str(pair.sft)}, {"model": str(pair.aligned)}]
     spec = {"merge_method": "karcher", "models": models, "dtype": "float32"}
     said = "--device: not with mergekit's engine (karcher does not stream through expo), which computes on the CPU: leave it out"  # fmt: skip
+    with pytest.raises(SpecError, match=re.escape(said)):
+        door.plan(spec, device="cpu")
     built = build_plan(read_request(spec))
     tuning = Tuning(device=Device(torch.device("cpu")))
     with pytest.raises(SpecError, match=re.escape(said)):

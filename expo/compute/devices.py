@@ -32,14 +32,14 @@ def usable(name: str) -> "torch.device":
     """
     import torch
 
-    try:
-        with warnings.catch_warnings():  # of a driver that is too old: the reason follows
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():  # of a driver that is too old: the error says so, too
+        warnings.simplefilter("ignore")
+        try:
             tried = torch.ones(1, device=name).add_(1.0)
             tried.item()
-    except (RuntimeError, AssertionError) as error:  # the latter where torch is built without CUDA
-        reason = _reason(name) or str(error).strip().partition("\n")[0][:200]
-        raise ExpoError(f"device {name} cannot be used: {reason}") from error
+        except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+            said = f"device {name} cannot be used: {_reason(name, error)}"
+            raise ExpoError(f"{said}, or take --device cpu") from error
     return tried.device
 
 
@@ -54,17 +54,15 @@ def for_models(given: str | None) -> "torch.device":
     return usable(given or ("cuda" if torch.cuda.is_available() else PROCESSOR))
 
 
-def _reason(name: str) -> str:
-    """Why CUDA is not there, and the cure; nothing where torch's own words have to do."""
+def _reason(name: str, error: Exception) -> str:
+    """What is wrong, and one cure."""
     import torch
 
-    if not name.startswith("cuda"):
-        return ""
-    if torch.version.cuda is None and torch.version.hip is None:
-        return f"torch {torch.__version__} is built without CUDA: take --device cpu, or install torch with CUDA"
-    count = torch.cuda.device_count()
-    if not count:
-        return "no CUDA device is there (nvidia-smi shows what the driver sees): take --device cpu"
-    there = ", ".join(f"cuda:{number}" for number in range(count))
-    is_known = int(name.partition(":")[2] or 0) < count
-    return "" if is_known else f"there is no more than {there}: take one of them, or --device cpu"
+    if name.startswith("cuda") and torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA: install one that is built with it"
+    count, number = torch.cuda.device_count(), name.partition(":")[2]
+    if name.startswith("cuda") and number.isdecimal() and 0 < count <= int(number):
+        there = ", ".join(f"cuda:{place}" for place in range(count))
+        return f"there is no such one beside {there}: take one of them"
+    said = str(error).strip().partition("\n")[0][:200]
+    return f"{said.rstrip('.')}: name another one"

@@ -243,7 +243,8 @@ def run_plans(
     left = [one for one in zip(plans, outs, strict=True) if one[1] not in there]
     for plan, out in left:
         check_plan(plan, hash_inputs=hash_inputs)
-        check_engine(plan, tuning)
+        if tuning.device is not None:
+            check_engine(plan)
         check_out(out, plan.request, overwrite=overwrite)
     if say and there:
         say(f"there already, of this very merge: {', '.join(out.name for out in there)}")
@@ -355,9 +356,9 @@ def check_plan(plan: Plan, *, hash_inputs: bool = False) -> None:
         )
 
 
-def check_engine(plan: Plan, tuning: Tuning) -> None:
-    """Raises SpecError: mergekit would not hear of the device."""
-    if tuning.device is not None and plan.request.foreign is not None:
+def check_engine(plan: Plan) -> None:
+    """Of a plan for which a device is named. Raises SpecError: mergekit would not hear of it."""
+    if plan.request.foreign is not None:
         raise SpecError(
             f"--device: not with mergekit's engine ({plan.request.foreign.reasons[0]}), which computes on the CPU: "
             "leave it out"

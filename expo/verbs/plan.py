@@ -126,9 +126,8 @@ def _tuning(plan: Plan, device: str, threads: int) -> "Tuning":
     from expo.compute.stream import Tuning
     from expo.verbs.merge import check_engine
 
-    tuning = Tuning.on(device, threads)
-    check_engine(plan, tuning)
-    return tuning
+    check_engine(plan)
+    return Tuning.on(device, threads)
 
 
 def plan_stages(
