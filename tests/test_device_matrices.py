@@ -253,6 +253,17 @@ def test_diff_and_merge_go_through_it(cuda: Full, tmp_path: Path, expo: Callable
     assert cuda.done
 
 
+@pytest.mark.parametrize(
+    ("capability", "library"),
+    [((8, 0), ON_DEVICE_DOUBLE), ((9, 0), ON_DEVICE_DOUBLE), ((8, 9), ON_DEVICE), ((10, 3), ON_DEVICE), ((12, 0), ON_DEVICE)],
+)  # fmt: skip
+def test_float64_is_taken_where_the_device_is_good_at_it(
+    capability: tuple[int, int], library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert Device(torch.device("cuda:0")).library is library
+
+
 @needs_cuda
 def test_tensorfloat_is_off_on_a_device() -> None:
     matrix, keep = spiked(256, 512), parse_keep("rank=9")
