@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expo.checkpoint.dtypes import ITEM_BYTES, TORCH_NAMES
+from expo.checkpoint.dtypes import FLOATS, ITEM_BYTES, TORCH_NAMES
 from expo.checkpoint.reader import aligned_buffer, read_direct
 from expo.compute.arithmetic import Stored
 from expo.compute.choice import arithmetic_for
@@ -61,7 +61,12 @@ def hash_rate() -> float:
 def pair_rate(job: TensorJob) -> float:
     """Elements a second of the pair's formula over a block that stays in the cache, by one core."""
     assert isinstance(job.rule, Blend)
-    dtypes = (job.rule.start.stored.dtype, job.rule.terms[-1].weight.stored.dtype, job.dtype)
+    weights = (job.rule.start, job.rule.terms[-1].weight)
+    stored = [weight.stored.dtype for weight in weights if weight.stored.dtype in FLOATS]
+    dtypes = (
+        *stored,
+        *[job.dtype] * (3 - len(stored)),
+    )  # the formula sees floats, whatever lies there
     base, aligned, out = (
         Stored(np.zeros(BLOCK_ELEMENTS * ITEM_BYTES[dtype], np.uint8), dtype) for dtype in dtypes
     )
