@@ -16,7 +16,7 @@ test-slow: $(SLOW_STAMP)
 	$(BIN)/pytest -n 2 --dist loadgroup -m slow
 	$(BIN)/pytest -n 2 --nbmake --nbmake-timeout=120 notebooks
 
-check: $(STAMP)
+check: $(SLOW_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
 	touch $(STAMP)
 
-# Ray is large, and only slow tests need it.
+# Ray is large: only slow tests use it, and the check of types looks at it.
 $(SLOW_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	touch $(SLOW_STAMP)

@@ -1,6 +1,6 @@
 """What every verb returns: frozen dataclasses with the keys of `--json`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -44,7 +44,8 @@ class EditReport:
 
     `on` is "result", or the model whose Δ it was. The noise level and how well the bulk fits (0 is pure
     noise) are known where the whole spectrum was computed, `ulp_ratio` = σ̂/σ_ulp of a Δ as well.
-    `gain` says of a randomized SVD by how much its last iteration still lowered the residual.
+    `gain` says of a randomized SVD by how much its last iteration still lowered the residual. `fell_back`: the
+    device had no room for the matrix, and the processor cut it.
     """
 
     matrix: str
@@ -57,6 +58,7 @@ class EditReport:
     bulk_fit: float | None
     ulp_ratio: float | None = None
     gain: float | None = None
+    fell_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,27 @@ class TensorReport:
     edited_matrices: int
 
 
+Part = Literal["disk", "bus", "compute", "hash"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a run on a device waits for most: `limit`, by rates that were measured on this machine just before.
+
+    `seconds` is what each would take by itself. The disk is left out where inputs lie elsewhere, the bus of the
+    processor does not count. `rates`, a second: bytes of `disk`, `to_device`, `from_device` and `hash`, `elements` of the
+    pair's formula (on the device; `elements_here` on this processor), of matrices that are edited `spectrum` in m²n
+    and `small_rank` in m·n·rank. `says` is what follows, in one sentence.
+    """
+
+    device: str
+    backend: str
+    limit: Part
+    seconds: dict[Part, float]
+    rates: dict[str, float]
+    says: str
+
+
 @dataclass(frozen=True)
 class PlanReport:
     """What a merge would do. It runs only where `refusals` is empty.
@@ -154,7 +177,7 @@ class PlanReport:
 
     `sources` are all models by their role; `sft` and `aligned` are None where there is no such role.
     `alpha` is None where it differs between tensors or models, `alpha_range` what it ranges over. `out` is None
-    where no place was named.
+    where no place was named; `bound` is None where no device was.
     """
 
     method: str
@@ -184,6 +207,7 @@ class PlanReport:
     refusals: tuple[str, ...]
     earlier: "tuple[PlanReport, ...]" = ()
     out: Path | None = None
+    bound: Bound | None = None
 
     @property
     def ok(self) -> bool:
@@ -236,7 +260,7 @@ class MatrixSpectrum:
     """One matrix: noise level and edge in its units, ranks by each rule, signal against noise.
 
     `snr_compat` is Spectrum's (None where that is infinite), `bulk_fit` the Kolmogorov–Smirnov distance
-    of what lies below the edge to pure noise.
+    of what lies below the edge to pure noise. `fell_back`: the device had no room for it, the processor did it.
     """
 
     tensor: str
@@ -250,6 +274,7 @@ class MatrixSpectrum:
     snr_compat: float | None
     effective_rank: float
     bulk_fit: float | None
+    fell_back: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -128,6 +129,14 @@ def test_the_commands_of_the_remote_page(workplace: Path, hub: Hub) -> None:
     from_hub, *_ = re.split(r"^## From an object store", REMOTE, flags=re.M)
     assert run_commands(from_hub, workplace, hub) == 3
     assert (workplace / "out" / "expo.json").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_on_devices(workplace: Path, hub: Hub) -> None:
+    text = (ROOT / "docs" / "devices.md").read_text()
+    if not torch.cuda.is_available():
+        text = text.replace("--device cuda", "--device cpu")
+    assert run_commands(text, workplace, hub) == 3
 
 
 @pytest.mark.slow

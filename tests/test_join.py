@@ -302,7 +302,7 @@ def test_who_was_to_place_it_gave_up(place: Path, monkeypatch: pytest.MonkeyPatc
             staging.discard()
 
     monkeypatch.setattr(join, "run_plans", gives_up)
-    parts = join._parts([plan_of(place)], [place / "out"], hash_inputs=False)
+    parts = join._parts([plan_of(place)], [place / "out"], "cpu", hash_inputs=False)
     with pytest.raises(OutputError, match="was given up by the worker that was to place it"):
         join._place_in_turn(parts, lambda *_: None, print)
 
@@ -445,7 +445,7 @@ def test_a_worker_says_what_it_leaves(place: Path, expo: Callable[..., Ran]) -> 
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    (("--join", "--worker", "0/2"), "give --join or --worker: one shares the work by locks, the other beforehand"),
+    (("--join", "--worker", "0/2"), "give --join, --worker or --engine, one of them: the work is shared by locks, beforehand, or by Ray"),
     (("--worker", "2/2"), "worker 2/2: of 2 workers the numbers are 0 … 1"),
     (("--worker", "1"), "worker '1': say I/N, like 0/8 … 7/8, or auto, or auto/8"),
     (("--worker", "auto"), "nothing here says which worker this is: auto knows a SLURM array or step"),

@@ -174,7 +174,7 @@ def test_the_verb_on_the_demo_pair(expo) -> None:
     assert len(entries) == 14
     assert entries[0].keys() - {"ulp_ratio"} == {
         "tensor", "shape", "noise_sigma", "mp_edge", "rank_mp", "rank_gavish_donoho", "rank_laser_rmt",
-        "snr_mp", "snr_compat", "effective_rank", "bulk_fit",
+        "snr_mp", "snr_compat", "effective_rank", "bulk_fit", "fell_back",
     }  # fmt: skip
     one = door.spectrum(MODELS / "aligned", minus=MODELS / "sft", threads=1)
     four = door.spectrum(MODELS / "aligned", minus=MODELS / "sft", threads=4)

@@ -24,6 +24,9 @@ from expo.errors import CheckpointError
 
 Bytes = NDArray[np.uint8]
 
+Room = Callable[[int], Bytes]
+"""Gives so many bytes of memory, which start on a page."""
+
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _MOSTLY_CACHED = 0.75  # from here on, filling the gaps costs less than reading it all again
 _SLACK = 2 * ALIGNMENT  # a range that starts and ends inside a page takes up to two pages more
@@ -37,9 +40,9 @@ def aligned_buffer(nbytes: int) -> Bytes:
     return np.frombuffer(memory, dtype=np.uint8)
 
 
-def read_buffer(nbytes: int) -> Bytes:
-    """A buffer for `FileReader.open_range` of up to `nbytes`."""
-    return aligned_buffer(nbytes + _SLACK)
+def read_buffer(nbytes: int, room: Room = aligned_buffer) -> Bytes:
+    """A buffer for `FileReader.open_range` of up to `nbytes`, in memory that `room` gives."""
+    return room(nbytes + _SLACK)
 
 
 class Reader(Protocol):
@@ -229,6 +232,22 @@ def _drop_pages(fd: int, begin: int, cached: NDArray[np.bool_]) -> None:
     for first, last in edges.reshape(-1, 2).tolist():
         start = begin // page * page + first * page
         os.posix_fadvise(fd, start, (last - first) * page, os.POSIX_FADV_DONTNEED)
+
+
+def read_direct(path: Path, begin: int, buffer: Bytes) -> int:
+    """Fill `buffer`, which starts on a page, from `begin`, a multiple of ALIGNMENT, around the page cache where that
+    can be; how many bytes there were.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    fd = open_direct(path, os.O_RDONLY)
+    if fd is None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.preadv(fd, [buffer.data], begin)
+    finally:
+        os.close(fd)
 
 
 def open_direct(path: Path, flags: int) -> int | None:

@@ -32,6 +32,7 @@ Examples:
     "--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="Workers."
 )
 @options.streaming
+@options.device
 @options.talk
 def diff(
     a: str,
@@ -40,6 +41,7 @@ def diff(
     top: int,
     threads: int,
     stream_inputs: bool,
+    device: str,
     output: Output,
 ) -> None:
     """Show how far checkpoint B is from checkpoint A, per tensor and per module.
@@ -53,7 +55,9 @@ def diff(
 
         check_plot(plot)
     with output.progress("diff") as progress:
-        result = run(a, b, threads=threads, stream_inputs=stream_inputs, progress=progress)
+        result = run(
+            a, b, threads=threads, stream_inputs=stream_inputs, device=device, progress=progress
+        )
     if plot is not None:
         from expo.plots.heatmap import draw_heatmap
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from expo.results import EvaluateResult, Score
 
 _HARNESS = {
-    "model", "tasks", "tasks_path", "apply_chat_template", "out", "generator", "overwrite", "as_json",
-    "quiet", "verbose", "debug",
+    "model", "tasks", "tasks_path", "apply_chat_template", "out", "generator", "device", "overwrite",
+    "as_json", "quiet", "verbose", "debug",
 }  # fmt: skip
 
 FORMS = ("alpaca-eval", "arena-hard", "jsonl", "mt-bench", "ultrafeedback")
@@ -66,6 +66,7 @@ Examples:
     help="Beam search for the likeliest answer, in place of sampling.",
 )
 @options.decoding
+@options.model_device
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
 @click.option(
     "--batch-size",
@@ -100,6 +101,7 @@ def evaluate(
     best_of: int,
     num_beams: int,
     decoding: options.Decoding,
+    device: str | None,
     seed: int,
     batch_size: int,
     concurrency: int,
@@ -121,7 +123,7 @@ def evaluate(
             raise SpecError("--lm-eval takes a MODEL")
         _check_harness(click.get_current_context())
         place = out or Path(f"{name}-results.json")
-        _tasks(model, tasks, place, tasks_path, apply_chat_template, overwrite, output)
+        _tasks(model, tasks, place, tasks_path, apply_chat_template, device, overwrite, output)
         return
     if prompts is None:
         raise SpecError("give the benchmark's --prompts, or tasks with --lm-eval")
@@ -147,6 +149,7 @@ def evaluate(
             num_beams=num_beams,
             batch_size=batch_size,
             concurrency=concurrency,
+            device=device,
             overwrite=overwrite,
             progress=progress,
             say=output.say,
@@ -193,6 +196,7 @@ def _tasks(
     out: Path,
     tasks_path: Path | None,
     apply_chat_template: bool,
+    device: str | None,
     overwrite: bool,
     output: Output,
 ) -> None:
@@ -204,6 +208,7 @@ def _tasks(
         out=out,
         tasks_path=tasks_path,
         apply_chat_template=apply_chat_template,
+        device=device,
         overwrite=overwrite,
     )
     output.wrote(out, "expo publish takes it with --results")

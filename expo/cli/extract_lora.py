@@ -56,6 +56,7 @@ Examples:
 @click.option(
     "--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="Workers."
 )
+@flags.device
 @flags.amount
 @flags.talk
 def extract_lora(
@@ -68,6 +69,7 @@ def extract_lora(
     dtype: str,
     overwrite: bool,
     threads: int,
+    device: str,
     alpha: float | None,
     output: Output,
 ) -> None:
@@ -93,6 +95,7 @@ def extract_lora(
             save_whole=save_whole,
             overwrite=overwrite,
             threads=threads,
+            device=device,
             progress=progress,
         )
     report_adapter(result, lambda: _text(result), output)

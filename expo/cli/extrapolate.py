@@ -97,7 +97,7 @@ def _adapter(
     from expo.verbs.scale_adapter import extrapolate_adapter
 
     others = [name for name, value in vars(overrides).items() if value not in (None, (), False)]
-    others += [name for name in ("dry_run", "hash_inputs") if getattr(options, name)]
+    others += [name for name in ("dry_run", "hash_inputs", "device") if getattr(options, name)]
     others += ["print_spec"] if print_spec else []
     others += [] if options.verify else ["no_verify"]
     options.check_alone("--as-adapter", "which writes megabytes")

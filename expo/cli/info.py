@@ -96,6 +96,8 @@ def _extracted(manifest: "AdapterManifest") -> Lines:
 
 def _made(manifest: "Manifest | AdapterManifest") -> Lines:
     yield "made by", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    if manifest.backend != "cpu":
+        yield "made on", manifest.backend
     yield "files", f"{len(manifest.files)}, each with its SHA-256 (expo verify compares them)"
 
 

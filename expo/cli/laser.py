@@ -73,7 +73,7 @@ def laser(
 
         check_out(out, request, overwrite=options.overwrite)  # before hours of trying
         with output.progress("matrices tried") as progress:
-            found = accept(request, texts, progress=progress)
+            found = accept(request, texts, device=options.device, progress=progress)
         output.say(found.summary())
         request = found.request
     run_merge(request, out, options, output)

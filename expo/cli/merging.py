@@ -41,6 +41,7 @@ def run_merge(
         return
     from expo.compute.stream import Tuning
 
+    tuning = Tuning.on(options.device, options.threads)
     plans, outs = _planned(request, out, alphas)
     if not plans[0].refusals:
         remark(plans, output)
@@ -56,7 +57,7 @@ def run_merge(
             overwrite=options.overwrite,
             hash_inputs=options.hash_inputs,
             verify=options.verify,
-            tuning=Tuning(threads=options.threads),
+            tuning=tuning,
             progress=progress,
             checking=checking,
             say=output.say,
@@ -176,19 +177,16 @@ def show_outputs(
 ) -> None:
     """Print the plan of OUT, or of an output at every one of `alphas`; exit 1 where merge would refuse."""
     from expo.cli.plan_text import plan_text, plans_text
-    from expo.verbs.plan import plan_report
+    from expo.verbs.plan import plan_reports
 
     plans, places = _planned(request, out or Path("OUT"), alphas)
-    reports = [
-        plan_report(
-            plan,
-            place if out is not None else None,
-            overwrite=options.overwrite,
-            threads=options.threads,
-            outputs=len(plans),
-        )
-        for plan, place in zip(plans, places, strict=True)
-    ]
+    reports = plan_reports(
+        plans,
+        [place if out is not None else None for place in places],
+        overwrite=options.overwrite,
+        threads=options.threads,
+        device=options.device,
+    )
     if alphas:
         text = plans_text(reports, places)
         output.data(to_json(reports) if output.json else text)
@@ -207,8 +205,10 @@ def show_plans(
 ) -> None:
     """Print the plan of every document, as one JSON list where that is asked for."""
     from expo.cli.plan_text import plan_text
-    from expo.verbs.plan import plan_stages
+    from expo.verbs.plan import check_measurable, plan_stages
 
+    if options.device is not None:
+        check_measurable(len(stages))
     reports = plan_stages(stages, change, out, overwrite=options.overwrite, threads=options.threads)
     if output.json:
         output.data(to_json(reports))

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from expo.cli.output import Output
+from expo.compute.devices import PROCESSOR, device_name
 from expo.distribution.share import Share, read_share
 from expo.errors import SpecError
 from expo.spec.grid import read_values
@@ -47,6 +48,18 @@ class ByteSize(click.ParamType):
         if found and not found[2] and nbytes < 10**6:
             self.fail(f"{value} means bytes: say which unit, like {value}GB", param, ctx)
         return nbytes
+
+
+class DeviceName(click.ParamType):
+    """`cpu`, `cuda` or `cuda:1`."""
+
+    name = "device"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return device_name(str(value))
+        except SpecError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Dtype(click.Choice):
@@ -93,6 +106,7 @@ class RunOptions:
     hash_inputs: bool = False
     verify: bool = True
     threads: int = DEFAULT_THREADS
+    device: str | None = None
     join: bool = False
     share: Share | None = None
     engine: str | None = None
@@ -179,7 +193,7 @@ def _running(
     worker: str | None,
     engine: str | None,
     address: str | None,
-    **flags: bool | int,
+    **flags: bool | int | str | None,
 ) -> RunOptions:
     if sum(map(bool, (join, worker, engine))) > 1:
         raise SpecError(
@@ -259,6 +273,17 @@ overrides = _bundle(
     },
 )
 
+_WHERE = "Where it is computed: cpu, cuda or cuda:N."
+measured = click.option(
+    "--device",
+    type=DeviceName(),
+    help="Also measure what bounds the run on cpu, cuda or cuda:N: disk, bus or compute. Takes about a second.",
+)
+device = click.option(
+    "--device", type=DeviceName(), default=PROCESSOR, show_default=True, help=_WHERE
+)
+model_device = click.option("--device", help="Like cuda:0. [default: cuda where there is one]")
+
 running = _bundle(
     "options",
     _running,
@@ -280,6 +305,7 @@ running = _bundle(
             show_default=True,
             help="Workers.",
         ),
+        "device": click.option("--device", type=DeviceName(), help=f"{_WHERE} [default: cpu]"),
         "join": click.option(
             "--join",
             is_flag=True,

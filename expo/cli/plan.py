@@ -26,6 +26,7 @@ Examples:
 @options.strictness
 @options.amounts
 @options.overrides
+@options.measured
 @options.talk
 def plan(
     sources: tuple[str, ...],
@@ -35,6 +36,7 @@ def plan(
     strict: bool,
     amounts: options.Amounts,
     overrides: options.Overrides,
+    device: str | None,
     output: Output,
 ) -> None:
     """Print what a merge would do. Reads headers only (of Hub models by range), writes nothing.
@@ -51,9 +53,15 @@ def plan(
 
         output.data(to_json(json_schema()))
         return
-    running, alpha, alphas = options.RunOptions(dry_run=True), amounts.alpha, amounts.alphas
+    running, alpha, alphas = (
+        options.RunOptions(dry_run=True, device=device),
+        amounts.alpha,
+        amounts.alphas,
+    )
     if resolved and alphas:
         raise SpecError("--alphas: not with --resolved, which prints a spec of one alpha")
+    if resolved and device is not None:
+        raise SpecError("--device: not with --resolved: a spec names none")
     match sources:
         case (_,) if alpha is not None:
             raise SpecError("alpha belongs into the spec here; --alpha goes with SFT ALIGNED")

@@ -8,6 +8,7 @@ from expo.checkpoint.hub import endpoint_note
 from expo.cli.output import facts
 from expo.planning.findings import gigabytes
 from expo.planning.report import PlanReport, SourceReport
+from expo.results import Bound
 from expo.spec.request import both_conventions
 
 _LISTED = 8
@@ -42,6 +43,8 @@ def plan_text(plan: PlanReport) -> str:
         ("copies", ", ".join(plan.sidecars) or "nothing"),
         ("leaves", _left_behind(plan.left_behind)),
     ]  # fmt: skip
+    if plan.bound is not None:
+        lines += _bound(plan.bound)
     if plan.engine == "mergekit":  # what it will read and write is its own affair
         lines = [line for line in lines if line[0] not in ("tensors", "reads", "writes", "memory")]
     if note := endpoint_note():
@@ -86,6 +89,30 @@ def _reads(plan: PlanReport) -> str:
         return f"{read}, {download} to download"
     streamed = f"{gigabytes(plan.stream_bytes)} of it streamed by range (each byte once)"
     return f"{read}, {streamed}, {download if plan.download_bytes else 'no weights'} to download"
+
+
+def _bound(bound: Bound) -> list[tuple[str, str]]:
+    names = {"bus": "bus (both ways at once)", "hash": "SHA-256"}
+    rates = {
+        "disk": "disk {}/s", "to_device": "to the device {}/s", "from_device": "from it {}/s",
+        "elements": "{} elements/s", "elements_here": "on the CPU {} elements/s",
+        "hash": "SHA-256 {}/s", "spectrum": "matrices {} of m²n/s", "small_rank": "matrices of small rank {} of m·n·rank/s",
+    }  # fmt: skip
+    took = ", ".join(f"{names.get(part, part)} {s:.2g} s" for part, s in bound.seconds.items())
+    known = {name: text for name, text in rates.items() if name in bound.rates}
+    measured = ", ".join(
+        text.format(_amount(name, bound.rates[name])) for name, text in known.items()
+    )
+    return [
+        ("device", bound.backend),
+        ("bound", f"{bound.says}; each by itself: {took}"),
+        ("measured", measured),
+    ]
+
+
+def _amount(name: str, rate: float) -> str:
+    is_bytes = name in ("disk", "to_device", "from_device", "hash")
+    return gigabytes(round(rate)) if is_bytes else f"{rate / 1e9:.3g} G"
 
 
 def _source(source: SourceReport) -> str:

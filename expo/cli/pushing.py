@@ -59,6 +59,7 @@ def run_push(
     if options.dry_run:
         _show_plan(plan, where, options, output)
         return
+    tuning = Tuning.on(options.device, options.threads)
     remark([plan], output)
     RESUMABLE.append(where.place)
     with (
@@ -69,7 +70,7 @@ def run_push(
             plan,
             where,
             hash_inputs=options.hash_inputs,
-            tuning=Tuning(threads=options.threads),
+            tuning=tuning,
             progress=progress,
             checking=checking,
             say=output.say,

@@ -8,6 +8,7 @@ import click
 
 from expo.cli import options
 from expo.cli.output import Output, number, table
+from expo.planning.findings import fell_back
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +56,7 @@ Examples:
     "--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="Workers."
 )
 @options.streaming
+@options.device
 @options.talk
 def spectrum(
     model: str,
@@ -67,6 +69,7 @@ def spectrum(
     train_dir: Path,
     threads: int,
     stream_inputs: bool,
+    device: str,
     output: Output,
 ) -> None:
     """Singular values of the matrices of MODEL, summed up: noise level, edge, ranks, SNR.
@@ -88,6 +91,7 @@ def spectrum(
             target=target,
             threads=threads,
             stream_inputs=stream_inputs,
+            device=device,
             progress=progress,
             values=values,
         )
@@ -95,6 +99,8 @@ def spectrum(
         _draw(result, values, plot, model if minus is None else f"{model} − {minus}", output)
     if train_top is not None:
         _write(result, train_top, by, train_dir, model, output)
+    for warning in fell_back(one.tensor for one in result if one.fell_back):
+        output.say(f"warning: {warning}")
     output.result(result, lambda: spectrum_text(result, top))
 
 

@@ -70,7 +70,7 @@ Examples:
 @flags.decoding
 @click.option("--seed", type=int, default=0, show_default=True, help="Of sampling and halves.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--device", help="Like cuda:0. [default: cuda where there is one]")
+@flags.model_device
 @click.option("--overwrite", is_flag=True, help="Begin anew where OUT_DIR holds another sweep.")
 @flags.talk
 def sweep(

@@ -10,8 +10,9 @@ import torch
 from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.headers import printable
 from expo.compute.choice import arithmetic_of, plain_arithmetic
+from expo.compute.decompositions import Decompositions
 from expo.errors import CheckpointError
-from expo.operators.decompose import Cut, cut
+from expo.operators.decompose import Cut
 from expo.operators.methods import Array
 from expo.operators.rules import Keep
 from expo.planning.jobs import Blend, MatrixJob, TensorJob
@@ -40,13 +41,19 @@ class EditedMatrix:
 
 
 def edit_matrix(
-    job: TensorJob, matrix: MatrixJob, seed: int, load: Load, exact: Exact
+    job: TensorJob,
+    matrix: MatrixJob,
+    seed: int,
+    load: Load,
+    exact: Exact,
+    by: Decompositions,
 ) -> tuple[EditedMatrix, tuple[EditReport, ...]]:
     """Cut what the plan says.
 
     Args:
         load: gives the matrix's elements of a weight in the working precision, flat.
         exact: the exact result of the matrix, given the edited Δ of every term (None: as they are).
+        by: takes it apart.
 
     Raises:
         CheckpointError: an input holds NaN or Inf, the gate refuses, or nothing is kept of a weight.
@@ -57,12 +64,13 @@ def edit_matrix(
             raise CheckpointError(
                 f"{printable(job.name)} holds NaN or Inf in {weight.files.label}: it is damaged"
             )
-    deltas, reports = _cut_deltas(job.rule, matrix, seed, load)
+    deltas, reports = _cut_deltas(job.rule, matrix, seed, load, by)
     result = exact(deltas)
     is_edited = deltas is not None
     for number, keep in enumerate(matrix.result):
         whole = torch.from_numpy(result).view(matrix.shape)
-        done = cut(whole, keep, seed=seed, name=f"{matrix.label}/{number}")
+        name = f"{matrix.label}/{number}"
+        done = by.cut(whole, keep, seed=seed, name=name)
         if not done.rank and bool(whole.any()):
             raise CheckpointError(
                 f"keep {keep} keeps nothing of {printable(matrix.label)}: all of it lies below the edge "
@@ -70,17 +78,19 @@ def edit_matrix(
             )
         is_edited = is_edited or done.matrix is not whole
         result = done.matrix.reshape(-1).numpy()
-        reports.append(_report(matrix, "result", keep, done))
+        fell_back = name in by.fell_back
+        reports.append(_report(matrix, "result", keep, done, fell_back=fell_back))
     return EditedMatrix(matrix.begin, result if is_edited else None), tuple(reports)
 
 
 def _cut_deltas(
-    rule: Blend, matrix: MatrixJob, seed: int, load: Load
+    rule: Blend, matrix: MatrixJob, seed: int, load: Load, by: Decompositions
 ) -> tuple[list[Array] | None, list[EditReport]]:
     """Every Δ with only a part kept; None where nothing was removed of any."""
     if matrix.delta is None:
         return None, []
-    cuts = [_cut_delta(rule, n, matrix, matrix.delta, seed, load) for n in range(len(rule.terms))]
+    numbers = range(len(rule.terms))
+    cuts = [_cut_delta(rule, n, matrix, matrix.delta, seed, load, by) for n in numbers]
     reports = [report for *_, report in cuts]
     if not any(is_edited for _, is_edited, _ in cuts):
         return None, reports
@@ -88,7 +98,13 @@ def _cut_deltas(
 
 
 def _cut_delta(
-    rule: Blend, number: int, matrix: MatrixJob, edit: MatrixEdit, seed: int, load: Load
+    rule: Blend,
+    number: int,
+    matrix: MatrixJob,
+    edit: MatrixEdit,
+    seed: int,
+    load: Load,
+    by: Decompositions,
 ) -> tuple[Array, bool, EditReport]:
     """What is kept of one Δ, and whether that is not all of it."""
     base, term = rule.base, rule.terms[number]
@@ -96,14 +112,15 @@ def _cut_delta(
     assert base is not None
     theta = load(term.weight)
     delta = torch.from_numpy(theta - load(base)).view(matrix.shape)
-    done = cut(delta, edit.keep, seed=seed, name=f"{matrix.label}#{number}")
+    name = f"{matrix.label}#{number}"
+    done = by.cut(delta, edit.keep, seed=seed, name=name)
     ratio = None
     if done.noise_sigma is not None:
         noise = one_rounding(theta, term.weight, base)
         ratio = noise and done.noise_sigma / noise
     if ratio is not None and edit.keep.is_automatic and not edit.force:
         _gate(matrix, edit.keep, ratio)
-    report = _report(matrix, label, edit.keep, done, ratio)
+    report = _report(matrix, label, edit.keep, done, ratio, fell_back=name in by.fell_back)
     return done.matrix.reshape(-1).numpy(), done.matrix is not delta, report
 
 
@@ -142,7 +159,13 @@ def _gate(matrix: MatrixJob, keep: Keep, ratio: float) -> None:
 
 
 def _report(
-    matrix: MatrixJob, on: str, keep: Keep, done: Cut, ratio: float | None = None
+    matrix: MatrixJob,
+    on: str,
+    keep: Keep,
+    done: Cut,
+    ratio: float | None = None,
+    *,
+    fell_back: bool,
 ) -> EditReport:
     return EditReport(
         matrix=matrix.label,
@@ -155,4 +178,5 @@ def _report(
         bulk_fit=done.bulk_fit,
         ulp_ratio=ratio,
         gain=done.gain,
+        fell_back=fell_back,
     )

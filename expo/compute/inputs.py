@@ -8,7 +8,7 @@ import numpy as np
 from expo.checkpoint.checkpoint import Checkpoint, Weight
 from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.files import Files
-from expo.checkpoint.reader import Bytes, Reader, read_buffer
+from expo.checkpoint.reader import Bytes, Reader, Room, aligned_buffer, read_buffer
 from expo.compute.ahead import ReadAhead, Steps
 from expo.compute.arithmetic import Arithmetic, Stored
 from expo.operators.methods import Array
@@ -85,10 +85,14 @@ class Readers:
 
 
 class Inputs:
-    """Read buffers, one for each weight that a piece is made of, and the factors of adapters."""
+    """Read buffers, one for each weight that a piece is made of, and the factors of adapters.
 
-    def __init__(self, readers: Readers, buffer_bytes: int) -> None:
-        self._readers = readers
+    Args:
+        room: gives the memory of the buffers.
+    """
+
+    def __init__(self, readers: Readers, buffer_bytes: int, room: Room = aligned_buffer) -> None:
+        self._readers, self._room = readers, room
         self.buffer_bytes = buffer_bytes
         self._buffers: dict[int, Bytes] = {}
         self._factors: dict[int, tuple[Weight, tuple[Tensor, Tensor]]] = {}
@@ -109,7 +113,7 @@ class Inputs:
     def _buffer(self, side: int, nbytes: int) -> Bytes:
         known = self._buffers.get(side)
         if known is None or known.size < nbytes:
-            known = self._buffers[side] = read_buffer(max(self.buffer_bytes, nbytes))
+            known = self._buffers[side] = read_buffer(max(self.buffer_bytes, nbytes), self._room)
         return known
 
     def _factors_of(self, weight: Weight, side: int) -> "tuple[Tensor, Tensor]":

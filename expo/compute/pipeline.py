@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from expo.checkpoint.headers import ALIGNMENT
-from expo.checkpoint.reader import Bytes, aligned_buffer
+from expo.checkpoint.reader import Bytes, Room, aligned_buffer
 from expo.compute.blending import Target
 from expo.compute.worker import PieceResult, Worker
 from expo.operators.statistics import Sample, Sums
@@ -165,18 +165,20 @@ def run_pipeline(
     chunk_bytes: int,
     tick: Callable[[], None],
     done: Callable[[int], None] = lambda _: None,
+    room: Room = aligned_buffer,
 ) -> None:
     """Bring every chunk into every output that wants its shard.
 
     Args:
         done: called with the number of each chunk that is computed.
+        room: gives the memory of the outputs' buffers.
 
     Raises:
         the first failure of any thread; whatever interrupts `tick` or this thread.
     """
     for output in outputs:
         for _ in range(len(workers) + 3):
-            output.free.put(aligned_buffer(buffer_bytes(chunk_bytes) + ALIGNMENT))
+            output.free.put(room(buffer_bytes(chunk_bytes) + ALIGNMENT))
     numbered, lock = enumerate(chunks), threading.Lock()
 
     def work(worker: Worker) -> None:

@@ -41,13 +41,13 @@ class Plain:
     """`Arithmetic` in several passes over a block."""
 
     def widen(self, stored: Stored, out: Array) -> None:
-        torch.from_numpy(out).copy_(_tensor(stored))
+        torch.from_numpy(out).copy_(as_tensor(stored))
 
     def extrapolate(
         self, base: Stored, aligned: Stored, alpha: float, out: Stored, draws: Draws | None
     ) -> Done:
         dtype = torch.float64 if "F64" in (base.dtype, aligned.dtype) else torch.float32
-        b, a = (_tensor(side).to(dtype) for side in (base, aligned))
+        b, a = (as_tensor(side).to(dtype) for side in (base, aligned))
         delta = torch.empty_like(a)
         exact = extrapolate(b, a, alpha, delta=delta)
         arrays = [t.numpy() for t in (exact, b, delta, a)]
@@ -71,13 +71,13 @@ class Plain:
             increment = np.subtract(exact, start)
             asked = summing.dot(increment, delta), summing.dot(increment, increment)
             norms = summing.delta(start, delta)
-            rounded = _tensor(out).to(torch.from_numpy(exact).dtype, copy=True).numpy()
+            rounded = as_tensor(out).to(torch.from_numpy(exact).dtype, copy=True).numpy()
             error = summing.rounding(rounded, exact, delta, still)
         finite = finite and all(bool(np.isfinite(x).all()) for x in (exact, start, delta))
         return Done(Sums(exact.size, *norms, *error, 0.0, *asked), finite)
 
     def store(self, exact: Array, out: Stored, draws: Draws | None) -> bool:
-        values, target = torch.from_numpy(exact), _tensor(out)
+        values, target = torch.from_numpy(exact), as_tensor(out)
         if draws is None:
             round_nearest(values, target.dtype, out=target)
         else:
@@ -86,7 +86,7 @@ class Plain:
 
     def compare(self, base: Stored, aligned: Stored) -> Done:
         dtype = torch.float64 if "F64" in (base.dtype, aligned.dtype) else torch.float32
-        b, a = (_tensor(side).to(dtype).numpy() for side in (base, aligned))
+        b, a = (as_tensor(side).to(dtype).numpy() for side in (base, aligned))
         with np.errstate(over="ignore", invalid="ignore"):
             delta = a - b
             summing = Summing(a.size, a.dtype)
@@ -177,7 +177,8 @@ def _rows(tensor: Tensor) -> tuple[Tensor, ...]:
     return tensor.split(max(1, BLOCK_ELEMENTS // max(tensor[0].numel(), 1)))
 
 
-def _tensor(stored: Stored) -> Tensor:
+def as_tensor(stored: Stored) -> Tensor:
+    """The elements over the same memory."""
     dtype = getattr(torch, TORCH_NAMES[stored.dtype])
     if not stored.data.size:
         return torch.empty(0, dtype=dtype)

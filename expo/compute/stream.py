@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expo.checkpoint.dtypes import TORCH_NAMES
-from expo.checkpoint.reader import Bytes
+from expo.checkpoint.reader import Bytes, Room, aligned_buffer
 from expo.compute.blending import Edited, Target
 from expo.compute.choice import needs_torch
+from expo.compute.devices import PROCESSOR, device_name
 from expo.compute.inputs import Inputs, Readers, fetch
 from expo.compute.pipeline import Output, run_pipeline
 from expo.compute.preparations import Preparations
@@ -34,17 +35,45 @@ from expo.threads import DEFAULT_THREADS, Crew, PerThread, side_by_side
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from expo.compute.device import Device
+
 Progress = Callable[[int, int], None]
 """Called with (bytes written so far, bytes in all)."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How to run; nothing here changes a byte of the output."""
+    """How to run. Nothing here changes a byte of the output, but that the library of a `device` takes edited matrices
+    apart in its own way."""
 
     threads: int = DEFAULT_THREADS
     chunk_bytes: int = CHUNK_BYTES
     block_elements: int = BLOCK_ELEMENTS
+    device: "Device | None" = None
+
+    @classmethod
+    def on(cls, device: str | None, threads: int = DEFAULT_THREADS) -> "Tuning":
+        """To run on a device by its name.
+
+        Raises:
+            SpecError: it is no name of a device.
+            ExpoError: the device is not there, or torch cannot use it.
+        """
+        if device is None or device_name(device) == PROCESSOR:
+            return cls(threads)
+        from expo.compute.device import CHUNK_BYTES, open_device
+
+        return cls(threads, CHUNK_BYTES, device=open_device(device))
+
+    @property
+    def backend(self) -> str:
+        """What decides the last bits of edited matrices."""
+        return PROCESSOR if self.device is None else self.device.backend
+
+    @property
+    def room(self) -> Room:
+        """Gives the memory of read and output buffers."""
+        return aligned_buffer if self.device is None else self.device.buffer
 
 
 def stream(
@@ -85,7 +114,7 @@ def stream(
 
         try:
             preparations = _preparations(plans, left, tuning)
-            workers = [_worker(readers, preparations, tuning) for _ in range(tuning.threads)]
+            workers = [make_worker(readers, preparations, tuning) for _ in range(tuning.threads)]
             chunks = _chunks(plans[0], left, tuning)
             readers.expect(map(_ranges, (chunk.pieces for chunk in chunks)))
             tick()
@@ -97,6 +126,7 @@ def stream(
                 chunk_bytes=tuning.chunk_bytes,
                 tick=tick,
                 done=readers.done,
+                room=tuning.room,
             )
         finally:
             readers.end()
@@ -120,7 +150,7 @@ def tensors(plan: Plan, *, tuning: Tuning = Tuning()) -> "Iterator[tuple[str, Te
     preparations = _preparations([plan], range(len(plan.shards)), tuning)
     jobs = list(plan.jobs)
     with Readers() as readers:
-        worker = PerThread(lambda: _worker(readers, preparations, tuning))
+        worker = PerThread(lambda: make_worker(readers, preparations, tuning))
         readers.expect(_ranges(_cuts(job, tuning)) for job in jobs)
 
         def compute(numbered: tuple[int, TensorJob]) -> Bytes:
@@ -163,11 +193,16 @@ def _import_what_is_needed(plans: Sequence[Plan]) -> None:
         import_module("torch")
 
 
-def _worker(
-    readers: Readers, preparations: "Preparations[Prepared | Edited]", tuning: Tuning
+def make_worker(
+    readers: Readers, preparations: "Preparations[Prepared | Edited] | None", tuning: Tuning
 ) -> Worker:
-    inputs = Inputs(readers, buffer_bytes(tuning.chunk_bytes))
-    return BlockWorker(inputs, preparations, block_elements=tuning.block_elements)
+    """Of the device that is to be used."""
+    inputs = Inputs(readers, buffer_bytes(tuning.chunk_bytes), tuning.room)
+    if tuning.device is None:
+        return BlockWorker(inputs, preparations, block_elements=tuning.block_elements)
+    from expo.compute.device_worker import DeviceWorker
+
+    return DeviceWorker(inputs, tuning.device, preparations, block_elements=tuning.block_elements)
 
 
 def _preparations(

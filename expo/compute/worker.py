@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from expo.operators.statistics import Sample, Sums
 from expo.planning.chunks import BLOCK_ELEMENTS, Piece
 from expo.planning.jobs import Blend, Copy, MatrixJob, TensorJob
 from expo.results import EditReport
+
+if TYPE_CHECKING:
+    from expo.compute.device import Device
 
 
 class PieceResult(NamedTuple):
@@ -64,6 +67,9 @@ class BlockWorker:
 
     A block goes: stored bytes → the formula in the working precision → one rounding into the target's bytes →
     sums.
+
+    Args:
+        device: where matrices that are edited are taken apart; by default here.
     """
 
     def __init__(
@@ -73,8 +79,9 @@ class BlockWorker:
         *,
         block_elements: int = BLOCK_ELEMENTS,
         arithmetic: Callable[[TensorJob], Arithmetic] = arithmetic_for,
+        device: "Device | None" = None,
     ) -> None:
-        self._inputs, self._block = inputs, block_elements
+        self._inputs, self._block, self._device = inputs, block_elements, device
         self._preparations = preparations or Preparations()
         self._arithmetic_for = arithmetic
 
@@ -161,7 +168,7 @@ class BlockWorker:
             if _overlap(piece, matrix)
         }
         return Blending(
-            piece, target, prepared, edits, arithmetic, _sampled_element(job, self._block)
+            piece, target, prepared, edits, arithmetic, sampled_element(job, self._block)
         )
 
     def _finished(self, piece: Piece, blend: Blending) -> PieceResult:
@@ -206,6 +213,7 @@ class BlockWorker:
         if number is None:
             return prepare(job, seed, self._inputs, self._arithmetic_for(job))
         from expo.compute.cuts import edit_matrix
+        from expo.compute.decompositions import Decompositions
 
         matrix, arithmetic = job.matrices[number], self._arithmetic_for(job)
         read: dict[int, Array] = {}
@@ -226,7 +234,7 @@ class BlockWorker:
             prepared = self._prepared(Target(job, _NOTHING, seed=seed))
             return exact_values(job, load, prepared, matrix.begin, arithmetic, deltas)
 
-        edited, reports = edit_matrix(job, matrix, seed, load, exact)
+        edited, reports = edit_matrix(job, matrix, seed, load, exact, Decompositions(self._device))
         return Edited(edited.begin, edited.result, reports)
 
 
@@ -239,7 +247,7 @@ def _overlap(piece: Piece, matrix: MatrixJob) -> int:
     return max(0, end - max(piece.begin, matrix.begin))
 
 
-def _sampled_element(job: TensorJob, block_elements: int) -> int:
+def sampled_element(job: TensorJob, block_elements: int) -> int:
     """The first element of the block in the middle of the longest blended stretch; -1 without one."""
     shared = [stretch for stretch in job.stretches() if stretch.starts is not None]
     longest = max(shared, key=lambda stretch: stretch.count, default=None)

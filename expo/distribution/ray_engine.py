@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ class RayEngine:
             directory=Path.cwd(),
             requests=tuple(plan.request for plan in plans),
             outs=tuple(sink.out for sink in sinks),
-            prints=tuple(fingerprint(plan, identities(plan)) for plan in plans),
-            tuning=tuning,
+            prints=tuple(fingerprint(plan, identities(plan), tuning.backend) for plan in plans),
+            tuning=replace(tuning, device=None),
+            device=None if tuning.device is None else tuning.device.place.type,
         )
         tally = _Tally(sum(plan.write_bytes for plan in plans), done, progress)
         for task, shards in self._run(job, _tasks(plans, done), tally):
@@ -104,6 +106,7 @@ class RayEngine:
         """Every task with what it gave, as they end."""
         how = {
             "num_cpus": _processors(job.tuning.threads),
+            "num_gpus": 0 if job.device is None else 1,
             "scheduling_strategy": "SPREAD",
             "max_retries": 0,
         }

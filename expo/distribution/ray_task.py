@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import expo
@@ -32,7 +32,7 @@ Tell = Callable[[int, int], object]
 class Job:
     """What all tasks of a run have in common: requests, places and fingerprints of its outputs.
 
-    Names of models may be paths from `directory`.
+    Names of models may be paths from `directory`. `tuning` has no device: a task opens its own of the kind `device`.
     """
 
     version: str
@@ -41,6 +41,7 @@ class Job:
     outs: tuple[Path, ...]
     prints: tuple[Fingerprint, ...]
     tuning: Tuning
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def _computed(job: Job, task: Task, tell: Tell) -> list[FinishedShard]:
         raise OutputError(
             f"has expo {expo.__version__}, the driver {job.version}: install one version"
         )
-    plans, told = _plans(job), 0.0
+    tuning, plans = _begun(job)
+    told = 0.0
 
     def tick(written: int, _total: int) -> None:
         nonlocal told
@@ -87,26 +89,28 @@ def _computed(job: Job, task: Task, tell: Tell) -> list[FinishedShard]:
             [plans[output] for output in task.wanted],
             sinks,
             shards=[task.number],
-            tuning=job.tuning,
+            tuning=tuning,
             progress=tick,
         )
     return [shard for shards in done for shard in shards]
 
 
-_PLANS: dict[tuple[str, ...], list[Plan]] = {}
-"""The last merge's: a process computes several of its shards, and reads its headers once."""
+_BEGUN: dict[tuple[str, ...], tuple[Tuning, list[Plan]]] = {}
+"""Of the last merge: a process computes several of its shards, and reads its headers once."""
 
 
-def _plans(job: Job) -> list[Plan]:
-    """The driver's plans, of inputs that are the driver's."""
+def _begun(job: Job) -> tuple[Tuning, list[Plan]]:
+    """How to run here, and the driver's plans, of inputs that are the driver's."""
     key = tuple(print_.digest for print_ in job.prints)
-    if key not in _PLANS:
-        _PLANS.clear()
-        _PLANS[key] = _planned(job)
-    return _PLANS[key]
+    if key not in _BEGUN:
+        _BEGUN.clear()
+        opened = Tuning.on(job.device).device
+        tuning = replace(job.tuning, device=opened)
+        _BEGUN[key] = tuning, _planned(job, tuning.backend)
+    return _BEGUN[key]
 
 
-def _planned(job: Job) -> list[Plan]:
+def _planned(job: Job, backend: str) -> list[Plan]:
     with suppress(OSError):  # a node may lack it, and need it only for what is named from there
         os.chdir(job.directory)
     first = build_plan(job.requests[0])
@@ -114,7 +118,7 @@ def _planned(job: Job) -> list[Plan]:
     plans = [placed(plan, out) for plan, out in zip((first, *others), job.outs, strict=True)]
     fetch(first)
     for plan, print_ in zip(plans, job.prints, strict=True):
-        if changed := fingerprint(plan, identities(plan)).difference(print_.parts):
+        if changed := fingerprint(plan, identities(plan), backend).difference(print_.parts):
             raise CheckpointError(
                 f"sees other inputs than the driver ({changed} differ): give all nodes the same"
             )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from expo.compute.devices import for_models
 from expo.errors import CheckpointError, SpecError
 from expo.results import Score
 
@@ -17,6 +18,7 @@ def run_tasks(
     revision: str | None = None,
     tasks_path: Path | None = None,
     apply_chat_template: bool = False,
+    device: str | None = None,
 ) -> tuple[Score, ...]:
     """What the harness says of a model: every metric of every task, with the interval of its error.
 
@@ -24,6 +26,7 @@ def run_tasks(
         model: a directory, or a repository on the Hub.
         tasks: names of tasks or groups.
         tasks_path: a folder with more of them.
+        device: like "cuda:0"; by default CUDA where there is one.
 
     Raises:
         SpecError: the harness is not installed, or there is no such task.
@@ -31,13 +34,13 @@ def run_tasks(
     """
     try:
         import lm_eval
-        import torch
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise SpecError(
             "--lm-eval needs lm-evaluation-harness: pip install 'expo-merge[eval]'"
         ) from error
+    where = str(for_models(device))
     known = TaskManager(include_path=None if tasks_path is None else str(tasks_path))
     if unknown := [task for task in tasks if not known.match_tasks([task])]:
         raise SpecError(
@@ -50,7 +53,7 @@ def run_tasks(
             model_args=arguments,  # pyright: ignore
             tasks=[*tasks],  # pyright: ignore
             task_manager=known,  # pyright: ignore
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=where,
             apply_chat_template=apply_chat_template,
             log_samples=False,
         )

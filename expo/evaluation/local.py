@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expo.checkpoint.reference import Location, parse_loadable
+from expo.compute.devices import for_models
 from expo.errors import CheckpointError
 from expo.evaluation.answers import Reply
 from expo.sampling.prompts import Prompt
@@ -27,6 +28,7 @@ class Local:
     preset: str | None = None
     num_beams: int = 1
     batch_size: int = 16
+    device: str | None = None
     threads: int = 1
 
     @property
@@ -84,7 +86,6 @@ class Local:
 
     @cached_property
     def _loaded(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from expo.sampling.live import quiet
@@ -103,17 +104,24 @@ class Local:
             raise CheckpointError(
                 f"{self.place} does not load through transformers: {first}"
             ) from error
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = for_models(self.device)
         return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
 
 
-def open_local(model: str, *, preset: str | None, num_beams: int, batch_size: int) -> Local:
+def open_local(
+    model: str,
+    *,
+    preset: str | None,
+    num_beams: int,
+    batch_size: int,
+    device: str | None = None,
+) -> Local:
     """The model of a directory or of a Hub id.
 
     Raises:
         SpecError: it is neither.
     """
-    return Local(parse_loadable(model, role="MODEL"), preset, num_beams, batch_size)
+    return Local(parse_loadable(model, role="MODEL"), preset, num_beams, batch_size, device)
 
 
 def _is_read(file: Path) -> bool:

@@ -1,21 +1,21 @@
 """The kernels of low-rank edits: all singular values of a matrix, and the part of it that a rule keeps.
 
-Everything goes through the Gram matrix over the short side, brought to tridiagonal form in float32,
-and its eigenvalues in float64: several times cheaper than an SVD. Where that is too coarse for what is
-asked, all of it is done again in float64. One thread a matrix; matrices run side by side.
+Everything goes through the Gram matrix over the short side and its eigenvalues: several times cheaper than an
+SVD. Where products in float32 are too coarse for what is asked, all of it is done again in float64. A matrix is
+worked on where it is: by LAPACK on the processor, one thread a matrix, matrices side by side; by torch's library
+on a device (`spectra`). Rules see singular values in float64, on the processor.
 """
 
 import hashlib
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from expo.operators.keep import fixed_rank, kept_values, threshold
-from expo.operators.lapack import apply_reflectors, gram, tridiagonal
 from expo.operators.low_rank import bulk_fit, mp_edge, noise_level
 from expo.operators.rules import Keep
+from expo.operators.spectra import LAPACK, Library, Spectrum
 
 _GRAM_ERROR = 7e-6
 """Of an eigenvalue in the bulk, relative to ‖Gram‖_F / m, in float32: about 100 roundings of it, the
@@ -30,6 +30,7 @@ _SMALL_RANK = 16
 _ITERATIONS = 3  # the residual is less than 0.1 % above the best one without any gap at the rank
 
 _SQUARE_BLOCK = 1 << 16  # elements whose squares in float64 stay in a core's cache
+_SQUARE_BLOCK_ON_DEVICE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -57,38 +58,46 @@ class Factors:
     right: Tensor
 
 
-def singular_values(matrix: Tensor) -> Tensor:
-    """All singular values of a float matrix (rows, columns): float64, descending.
+def singular_values(matrix: Tensor, library: Library = LAPACK) -> Tensor:
+    """All singular values of a float matrix (rows, columns): float64, descending, in the processor's memory.
 
     Values below 2e-4·S₀ are not resolved in float32; where the noise lies that low, all is done in
     float64, which resolves down to 1e-7·S₀.
+
+    Args:
+        library: one that works where the matrix is.
     """
     short = _lying(matrix)
-    values = _Spectrum(short.float()).values
-    return _Spectrum(short.double()).values if _is_too_fine(values, *short.shape) else values
+    values = library.reduce(short, library.first, with_vectors=False).values
+    if library.first == torch.float64 or not _is_too_fine(values, *short.shape):
+        return values
+    return library.reduce(short, torch.float64, with_vectors=False).values
 
 
-def cut(matrix: Tensor, keep: Keep, *, seed: int = 0, name: str = "") -> Cut:
-    """The part of a float32 or float64 matrix that `keep` keeps, in its shape and dtype.
+def cut(
+    matrix: Tensor, keep: Keep, *, seed: int = 0, name: str = "", library: Library = LAPACK
+) -> Cut:
+    """The part of a float32 or float64 matrix that `keep` keeps, in its shape and dtype, where it is.
 
     Args:
         seed, name: of the random start where the rank is small.
+        library: one that works where the matrix is.
     """
     short = _lying(matrix)
     m, n = short.shape
     rank = fixed_rank(keep, m, n)
     if rank is not None and rank >= m:
         return Cut(matrix, m, 0.0)
-    if rank is not None and rank <= m // _SMALL_RANK:
-        return _cut_small(matrix, rank, seed, name)
-    spectrum, kept = _spectrum(short, keep)
+    if (small := small_rank(keep, m, n)) is not None:
+        return _cut_small(matrix, small, seed, name)
+    spectrum, kept = _spectrum(short, keep, library)
     values = spectrum.values
     total = float(values.square().sum())
     sigma = noise_level(values, m, n)
     if len(kept) == m and keep.rule != "shrink":
         part = matrix  # nothing goes: not even the last bits of a product
     else:
-        part = _part(short, spectrum, kept)
+        part = _part(short, spectrum, kept, library)
         part = part if short is matrix else part.T.contiguous()
     return Cut(
         part,
@@ -100,33 +109,42 @@ def cut(matrix: Tensor, keep: Keep, *, seed: int = 0, name: str = "") -> Cut:
 
 
 def factors(
-    matrix: Tensor, keep: Keep, *, seed: int = 0, name: str = "", iterations: int = _ITERATIONS
+    matrix: Tensor,
+    keep: Keep,
+    *,
+    seed: int = 0,
+    name: str = "",
+    iterations: int = _ITERATIONS,
+    library: Library = LAPACK,
 ) -> Factors:
     """The kept part as a product, for rules that do not shrink."""
     short = _lying(matrix)
-    rank = fixed_rank(keep, *short.shape)
-    if rank is not None and rank <= short.shape[0] // _SMALL_RANK:
-        return _randomized(matrix, rank, seed, name, iterations)[0]
-    spectrum, kept = _spectrum(short, keep)
+    small = small_rank(keep, *short.shape)
+    if small is not None:
+        return _randomized(matrix, small, seed, name, iterations)[0]
+    spectrum, kept = _spectrum(short, keep, library)
     basis = spectrum.vectors(0, len(kept)).to(matrix.dtype)
     if short is matrix:
         return Factors(basis, basis.T @ matrix)
     return Factors(matrix @ basis, basis.T.contiguous())
 
 
+def small_rank(keep: Keep, m: int, n: int) -> int | None:
+    """The rank that an (m, n) matrix, m ≤ n, is brought to the randomized way; None where its spectrum is needed."""
+    rank = fixed_rank(keep, m, n)
+    return rank if rank is not None and rank <= m // _SMALL_RANK else None
+
+
 def square_sum(matrix: Tensor) -> float:
     """Σ of the squares, in float64."""
-    blocks = matrix.reshape(-1).split(_SQUARE_BLOCK)
-    return sum(float(block.double().square().sum()) for block in blocks)
+    size = _SQUARE_BLOCK if matrix.device.type == "cpu" else _SQUARE_BLOCK_ON_DEVICE
+    squares = [block.double().square().sum() for block in matrix.reshape(-1).split(size)]
+    return sum(torch.stack(squares).tolist()) if squares else 0.0
 
 
 def _lying(matrix: Tensor) -> Tensor:
     """The matrix with its short side first: itself or its transpose."""
     return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-
-
-def _roots(eigenvalues: Tensor) -> Tensor:
-    return eigenvalues.clamp_(min=0.0).sqrt_().flip(0)
 
 
 def _is_too_fine(values: Tensor, m: int, n: int) -> bool:
@@ -135,45 +153,14 @@ def _is_too_fine(values: Tensor, m: int, n: int) -> bool:
     return bool(values[0] > 300.0 * edge)
 
 
-class _Spectrum:
-    """A Gram matrix brought to tridiagonal form once: all its eigenvalues, and the vectors asked for.
-
-    Products and reduction are in the dtype of the matrix, what follows is in float64.
-    """
-
-    def __init__(self, short: Tensor) -> None:
-        from scipy.linalg import eigh_tridiagonal
-
-        # The transpose of a row-major array is what BLAS calls column-major: no copy.
-        self._reduced = gram(short.contiguous().numpy().T)
-        diagonal, beside, self._scales = tridiagonal(self._reduced)
-        self._diagonal, self._beside = diagonal.astype(np.float64), beside.astype(np.float64)
-        eigenvalues = eigh_tridiagonal(self._diagonal, self._beside, eigvals_only=True)
-        self.values = _roots(torch.from_numpy(eigenvalues))
-
-    def vectors(self, first: int, end: int) -> Tensor:
-        """Those of values[first:end], as columns."""
-        from scipy.linalg import eigh_tridiagonal
-
-        size = len(self._diagonal)
-        if first == end:
-            return torch.from_numpy(np.empty((size, 0), dtype=self._reduced.dtype))
-        chosen = (size - end, size - 1 - first)
-        _, found = eigh_tridiagonal(
-            self._diagonal, self._beside, select="i", select_range=chosen, lapack_driver="stemr"
-        )
-        vectors = found[:, ::-1].astype(self._reduced.dtype, order="F")
-        apply_reflectors(self._reduced, self._scales, vectors)
-        return torch.from_numpy(vectors)
-
-
-def _spectrum(short: Tensor, keep: Keep) -> tuple[_Spectrum, Tensor]:
+def _spectrum(short: Tensor, keep: Keep, library: Library) -> tuple[Spectrum, Tensor]:
     """The spectrum of a lying matrix, fine enough for the rule, and the values that it keeps."""
     m, n = short.shape
-    spectrum = _Spectrum(short)
+    dtype = torch.promote_types(short.dtype, library.first)
+    spectrum = library.reduce(short, dtype, with_vectors=True)
     kept = kept_values(keep, spectrum.values, m, n)
-    if short.dtype == torch.float32 and _is_ambiguous(spectrum.values, len(kept), keep, m, n):
-        spectrum = _Spectrum(short.double())
+    if dtype == torch.float32 and _is_ambiguous(spectrum.values, len(kept), keep, m, n):
+        spectrum = library.reduce(short, torch.float64, with_vectors=True)
         kept = kept_values(keep, spectrum.values, m, n)
     return spectrum, kept
 
@@ -195,19 +182,30 @@ def _is_ambiguous(values: Tensor, rank: int, keep: Keep, m: int, n: int) -> bool
     return error * float(values[rank - 1]) > _VECTOR_ERROR * norm * gap
 
 
-def _part(short: Tensor, spectrum: _Spectrum, kept: Tensor) -> Tensor:
+def _part(short: Tensor, spectrum: Spectrum, kept: Tensor, library: Library) -> Tensor:
     """Q Qᵀ A, or A less the part that goes where that is the smaller one."""
     size, rank = len(spectrum.values), len(kept)
     top = spectrum.values[:rank]
     shrinks = not torch.equal(kept, top)
-    if rank > size // 2 and not shrinks:
-        basis = spectrum.vectors(rank, size).to(short.dtype)
-        return short - basis @ (basis.T @ short)
-    basis = spectrum.vectors(0, rank).to(short.dtype)
-    inner = basis.T @ short
-    if shrinks:
-        inner *= (kept / top).to(short.dtype)[:, None]
-    return basis @ inner
+    removes = rank > size // 2 and not shrinks
+    chosen = (rank, size) if removes else (0, rank)
+    basis = spectrum.vectors(*chosen).to(short.dtype)
+    gain = (kept / top).to(short)[:, None] if shrinks else None
+    blocks = library.blocks(short)
+    if len(blocks) == 1:
+        return _projected(short, basis, gain, removes=removes)
+    part = torch.empty_like(short)
+    for room, block in zip(library.blocks(part), blocks, strict=True):
+        room.copy_(_projected(block, basis, gain, removes=removes))
+    return part
+
+
+def _projected(block: Tensor, basis: Tensor, gain: Tensor | None, *, removes: bool) -> Tensor:
+    """Columns of Q·diag(gain)·Qᵀ A, or of A − Q Qᵀ A."""
+    inner = basis.T @ block
+    if gain is not None:
+        inner *= gain
+    return block - basis @ inner if removes else basis @ inner
 
 
 def _cut_small(matrix: Tensor, rank: int, seed: int, name: str) -> Cut:
@@ -228,13 +226,15 @@ def _randomized(
 ) -> tuple[Factors, float]:
     """A randomized SVD (Halko, Martinsson & Tropp, 0909.4061): `left` has orthonormal columns.
 
+    The start is drawn by the processor, so that it is the same for every device.
+
     Returns the factors and the energy that the last iteration added.
     """
     rows, columns = matrix.shape
     width = min(rank + max(16, rank // 2), rows, columns)
     generator = torch.Generator().manual_seed(_start(seed, name))
     start = torch.randn(columns, width, generator=generator, dtype=matrix.dtype)
-    basis = torch.linalg.qr(matrix @ start).Q
+    basis = torch.linalg.qr(matrix @ start.to(matrix.device)).Q
     before = after = 0.0
     for _ in range(iterations):
         across = matrix.T @ basis

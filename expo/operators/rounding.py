@@ -2,12 +2,15 @@
 
 import hashlib
 
-import numpy as np
 import torch
 from torch import Tensor
 
 _DRAW_BITS = 24  # x/ulp(x) + u stays exact in float64 with no more than this
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+# SplitMix64 counts modulo 2⁶⁴, and torch's int64 wraps around just so: its constants as signed numbers.
+_GAMMA, _MIX_1, _MIX_2 = (
+    factor - (1 << 64) for factor in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 
 
 def round_nearest(value: Tensor, dtype: torch.dtype, *, out: Tensor | None = None) -> Tensor:
@@ -52,28 +55,34 @@ def round_into(
     """Round elements begin … of the tensor `name`, "nearest" or "stochastic", into `out`."""
     if rounding == "nearest" or out.dtype == exact.dtype:
         return round_nearest(exact, out.dtype, out=out)
-    draws = uniform_draws(seed, name, begin, out.numel())
+    draws = uniform_draws(seed, name, begin, out.numel(), out.device)
     return round_stochastic(exact, out.dtype, draws, out=out)
 
 
-def uniform_draws(seed: int, name: str, start: int, count: int) -> Tensor:
-    """The draws of elements start … start+count of the tensor `name`: int32 on [0, 2²⁴).
+def uniform_draws(
+    seed: int, name: str, start: int, count: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """The draws of elements start … start+count of the tensor `name`: int32 on [0, 2²⁴), the same on any device.
 
     A function of (seed, name, element) alone: SplitMix64 (Steele, Lea & Flood, 2014), which is a
     hash of a counter, started at the SHA-256 of seed and name; element i takes half of output i//2.
     """
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    origin = int.from_bytes(digest[:8], "little")
+    origin = int.from_bytes(digest[:8], "little", signed=True)
     first, skipped = divmod(start, 2)
-    z = np.arange(first, first + (skipped + count + 1) // 2, dtype=np.uint64)
-    z *= _GAMMA
-    z += np.uint64(origin)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        z ^= z >> np.uint64(shift)
-        z *= np.uint64(factor)
-    z ^= z >> np.uint64(31)
-    halves = z.astype("<u8", copy=False).view("<u4")[skipped : skipped + count]
-    return torch.from_numpy((halves >> np.uint32(32 - _DRAW_BITS)).view(np.int32))
+    last = first + (skipped + count + 1) // 2
+    z = torch.arange(first, last, dtype=torch.int64, device=device).mul_(_GAMMA).add_(origin)
+    room = torch.empty_like(z)
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+        _xor_shifted(z, shift, room).mul_(factor)
+    halves = _xor_shifted(z, 31, room).view(torch.int32)[skipped : skipped + count]
+    return (halves >> (32 - _DRAW_BITS)).bitwise_and_((1 << _DRAW_BITS) - 1)
+
+
+def _xor_shifted(z: Tensor, shift: int, room: Tensor) -> Tensor:
+    """z ^= z >> shift, with zeros coming in, where int64 itself would bring in its sign."""
+    torch.bitwise_right_shift(z, shift, out=room)
+    return z.bitwise_xor_(room.bitwise_and_((1 << (64 - shift)) - 1))
 
 
 def _round_to_odd(value: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ class Fingerprint:
         return listing(printable(name) for name in names if self.parts.get(name) != other.get(name))
 
 
-def fingerprint(plan: Plan, identities: Identities) -> Fingerprint:
+def fingerprint(plan: Plan, identities: Identities, backend: str = "cpu") -> Fingerprint:
+    """Of a plan and its inputs, where `backend` takes edited matrices apart."""
     request = plan.request
     parts = {
         "format": str(FORMAT),
@@ -54,6 +55,7 @@ def fingerprint(plan: Plan, identities: Identities) -> Fingerprint:
         "shards": json.dumps([shard.file for shard in plan.shards]),
         "files": json.dumps([sidecar.name for sidecar in plan.sidecars]),
         "rows": hashlib.sha256(repr([job.rows for job in plan.jobs]).encode()).hexdigest(),
+        "backend": backend,
     }
     return Fingerprint(parts | {name: json.dumps(value) for name, value in identities.items()})
 

@@ -70,7 +70,8 @@ class Manifest:
     `beside` what tells of it and may change (`is_apart`): SHA-256 by name. Of what mergekit's engine computed (`engine`, and why:
     `reasons`) statistics are of no element. `donor` is None where mergekit made the tokenizer. `verified` is
     None where nobody looked. `flags` are those of the command line that the spec does not hold. Where nothing says
-    that transformers loads it, neither does the card (`is_of_transformers`).
+    that transformers loads it, neither does the card (`is_of_transformers`). `backend` is what it was computed on,
+    which decides the last bits of edited matrices.
     """
 
     schema: str = SCHEMA
@@ -104,6 +105,7 @@ class Manifest:
     flags: tuple[str, ...] = ()
     example: Example | None = None
     is_of_transformers: bool = True
+    backend: str = "cpu"
 
     @property
     def listed(self) -> dict[str, str]:
@@ -153,6 +155,7 @@ class AdapterManifest:
     files: dict[str, str]
     inputs: Identities
     command: tuple[str, ...] = ()
+    backend: str = "cpu"
     beside: dict[str, str] = field(default_factory=dict)
     verified: bool | None = None
     verification: tuple[CheckResult, ...] | None = None

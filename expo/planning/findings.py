@@ -57,6 +57,18 @@ def room(needed: int, free: int) -> str:
     return f"{gigabytes(needed)} are needed, {gigabytes(free)} are free"
 
 
+def fell_back(matrices: Iterable[str]) -> tuple[str, ...]:
+    """What there is to say of matrices that a device was lent and could not take apart; nothing where there is none."""
+    names = list(dict.fromkeys(map(printable, matrices)))
+    if not names:
+        return ()
+    count, them = (f"{len(names)} matrices", "them") if len(names) > 1 else ("1 matrix", "it")
+    return (
+        f"the device had no room for {count}, or its library failed: the processor took {them} apart, with other last "
+        f"bits: {listing(names)}",
+    )
+
+
 def tensors(names: list[str]) -> str:
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
 

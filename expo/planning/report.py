@@ -5,7 +5,7 @@ from pathlib import Path
 
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.reference import Location
-from expo.planning.chunks import memory_bytes
+from expo.planning.chunks import CHUNK_BYTES, memory_bytes
 from expo.planning.findings import room
 from expo.planning.jobs import Blend
 from expo.planning.plan import Plan
@@ -20,6 +20,7 @@ def report(
     *,
     out: Path | None = None,
     threads: int = DEFAULT_THREADS,
+    chunk_bytes: int = CHUNK_BYTES,
     refusals: tuple[str, ...] = (),
     outputs: int = 1,
     shards_at_once: int | None = None,
@@ -60,7 +61,7 @@ def report(
         write_bytes=plan.write_bytes,
         download_bytes=plan.download_bytes,
         stream_bytes=plan.stream_bytes,
-        memory_bytes=memory_bytes(threads, models=models, outputs=outputs)
+        memory_bytes=memory_bytes(threads, chunk_bytes, models=models, outputs=outputs)
         + plan.preparation_bytes(threads)
         + (AHEAD_BYTES + plan.held_bytes(threads) if plan.stream_bytes else 0),
         free_disk_bytes=free,

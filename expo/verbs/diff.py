@@ -6,12 +6,12 @@ from dataclasses import replace
 from os import PathLike
 
 from expo.checkpoint.reference import parse_reference
-from expo.compute.inputs import Inputs, Readers, fetch
+from expo.compute.inputs import Readers, fetch
+from expo.compute.stream import Tuning, make_worker
 from expo.compute.summary import total
-from expo.compute.worker import BlockWorker
 from expo.operators.statistics import Sums, cosine, relative_norm
 from expo.planning.build import build_plan
-from expo.planning.chunks import CHUNK_BYTES, Piece, buffer_bytes, cut
+from expo.planning.chunks import Piece, cut
 from expo.planning.jobs import Blend
 from expo.planning.modules import module_of
 from expo.planning.plan import Plan
@@ -30,24 +30,28 @@ def diff(
     *,
     threads: int = 2,
     stream_inputs: bool = False,
+    device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> DiffResult:
     """How far checkpoint `b` is from `a`: per tensor, per module, in total.
 
     Args:
         stream_inputs: read weights on the Hub by range, without a download.
+        device: "cpu", "cuda" or "cuda:1".
         progress: called with (bytes compared, bytes in all), counted on B's side.
 
     Raises:
         SpecError, CheckpointError, HubError: an input cannot be used at all, or holds NaN or Inf.
+        ExpoError: the device is not there.
     """
+    tuning = Tuning.on(device, threads)
     pair = parse_reference(str(a), role="A"), parse_reference(str(b), role="B")
     request = expo_request(*pair, None)
     plan = build_plan(replace(request, compares=True, stream_inputs=stream_inputs))
     fetch(plan)
     sums: dict[str, Sums] = {}
     done_bytes, all_bytes = 0, sum(job.nbytes for job in plan.jobs)
-    for piece, blocks in _compared(plan, threads):
+    for piece, blocks in _compared(plan, tuning):
         for block in blocks:
             sums[piece.job.name] = sums.get(piece.job.name, Sums()).plus(block)
         done_bytes += piece.nbytes
@@ -82,12 +86,13 @@ def _delta_statistics(sums: Sums) -> DeltaStatistics:
     )
 
 
-def _compared(plan: Plan, threads: int) -> Iterator[tuple[Piece, list[Sums]]]:
+def _compared(plan: Plan, tuning: Tuning) -> Iterator[tuple[Piece, list[Sums]]]:
     """Every piece that both have, with its sums, in plan order."""
-    chunks = (c for number, shard in enumerate(plan.shards) for c in cut(shard, number))
+    shards = enumerate(plan.shards)
+    chunks = (c for n, shard in shards for c in cut(shard, n, chunk_bytes=tuning.chunk_bytes))
     pieces = [p for chunk in chunks for p in chunk.pieces if isinstance(p.job.rule, Blend)]
     with Readers() as readers:
-        worker = PerThread(lambda: BlockWorker(Inputs(readers, buffer_bytes(CHUNK_BYTES))))
+        worker = PerThread(lambda: make_worker(readers, None, tuning))
         readers.expect(() if p.starts is None else piece_ranges(p) for p in pieces)
 
         def compare(numbered: tuple[int, Piece]) -> list[Sums]:
@@ -96,5 +101,5 @@ def _compared(plan: Plan, threads: int) -> Iterator[tuple[Piece, list[Sums]]]:
             readers.done(number)
             return sums
 
-        results = side_by_side(compare, enumerate(pieces), threads)
+        results = side_by_side(compare, enumerate(pieces), tuning.threads)
         yield from zip(pieces, results, strict=True)

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from statistics import fmean
 
+from expo.compute.devices import for_models
 from expo.errors import OutputError, SpecError
 from expo.evaluation.answers import Answer, Question
 from expo.evaluation.asking import Progress, Source, ask_all, best, score_all
@@ -45,6 +46,7 @@ def evaluate(
     num_beams: int = 1,
     batch_size: int = 16,
     concurrency: int = 8,
+    device: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     say: Say = lambda _: None,
@@ -63,6 +65,7 @@ def evaluate(
         best_of: answers to every prompt, of which the one with the highest `reward` is written.
         reward: a reward model (directory or Hub id), or `module:function`.
         num_beams: beam search in place of sampling.
+        device: of a model in this process, like "cuda:0"; by default CUDA where there is one.
         progress: called with (answers so far, answers in all).
 
     Raises:
@@ -73,13 +76,17 @@ def evaluate(
     check_seed(seed)
     given = dict(settings or {})
     _check(model, endpoint, preset, given, best_of, reward, num_beams)
+    if device is not None:
+        _check_device(device, endpoint, reward)
     if format not in FORMATS:
         raise SpecError(f"format {format} is none of {', '.join(FORMATS)}")
     _check_free(Path(out), overwrite=overwrite)
     asked = read_prompts(Path(prompts))
     check_prompts(asked, format, Path(prompts))
     source: Source = (
-        open_local(str(model), preset=preset, num_beams=num_beams, batch_size=batch_size)
+        open_local(
+            str(model), preset=preset, num_beams=num_beams, batch_size=batch_size, device=device
+        )
         if endpoint is None
         else open_endpoint(endpoint, served, preset=preset, threads=concurrency)
     )
@@ -93,6 +100,7 @@ def evaluate(
         generator=generator or source.name,
         seed=seed,
         reward=reward,
+        device=device,
         overwrite=overwrite,
         progress=progress,
         say=say,
@@ -134,6 +142,13 @@ def _check(
             raise SpecError(why)
 
 
+def _check_device(device: str, endpoint: str | None, reward: str | None) -> None:
+    """Refuse a device that nothing would run on, or that is not there."""
+    if endpoint is not None and reward is None:
+        raise SpecError("--device: the server has its own; it goes with a MODEL or a --reward")
+    for_models(device)
+
+
 def _run(
     questions: Sequence[Question],
     source: Source,
@@ -143,6 +158,7 @@ def _run(
     generator: str,
     seed: int,
     reward: str | None,
+    device: str | None,
     overwrite: bool,
     progress: Progress | None,
     say: Say,
@@ -158,7 +174,7 @@ def _run(
         ask_all(questions, source, seed=seed, answers=answers, progress=progress)
         source.close()  # a reward model may need the room
         if reward is not None and by is not None:
-            _score(answers, reward, by, say)
+            _score(answers, reward, by, device, say)
         kept = [best(answers, prompt, candidates) for prompt in prompts]
         _place(out, kept, written(kept, format, generator), has_rewards=reward is not None)
     lengths = [answer.length for answer in kept if answer.length is not None]
@@ -199,13 +215,10 @@ def _identity(reward: str) -> str:
     return identity(reward)
 
 
-def _score(answers: Answers, reward: str, by: str, say: Say) -> None:
-    import torch
-
+def _score(answers: Answers, reward: str, by: str, device: str | None, say: Say) -> None:
     from expo.sampling.rewards import open_reward
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    score_all(answers, open_reward(reward, device=device, say=say), by=by)
+    score_all(answers, open_reward(reward, device=for_models(device), say=say), by=by)
 
 
 def _mean_reward(kept: Sequence[Answer]) -> Paired | None:

@@ -18,6 +18,7 @@ def evaluate_tasks(
     out: str | PathLike[str],
     tasks_path: str | PathLike[str] | None = None,
     apply_chat_template: bool = False,
+    device: str | None = None,
     overwrite: bool = False,
 ) -> tuple[Score, ...]:
     """Run tasks of lm-evaluation-harness on a model and write their results to `out` (`expo.results/1`).
@@ -25,6 +26,7 @@ def evaluate_tasks(
     Args:
         model: a directory or a Hub id.
         tasks_path: a folder with tasks beside the harness's own.
+        device: as in `evaluate`.
 
     Raises:
         SpecError: no such model or task, or lm-eval is not installed.
@@ -40,6 +42,7 @@ def evaluate_tasks(
         revision=place.revision,
         tasks_path=None if tasks_path is None else Path(tasks_path),
         apply_chat_template=apply_chat_template,
+        device=device,
     )
     write_scores(Path(out), scores)
     return scores

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -16,17 +17,20 @@ from expo.checkpoint.headers import printable
 from expo.checkpoint.names import is_of_kind
 from expo.checkpoint.reference import parse_reference
 from expo.compute.choice import arithmetic_for, arithmetic_of
+from expo.compute.decompositions import Decompositions
 from expo.compute.inputs import Inputs, Readers, fetch, read_tensor
+from expo.compute.stream import Tuning
 from expo.errors import CheckpointError, SpecError
-from expo.operators.decompose import factors
+from expo.operators.decompose import factors, square_sum
 from expo.operators.rules import Keep, parse_keep
+from expo.operators.spectra import Library
 from expo.output.durable import write_file
 from expo.output.journal import identities
 from expo.output.manifest import AdapterManifest, Identities, source_entry, versions
 from expo.planning.build import build_plan
 from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
 from expo.planning.edits import rank_above
-from expo.planning.findings import listing
+from expo.planning.findings import fell_back, listing
 from expo.planning.jobs import Blend, TensorJob
 from expo.planning.matrices import is_router_gate
 from expo.planning.plan import Plan
@@ -41,6 +45,7 @@ from expo.verbs.adapters import (
     plain,
     write_beside,
 )
+from expo.verbs.manifests import device_flags
 
 Progress = Callable[[int, int], None]
 
@@ -52,13 +57,14 @@ _CONV1D = frozenset({"gpt2"})  # model types whose linear modules hold the trans
 @dataclass(frozen=True)
 class _Piece:
     """What came of one tensor: entries of the adapter, the squares of Δ and of what is missed, and the shape of
-    the matrix that was taken apart."""
+    the matrix that was taken apart, by the processor where a device `fell_back` to it."""
 
     entries: dict[str, Tensor]
     delta_square: float
     missed_square: float
     report: AdaptedModule | OtherTensor | None
     shape: tuple[int, ...] = ()
+    fell_back: frozenset[str] = frozenset()
 
 
 def extract_lora(
@@ -74,6 +80,7 @@ def extract_lora(
     save_whole: bool = False,
     overwrite: bool = False,
     threads: int = 2,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> ExtractResult:
     """Write α(θ_aligned − θ_sft) of the linear modules as a PEFT adapter for `minus`, the SFT model.
@@ -84,6 +91,7 @@ def extract_lora(
         interpolate: allow 0 < alpha < 1.
         dtype: of the adapter: "float32", "bfloat16" or "float16".
         save_whole: save norms, embeddings and head whole (`modules_to_save`).
+        device: "cpu", "cuda" or "cuda:1": where matrices are taken apart.
         progress: called with (tensors done, tensors in all).
 
     Raises:
@@ -101,8 +109,8 @@ def extract_lora(
         expo_request(*pair, None),
         Path(out),
         how,
+        Tuning.on(device, threads),
         overwrite=overwrite,
-        threads=threads,
         progress=progress,
     )
 
@@ -136,9 +144,9 @@ def _run(
     request: Request,
     out: Path,
     how: _How,
+    tuning: Tuning,
     *,
     overwrite: bool,
-    threads: int,
     progress: Progress | None,
 ) -> ExtractResult:
     started = time.monotonic()
@@ -156,16 +164,17 @@ def _run(
     readers = Readers()
 
     def one(job: TensorJob) -> _Piece:
-        return _piece(job, plan, Inputs(readers, buffer_bytes(CHUNK_BYTES)), how)
+        inputs = Inputs(readers, buffer_bytes(CHUNK_BYTES))
+        return _piece(job, plan, inputs, how, Decompositions(tuning.device))
 
     with readers, adapter_staging(plan, out, known, overwrite=overwrite) as staging:
-        pieces = list(side_by_side(one, jobs, threads, progress))
-        manifest = _write(staging.folder, plan, pieces, how, known)
+        pieces = list(side_by_side(one, jobs, tuning.threads, progress))
+        manifest = _write(staging.folder, plan, pieces, how, known, tuning.backend)
         manifest = finish(staging.folder, manifest, plan.sources["sft"])
     return extract_result(staging.out, manifest, time.monotonic() - started)
 
 
-def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How) -> _Piece:
+def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How, by: Decompositions) -> _Piece:
     if job.rows:
         return _Piece({}, 0.0, 0.0, OtherTensor(job.name, None, False, "has other rows in SFT"))
     assert isinstance(job.rule, Blend)
@@ -190,10 +199,8 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How) -> _Piece:
         whole = {PREFIX + job.name: (base + how.scale * delta).to(how.dtype)} if saves else {}
         return _Piece(whole, square, 0.0 if saves else square, report)
     matrix = delta.T.contiguous() if plan.donor.config.get("model_type") in _CONV1D else delta
-    found = factors(matrix, how.keep, seed=plan.request.seed, name=job.name, iterations=_ITERATIONS)
-    strength = found.right.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-    b, a = (found.left * strength).to(how.dtype), (found.right / strength[:, None]).to(how.dtype)
-    missed = _square_sum(matrix - b.float() @ a.float())
+    work = partial(_product, how=how, seed=plan.request.seed, name=job.name)
+    b, a, missed = by.of(matrix, work, job.name)
     module = job.name.removesuffix(".weight")
     entries = {
         f"{PREFIX}{module}.lora_A.weight": a.contiguous(),
@@ -201,7 +208,17 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How) -> _Piece:
     }
     error = math.sqrt(missed / square)
     report = AdaptedModule(module, a.shape[0], error, relative)
-    return _Piece(entries, square, missed, report, tuple(matrix.shape))
+    return _Piece(entries, square, missed, report, tuple(matrix.shape), frozenset(by.fell_back))
+
+
+def _product(
+    matrix: Tensor, library: Library, *, how: _How, seed: int, name: str
+) -> tuple[Tensor, Tensor, float]:
+    """B and A as the adapter has them, and the square of what B·A misses of the matrix."""
+    found = factors(matrix, how.keep, seed=seed, name=name, iterations=_ITERATIONS, library=library)
+    strength = found.right.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    b, a = (found.left * strength).to(how.dtype), (found.right / strength[:, None]).to(how.dtype)
+    return b.cpu(), a.cpu(), square_sum(matrix - b.float() @ a.float())
 
 
 def _square_sum(tensor: Tensor) -> float:
@@ -222,7 +239,12 @@ def _why_not(name: str, shape: tuple[int, ...]) -> str | None:
 
 
 def _write(
-    folder: Path, plan: Plan, pieces: list[_Piece], how: _How, inputs: Identities
+    folder: Path,
+    plan: Plan,
+    pieces: list[_Piece],
+    how: _How,
+    inputs: Identities,
+    backend: str,
 ) -> AdapterManifest:
     """The files of the adapter; its manifest."""
     modules = [p.report for p in pieces if isinstance(p.report, AdaptedModule)]
@@ -244,11 +266,13 @@ def _write(
         warnings=(
             *plan.warnings,
             *rank_above(how.keep, [piece.shape for piece in pieces if piece.shape]),
+            *fell_back(name for piece in pieces for name in piece.fell_back),
         ),
         versions=versions("torch"),
         files=dict(sorted(hashes.items())),
         inputs=inputs,
-        command=("extract-lora", *how.flags()),
+        command=("extract-lora", *how.flags(), *device_flags(backend)),
+        backend=backend,
     )
 
 

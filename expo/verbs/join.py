@@ -76,7 +76,7 @@ def join_plans(
     """
     started = time.monotonic()
     say = say or (lambda _: None)
-    parts = _parts(plans, outs, hash_inputs=hash_inputs)
+    parts = _parts(plans, outs, tuning.backend, hash_inputs=hash_inputs)
 
     def place(left: Sequence[Part], hold: Hold = Hold.UNLOCKED) -> None:
         run_plans(
@@ -109,7 +109,9 @@ def join_plans(
     return tuple(_result(part, seconds) for part in parts)
 
 
-def _parts(plans: Sequence[Plan], outs: Sequence[Path], *, hash_inputs: bool) -> list[Part]:
+def _parts(
+    plans: Sequence[Plan], outs: Sequence[Path], backend: str, *, hash_inputs: bool
+) -> list[Part]:
     outs = [out.resolve() for out in outs]
     plans = [placed(plan, out) for plan, out in zip(plans, outs, strict=True)]
     for plan in plans:
@@ -122,7 +124,8 @@ def _parts(plans: Sequence[Plan], outs: Sequence[Path], *, hash_inputs: bool) ->
             )
     fetch(plans[0])
     known = known_identities(plans[0], hash_inputs=hash_inputs)
-    return [Part(p, o, fingerprint(p, known)) for p, o in zip(plans, outs, strict=True)]
+    prints = (fingerprint(plan, known, backend) for plan in plans)
+    return [Part(*one) for one in zip(plans, outs, prints, strict=True)]
 
 
 def _left(parts: Sequence[Part]) -> list[Part]:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.headers import printable
+from expo.compute.decompositions import Decompositions
+from expo.compute.devices import for_models
 from expo.compute.inputs import fetch
+from expo.compute.stream import Tuning
 from expo.errors import CheckpointError, SpecError
-from expo.operators.decompose import cut
 from expo.planning.build import build_plan
 from expo.planning.jobs import MatrixJob
 from expo.planning.plan import Plan
@@ -46,7 +48,13 @@ class Accepted:
         )
 
 
-def accept(request: Request, texts: Path, *, progress: Progress | None = None) -> Accepted:
+def accept(
+    request: Request,
+    texts: Path,
+    *,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Accepted:
     """Try every edit of a one-model request in the loaded model, in the order of the files.
 
     An edit stays if the perplexity of every other line of `texts` does not get worse, given those that
@@ -54,12 +62,15 @@ def accept(request: Request, texts: Path, *, progress: Progress | None = None) -
 
     Args:
         texts: UTF-8, one text a line; at least two.
+        device: where the model is tried and matrices are taken apart; by default CUDA where there is one, and here.
         progress: called with (matrices tried, matrices in all).
 
     Raises:
         SpecError: the texts are too few, or the model is one that cannot be loaded.
         CheckpointError: no edit is accepted, or the loaded model is laid out differently.
+        ExpoError: the device is not there.
     """
+    by, where = Decompositions(Tuning.on(device).device), for_models(device)
     lines = [line for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
     _check_halves([lines[::2], lines[1::2]], texts)
     plan = build_plan(request)
@@ -69,7 +80,7 @@ def accept(request: Request, texts: Path, *, progress: Progress | None = None) -
         raise SpecError("a model that is streamed cannot be tried: bring it to this disk first")
     if plan.donor.adapter is not None:
         raise SpecError("a model+adapter cannot be tried: merge the adapter first")
-    model, halves = _load(plan, lines)
+    model, halves = _load(plan, lines, where)
     _check_halves(halves, texts)  # a text of one token says nothing
     matrices = [(job.name, matrix) for job in plan.jobs for matrix in job.matrices]
     places = [_place(model, plan.donor, name, matrix) for name, matrix in matrices]
@@ -77,7 +88,7 @@ def accept(request: Request, texts: Path, *, progress: Progress | None = None) -
     best, labels = before[0], []
     for number, ((_, matrix), place) in enumerate(zip(matrices, places, strict=True)):
         original = place.clone()
-        place.copy_(_cut(original, matrix, request.seed))
+        place.copy_(_cut(original, matrix, request.seed, by))
         reached = perplexity(model, halves[0])
         if reached <= best:
             best = reached
@@ -123,7 +134,9 @@ def perplexity(model: "PreTrainedModel", texts: list[Tensor]) -> float:
     return math.exp(min(total / max(count, 1), 700.0))
 
 
-def _load(plan: Plan, lines: list[str]) -> tuple["PreTrainedModel", tuple[list[Tensor], ...]]:
+def _load(
+    plan: Plan, lines: list[str], device: Any
+) -> tuple["PreTrainedModel", tuple[list[Tensor], ...]]:
     """The model in its own dtype, and the tokens of the lines: those that decide, the others."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -132,7 +145,6 @@ def _load(plan: Plan, lines: list[str]) -> tuple["PreTrainedModel", tuple[list[T
     fetch(plan)
     folder = files.local_path("config.json").parent
     logging.disable_progress_bar()
-    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
@@ -162,9 +174,9 @@ def _place(model: "PreTrainedModel", donor: Checkpoint, name: str, matrix: Matri
     return held.data.view(-1)[matrix.begin : end].view(matrix.shape)
 
 
-def _cut(original: Tensor, matrix: MatrixJob, seed: int) -> Tensor:
+def _cut(original: Tensor, matrix: MatrixJob, seed: int, by: Decompositions) -> Tensor:
     """As `editing.edit_matrix` cuts a result."""
     values = original.float().cpu()
     for number, keep in enumerate(matrix.result):
-        values = cut(values, keep, seed=seed, name=f"{matrix.label}/{number}").matrix
+        values = by.cut(values, keep, seed=seed, name=f"{matrix.label}/{number}").matrix
     return values.to(original)

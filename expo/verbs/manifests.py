@@ -11,6 +11,7 @@ from expo.operators.statistics import Sums
 from expo.output.folder import most_common_dtype
 from expo.output.manifest import Identities, Manifest, source_entry, versions
 from expo.output.sink import FinishedShard
+from expo.planning.findings import fell_back
 from expo.planning.plan import Plan
 from expo.planning.sides import same_weights
 from expo.spec.request import Request, paper_alpha
@@ -23,15 +24,18 @@ def streamed_manifest(
     known: Identities,
     finished: Sequence[FinishedShard],
     files: dict[str, str],
+    backend: str = "cpu",
 ) -> Manifest:
-    """Of an output of expo's engine; `files` are the hashes of the small files."""
+    """Of an output of expo's engine, computed on `backend`; `files` are the hashes of the small files."""
     request, sums = plan.request, sums_by_tensor(finished)
     samples = {name: value for shard in finished for name, value in shard.samples.items()}
     labels = dict(zip(request.references(), plan.labels, strict=True))
     whole = total(sums.values())
+    edits = tuple(edit for shard in finished for edit in shard.edits)
+    remarks = (*_no_change(plan, whole), *fell_back(e.matrix for e in edits if e.fell_back))
     return replace(
         _begun(plan, digest, known),
-        warnings=tuple(dict.fromkeys((*plan.warnings, *_no_change(plan, whole)))),
+        warnings=tuple(dict.fromkeys((*plan.warnings, *remarks))),
         spec=resolved(request, labels.__getitem__),
         mergekit_spec=mergekit_spec(request, most_common_dtype(plan), labels.__getitem__),
         alpha=request.alpha,
@@ -44,9 +48,11 @@ def streamed_manifest(
         alternative=alternative(sums, samples, request.rounding) if samples else None,
         modules={name: statistics(value) for name, value in by_module(sums).items()},
         tensors={name: statistics(value) for name, value in sums.items()},
-        edits=tuple(edit for shard in finished for edit in shard.edits),
+        edits=edits,
         versions=versions("torch", "numba", "safetensors"),
         files=files | {shard.file: shard.sha256 for shard in finished},
+        flags=(*_flags(request), *(device_flags(backend) if edits else ())),
+        backend=backend,
     )
 
 
@@ -114,6 +120,12 @@ def _flags(request: Request) -> tuple[str, ...]:
     if request.max_shard_bytes is not None:
         flags += ["--max-shard-size", str(request.max_shard_bytes)]
     return tuple(flags)
+
+
+def device_flags(backend: str) -> tuple[str, ...]:
+    """Those that have matrices taken apart by the library that a backend names."""
+    device = backend.partition(":")[0]
+    return () if device == "cpu" else ("--device", device)
 
 
 def _dtypes(folder: Path) -> tuple[str, ...]:

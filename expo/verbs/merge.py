@@ -47,6 +47,7 @@ def extrapolate(
     progress: Progress | None = None,
     stream_inputs: bool = False,
     join: bool = False,
+    device: str = "cpu",
 ) -> MergeResult:
     """Write θ_sft + α(θ_aligned − θ_sft) to the directory `out` (ExPO, arXiv 2404.16792), or to the one file
     that a name like `out.safetensors` stands for.
@@ -67,6 +68,8 @@ def extrapolate(
         stream_inputs: read weights on the Hub by range, without a download.
         join: share the work with every other process that makes the same call, on this machine or another that sees
             `out`. All of them return when `out` is there.
+        device: "cpu", "cuda" or "cuda:1". Tensors have the same bytes everywhere; edited matrices have those of the
+            device's library.
 
     Raises:
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
@@ -90,6 +93,7 @@ def extrapolate(
         progress=progress,
         stream_inputs=stream_inputs,
         join=join,
+        device=device,
     )
 
 
@@ -104,6 +108,7 @@ def merge(
     verify: bool = True,
     stream_inputs: bool = False,
     join: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> MergeResult: ...
 
@@ -119,6 +124,7 @@ def merge(
     verify: bool = True,
     stream_inputs: bool = False,
     join: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[MergeResult, ...]: ...
 
@@ -133,6 +139,7 @@ def merge(
     verify: bool = True,
     stream_inputs: bool = False,
     join: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> MergeResult | tuple[MergeResult, ...]:
     """Run a merge spec (a YAML file, or a mapping of the same form) into the directory `out`.
@@ -143,7 +150,7 @@ def merge(
         interpolate: allow 0 < alpha < 1 among them, as in `extrapolate`.
         overwrite: replace the model that `out` holds, once the new one is whole; an `out` with anything else
             in it is refused.
-        verify, stream_inputs, join: as in `extrapolate`.
+        verify, stream_inputs, join, device: as in `extrapolate`.
         progress: called with (bytes written, bytes in all).
 
     Raises:
@@ -156,13 +163,15 @@ def merge(
     from expo.verbs.join import join_plans
     from expo.verbs.stages import run_stages
 
+    tuning = Tuning.on(device)
+
     def final(request: Request) -> Request:
         return replace(request, stream_inputs=stream_inputs)
 
     def run_all(
         plans: Sequence[Plan], outs: Sequence[Path], *, overwrite: bool, verify: bool
     ) -> tuple[MergeResult, ...]:
-        how = {"overwrite": overwrite, "verify": verify, "progress": progress}
+        how = {"overwrite": overwrite, "verify": verify, "tuning": tuning, "progress": progress}
         done = join_plans(plans, outs, **how) if join else run_plans(plans, outs, **how)
         assert isinstance(done, tuple)  # no share was given
         return done
@@ -247,23 +256,25 @@ def run_plans(
         engine: what computes the shards.
 
     Raises:
-        SpecError: a plan has no alpha.
+        SpecError: a plan has no alpha, or a device is named for what mergekit computes.
         CheckpointError: a plan refuses, an input holds NaN or Inf, or changed under way.
         OutputError: an `out` is taken, or the disk is full.
     """
     started = time.monotonic()
     plans = [placed(plan, out.resolve()) for plan, out in zip(plans, outs, strict=True)]
-    there = _there(plans, outs, hash_inputs=hash_inputs) if not overwrite else {}
+    there = {} if overwrite else _there(plans, outs, tuning.backend, hash_inputs=hash_inputs)
     left = [one for one in zip(plans, outs, strict=True) if one[1] not in there]
     for plan, out in left:
         check_plan(plan, hash_inputs=hash_inputs)
+        if tuning.device is not None:
+            check_engine(plan)
         check_out(out, plan.request, overwrite=overwrite)
     if say and there:
         say(f"there already, of this very merge: {', '.join(out.name for out in there)}")
     fetch(plans[0])
     known = known_identities(plans[0], hash_inputs=hash_inputs)
     with ExitStack() as claims:
-        claim = partial(_claimed_run, claims, known, overwrite=overwrite, hold=hold)
+        claim = partial(_claimed_run, claims, known, tuning.backend, overwrite=overwrite, hold=hold)
         runs = [claim(plan, out) for plan, out in left]
         try:
             manifests = produce(
@@ -292,13 +303,14 @@ def run_plans(
 
 
 def _there(
-    plans: Sequence[Plan], outs: Sequence[Path], *, hash_inputs: bool
+    plans: Sequence[Plan], outs: Sequence[Path], backend: str, *, hash_inputs: bool
 ) -> dict[Path, Manifest]:
     """Of several outputs those that this very merge has placed before it was killed between two of them."""
     if len(plans) == 1 or hash_inputs or not any(map(Path.exists, outs)):
         return {}
     known = identities(plans[0])
-    found = {o: placed_manifest(o, fingerprint(p, known)) for p, o in zip(plans, outs, strict=True)}
+    prints = [fingerprint(plan, known, backend) for plan in plans]
+    found = {out: placed_manifest(out, print_) for out, print_ in zip(outs, prints, strict=True)}
     there = {out: manifest for out, manifest in found.items() if manifest is not None}
     return there if len(there) < len(plans) else {}
 
@@ -310,9 +322,16 @@ def placed_manifest(out: Path, print_: Fingerprint) -> Manifest | None:
 
 
 def _claimed_run(
-    claims: ExitStack, known: Identities, plan: Plan, out: Path, *, overwrite: bool, hold: Hold
+    claims: ExitStack,
+    known: Identities,
+    backend: str,
+    plan: Plan,
+    out: Path,
+    *,
+    overwrite: bool,
+    hold: Hold,
 ) -> Run:
-    print_ = fingerprint(plan, known)
+    print_ = fingerprint(plan, known, backend)
     staging = claimed(out, plan.request, overwrite=overwrite, print_=print_, hold=hold)
     return Run(plan, claims.enter_context(staging), print_, known)
 
@@ -371,6 +390,15 @@ def check_plan(plan: Plan, *, hash_inputs: bool = False) -> None:
     if not plan.request.gives_alpha:
         raise SpecError(
             "give alpha (θ_sft + α·Δ) or paper alpha (= alpha − 1); neither has a default"
+        )
+
+
+def check_engine(plan: Plan) -> None:
+    """Of a plan for which a device is named. Raises SpecError: mergekit would not hear of it."""
+    if plan.request.foreign is not None:
+        raise SpecError(
+            f"--device: not with mergekit's engine ({plan.request.foreign.reasons[0]}), which computes on the CPU: "
+            "leave it out"
         )
 
 

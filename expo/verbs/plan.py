@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from expo.errors import OutputError, SpecError
 from expo.output.claim import check_out, leftovers
 from expo.planning.build import build_plan
+from expo.planning.chunks import CHUNK_BYTES
 from expo.planning.one_file import placed
 from expo.planning.plan import Plan
 from expo.planning.preview import planned
@@ -18,6 +20,9 @@ from expo.spec.request import Request, make_request
 from expo.spec.stages import Stage, read_stages
 from expo.threads import DEFAULT_THREADS
 
+if TYPE_CHECKING:
+    from expo.compute.stream import Tuning
+
 
 def plan(
     spec: Spec,
@@ -27,6 +32,7 @@ def plan(
     paper_alpha: float | None = None,
     interpolate: bool = False,
     stream_inputs: bool = False,
+    device: str | None = None,
 ) -> PlanReport:
     """What a merge would do, from headers alone; `refusals` says why it would not run.
 
@@ -36,9 +42,12 @@ def plan(
         aligned: the aligned model.
         alpha, paper_alpha, interpolate: as in `extrapolate`, of the two models; a plan needs none.
         stream_inputs: as `merge` would read weights on the Hub by range, without a download.
+        device: "cpu", "cuda" or "cuda:1": also find what bounds the run there (`bound`), which takes about a second and
+            reads a sample of the weights.
 
     Raises:
         SpecError, CheckpointError, HubError: an input cannot be used at all.
+        ExpoError: the device is not there.
     """
 
     def final(request: Request) -> Request:
@@ -48,13 +57,77 @@ def plan(
         if not isinstance(spec, str | PathLike):
             raise SpecError("give a spec alone, or two models")
         chosen = {"alpha": alpha, "paper_alpha": paper_alpha, "interpolate": interpolate}
-        return report(build_plan(final(make_request(str(spec), str(aligned), **chosen))))
+        return _one(final(make_request(str(spec), str(aligned), **chosen)), device)
     if alpha is not None or paper_alpha is not None:
         raise SpecError("alpha belongs into the spec here; alpha= goes with two models")
     if not isinstance(spec, str | PathLike):
-        return report(build_plan(final(read_request(spec))))
-    *earlier, last = plan_stages(read_stages(Path(spec)), final)
+        return _one(final(read_request(spec)), device)
+    stages = read_stages(Path(spec))
+    if device is not None:
+        check_measurable(len(stages))
+        return _one(final(stages[0].request({})), device)
+    *earlier, last = plan_stages(stages, final)
     return replace(last, earlier=tuple(earlier))
+
+
+def _one(request: Request, device: str | None) -> PlanReport:
+    (shown,) = plan_reports([build_plan(request)], [None], device=device)
+    return shown
+
+
+def check_measurable(documents: int) -> None:
+    """Raises SpecError: of several documents, whose later ones read what is not there yet."""
+    if documents > 1:
+        raise SpecError(
+            f"--device: the spec has {documents} documents, and what bounds a run is measured of one: make the others "
+            "first, and name what they gave in a spec of one document"
+        )
+
+
+def plan_reports(
+    plans: Sequence[Plan],
+    outs: Sequence[Path | None],
+    *,
+    overwrite: bool = False,
+    threads: int = DEFAULT_THREADS,
+    device: str | None = None,
+) -> list[PlanReport]:
+    """What the plans of one merge say, at one α or several, and whether they could be written to their places.
+
+    Args:
+        device: also find what bounds the run there.
+
+    Raises:
+        SpecError: mergekit would not hear of the device.
+        ExpoError: the device is not there.
+    """
+    tuning = None if device is None else _tuning(plans[0], device, threads)
+    chunk_bytes = CHUNK_BYTES if tuning is None else tuning.chunk_bytes
+    shown = [
+        plan_report(
+            plan,
+            out,
+            overwrite=overwrite,
+            threads=threads,
+            chunk_bytes=chunk_bytes,
+            outputs=len(plans),
+        )
+        for plan, out in zip(plans, outs, strict=True)
+    ]
+    if tuning is None or not all(one.ok for one in shown):
+        return shown
+    from expo.compute.bounds import measured_bound
+
+    bound = measured_bound(plans, tuning)
+    return [replace(one, bound=bound) for one in shown]
+
+
+def _tuning(plan: Plan, device: str, threads: int) -> "Tuning":
+    from expo.compute.stream import Tuning
+    from expo.verbs.merge import check_engine
+
+    check_engine(plan)
+    return Tuning.on(device, threads)
 
 
 def plan_stages(
@@ -86,6 +159,7 @@ def plan_report(
     *,
     overwrite: bool = False,
     threads: int = DEFAULT_THREADS,
+    chunk_bytes: int = CHUNK_BYTES,
     outputs: int = 1,
 ) -> PlanReport:
     """What a plan says, and whether it could be written to `out`, as one of `outputs` of its size."""
@@ -96,7 +170,14 @@ def plan_report(
             check_out(out, built.request, overwrite=overwrite)
         except OutputError as error:
             refusals = (str(error),)
-    shown = report(built, out=out, threads=threads, refusals=refusals, outputs=outputs)
+    shown = report(
+        built,
+        out=out,
+        threads=threads,
+        chunk_bytes=chunk_bytes,
+        refusals=refusals,
+        outputs=outputs,
+    )
     left = () if out is None else tuple(leftovers(out))
     return replace(shown, notes=(*shown.notes, *left))
 

@@ -102,7 +102,7 @@ def _streamed(
         if changed := _changed(runs[0].known, identities(runs[0].plan)):
             raise CheckpointError(f"{changed} changed while it was read: run again")
         manifests = [
-            streamed_manifest(run.plan, run.print_.digest, run.known, shards, files)
+            streamed_manifest(run.plan, run.print_.digest, run.known, shards, files, tuning.backend)
             for run, shards, files in zip(runs, done, hashes, strict=True)
         ]
         if children is None:

@@ -81,6 +81,7 @@ def push(
     license: str | None = None,
     name_ok: bool = False,
     stream_inputs: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> PushResult:
     """Run a merge spec (a YAML file, or a mapping of the same form) into the Hub repository `repo_id`, as one commit.
@@ -92,6 +93,7 @@ def push(
     Args:
         public, revision, create_pr, license, name_ok: as in `publish`.
         stream_inputs: as in `extrapolate`: then the inputs need no disk either.
+        device: as in `extrapolate`.
         progress: called with (bytes of shards sent, bytes in all).
 
     Raises:
@@ -101,7 +103,8 @@ def push(
     target = parse_target(repo_id, revision=revision, create_pr=create_pr)
     request = replace(_request(spec), stream_inputs=stream_inputs)
     where = Publication(target, public, license, name_ok)
-    return push_plan(build_plan(request), where, progress=progress)
+    tuning = Tuning.on(device)
+    return push_plan(build_plan(request), where, tuning=tuning, progress=progress)
 
 
 def _request(spec: Spec) -> Request:
@@ -176,7 +179,8 @@ def push_plan(
     known = known_identities(plan, hash_inputs=hash_inputs)
     remote = _opened(plan, ready)
     with HubSink(where.place, partial(_send, where.target, remote)) as sink, _writing(sink):
-        run = Run(plan, sink, fingerprint(plan, known), known, AT_ONCE)
+        print_ = fingerprint(plan, known, tuning.backend)
+        run = Run(plan, sink, print_, known, AT_ONCE)
         sink.forget(partial(_lost, where.target))
         with _refusing(sink):
             (manifest,) = produce(

@@ -11,9 +11,10 @@ from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import parse_reference
 from expo.compute.choice import plain_arithmetic
 from expo.compute.cuts import one_rounding
+from expo.compute.decompositions import Decompositions
 from expo.compute.inputs import Inputs, Readers, fetch_weights, read_tensor
+from expo.compute.stream import Tuning
 from expo.errors import CheckpointError
-from expo.operators.decompose import singular_values
 from expo.operators.low_rank import (
     bulk_fit,
     effective_rank,
@@ -43,6 +44,7 @@ def spectrum(
     target: str | None = None,
     threads: int = 2,
     stream_inputs: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
     values: dict[str, Tensor] | None = None,
 ) -> tuple[MatrixSpectrum, ...]:
@@ -51,15 +53,18 @@ def spectrum(
     Args:
         target: only matrices in whose label (the tensor's full name, and the part of a fused one) this
             regular expression is found; by default those of the layers, without embeddings, head, norms and router gates.
-        threads: matrices at a time, each on one core.
+        threads: matrices at a time, each on one core, or on a stream of the device.
         stream_inputs: read weights on the Hub by range, without a download.
+        device: "cpu", "cuda" or "cuda:1": where they are taken apart.
         progress: called with (matrices done, matrices in all).
         values: where to leave the singular values, float64 in descending order, by tensor.
 
     Raises:
         SpecError: `target` is not a regular expression.
         CheckpointError, HubError: an input cannot be used.
+        ExpoError: the device is not there.
     """
+    tuning = Tuning.on(device, threads)
     references = (parse_reference(str(model), role="MODEL"),) + (
         () if minus is None else (parse_reference(str(minus), role="BASE"),)
     )
@@ -75,16 +80,17 @@ def spectrum(
 
     def one(numbered: tuple[int, Matrix]) -> MatrixSpectrum:
         number, matrix = numbered
-        inputs = Inputs(readers, buffer_bytes(CHUNK_BYTES))
+        inputs, by = Inputs(readers, buffer_bytes(CHUNK_BYTES)), Decompositions(tuning.device)
         loaded = _load(matrix, matrix.weight, inputs)
         if base is None:
-            found = singular_values(loaded)
-            result = _summary(matrix, found)
+            found = by.singular_values(loaded, matrix.label)
+            result = _summary(matrix, found, fell_back=bool(by.fell_back))
         else:
             before = base.weights[matrix.tensor]
             noise = one_rounding(loaded.reshape(-1).numpy(), matrix.weight, before)
-            found = singular_values(loaded.sub_(_load(matrix, before, inputs)))
-            sums = _summary(matrix, found)
+            change = loaded.sub_(_load(matrix, before, inputs))
+            found = by.singular_values(change, matrix.label)
+            sums = _summary(matrix, found, fell_back=bool(by.fell_back))
             result = ChangeSpectrum(**vars(sums), ulp_ratio=noise and sums.noise_sigma / noise)
         if values is not None:
             values[matrix.label] = found
@@ -122,7 +128,7 @@ def _check_pair(matrix: Matrix, checkpoint: Checkpoint, base: Checkpoint | None)
         )
 
 
-def _summary(matrix: Matrix, values: Tensor) -> MatrixSpectrum:
+def _summary(matrix: Matrix, values: Tensor, *, fell_back: bool) -> MatrixSpectrum:
     m, n = sorted(matrix.shape)
     sigma = noise_level(values, m, n)
     edge = mp_edge(sigma, m, n)
@@ -138,6 +144,7 @@ def _summary(matrix: Matrix, values: Tensor) -> MatrixSpectrum:
         snr_compat=snr_compat(values, m, n),
         effective_rank=effective_rank(values),
         bulk_fit=bulk_fit(values, sigma, m, n),
+        fell_back=fell_back,
     )
 
 

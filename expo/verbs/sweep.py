@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from expo.compute.devices import for_models
 from expo.compute.inputs import fetch
 from expo.errors import SpecError
 from expo.output.durable import place_file
@@ -100,7 +101,7 @@ def sweep(
     questions = None if exact is None else read_questions(Path(exact))
     parts = _prompts(Path(prompts), seed, batch_size)
     named = {REWARD: reward} | ({} if second_reward is None else {SECOND: second_reward})
-    where = _device(device)
+    where = for_models(device)
     check_preset(preset, decoding or {})
     claim(Path(out))
     rewards = {
@@ -186,19 +187,6 @@ def _prompts(path: Path, seed: int, batch_size: int) -> _Prompts:
         )
     parts = halves(prompts, seed=seed, batch_size=batch_size)
     return _Prompts(path, batch_size, *parts)
-
-
-def _device(given: str | None) -> str:
-    """The device asked for, or the best; tried before anything is loaded."""
-    import torch
-
-    where = given or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=where)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch knows no CUDA
-        reason = str(error).partition("\n")[0]
-        raise SpecError(f"device {where} cannot be used: {reason[:200]}") from error
-    return where
 
 
 def _decoding(live: Live, preset: str | None, given: Mapping[str, float]) -> Decoding:

@@ -1,0 +1,104 @@
+"""Where matrices are taken apart: on this processor, or on a device that is lent them one by one."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from expo.compute.device import Device, is_full
+from expo.operators import decompose
+from expo.operators.decompose import Cut
+from expo.operators.rules import Keep
+from expo.operators.spectra import LAPACK, Library
+
+T = TypeVar("T")
+
+Work = Callable[[Tensor, Library], T]
+"""What to do with a matrix, by the library of the place where it is."""
+
+
+@dataclass(frozen=True)
+class Decompositions:
+    """The operators of `decompose`, on `device` where there is one; matrices come from this machine's memory, and
+    what is asked for comes back there.
+
+    A matrix for which the device has no room is tried again when no other one is there, and then goes to the
+    processor, as does one that the device's library cannot take apart. Those are in `fell_back`: the last bits of a
+    decomposition are its library's.
+    """
+
+    device: Device | None = None
+    fell_back: set[str] = field(default_factory=set)
+
+    def cut(self, matrix: Tensor, keep: Keep, *, seed: int = 0, name: str = "") -> Cut:
+        """As `decompose.cut`: where nothing goes, the very matrix."""
+
+        def work(there: Tensor, library: Library) -> Cut:
+            done = decompose.cut(there, keep, seed=seed, name=name, library=library)
+            return replace(
+                done, matrix=matrix if done.matrix is there else self.brought(done.matrix)
+            )
+
+        return self.of(matrix, work, name)
+
+    def singular_values(self, matrix: Tensor, name: str = "") -> Tensor:
+        return self.of(matrix, decompose.singular_values, name)
+
+    def of(self, matrix: Tensor, work: Work[T], name: str) -> T:
+        """What `work` gives. What of it is needed here, it has to bring along (`brought`)."""
+        if self.device is None:
+            return work(matrix, LAPACK)
+        for alone in (False, True):
+            try:
+                with self.device.gate.entered(alone=alone), self.device.lane(), _full_precision:
+                    _load_linear_algebra(self.device.place)
+                    return work(matrix.to(self.device.place), self.device.library)
+            except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+                break
+            except RuntimeError as error:
+                if not is_full(error):
+                    raise
+            self.device.make_room()
+        self.fell_back.add(name)
+        return work(matrix, LAPACK)
+
+    def brought(self, tensor: Tensor) -> Tensor:
+        """A result in this machine's memory, once `of` returns."""
+        return tensor if self.device is None else self.device.brought(tensor)
+
+
+class _FullPrecision:
+    """Products of float32 with all of its bits while anybody is inside: a program may have set TensorFloat-32, whose
+    ten bits no rule here allows for."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, ""
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch.backends.cuda.matmul.fp32_precision
+                torch.backends.cuda.matmul.fp32_precision = "ieee"
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.backends.cuda.matmul.fp32_precision = self._before
+
+
+_full_precision = _FullPrecision()
+_loading, _loaded = threading.Lock(), set[torch.device]()
+
+
+def _load_linear_algebra(place: torch.device) -> None:
+    """torch loads that part of it at the first call, and fails where two threads come at once (pytorch #90613)."""
+    with _loading:
+        if place not in _loaded:
+            torch.linalg.eigh(torch.eye(2, device=place))
+            torch.linalg.qr(torch.eye(2, device=place))
+            _loaded.add(place)

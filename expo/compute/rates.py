@@ -1,0 +1,138 @@
+"""How fast this machine and a device do what a run is made of: each measured for a tenth of a second or a little more."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from expo.checkpoint.dtypes import FLOATS, ITEM_BYTES, TORCH_NAMES
+from expo.checkpoint.reader import aligned_buffer, read_direct
+from expo.compute.arithmetic import Stored
+from expo.compute.choice import arithmetic_for
+from expo.planning.chunks import BLOCK_ELEMENTS
+from expo.planning.jobs import Blend, TensorJob
+from expo.threads import PerThread, side_by_side
+
+if TYPE_CHECKING:
+    from expo.compute.device import Device
+
+_SECONDS = 0.1
+_DISK_SECONDS = 0.3
+_READ_BYTES, _READS = 8 << 20, 64
+_COPY_BYTES = 64 << 20
+_ELEMENTS = 1 << 22  # of a pair on a device
+_SIDE = 1024  # of the square matrix that stands for all
+
+SMALL_RANK = 64  # of that matrix, as far as it goes the randomized way
+
+
+def disk_rate(files: Sequence[Path], threads: int) -> float:
+    """Bytes a second, read around the page cache at places all over the files, so many at once.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    places = [(f, begin) for f in files for begin in range(0, f.stat().st_size, _READ_BYTES)]
+    buffer = PerThread(lambda: aligned_buffer(_READ_BYTES))
+    started = time.perf_counter()
+    ends = [started]
+
+    def read(place: tuple[Path, int]) -> int:
+        if ends[-1] - started > _DISK_SECONDS:
+            return 0
+        count = read_direct(*place, buffer())
+        ends.append(time.perf_counter())
+        return count
+
+    sample = places[:: max(len(places) // _READS, 1)]
+    total = sum(side_by_side(read, sample, threads))
+    return total / (max(ends) - started)
+
+
+def hash_rate() -> float:
+    """Bytes a second of SHA-256, by one core."""
+    data = np.zeros(_READ_BYTES, np.uint8)
+    return _rate(lambda: hashlib.sha256(data.data), data.size)
+
+
+def pair_rate(job: TensorJob) -> float:
+    """Elements a second of the pair's formula over a block that stays in the cache, by one core."""
+    assert isinstance(job.rule, Blend)
+    weights = (job.rule.start, job.rule.terms[-1].weight)
+    stored = [weight.stored.dtype for weight in weights if weight.stored.dtype in FLOATS]
+    dtypes = (
+        *stored,
+        *[job.dtype] * (3 - len(stored)),
+    )  # the formula sees floats, whatever lies there
+    base, aligned, out = (
+        Stored(np.zeros(BLOCK_ELEMENTS * ITEM_BYTES[dtype], np.uint8), dtype) for dtype in dtypes
+    )
+    arithmetic = arithmetic_for(job)
+    return _rate(lambda: arithmetic.extrapolate(base, aligned, 1.5, out, None), BLOCK_ELEMENTS)
+
+
+def pair_rate_on(device: "Device", job: TensorJob) -> float:
+    """Elements a second of the pair's formula over what is on the device already."""
+    import torch
+
+    from expo.compute.pairs import extrapolated, pair_of
+    from expo.operators.rounding import round_nearest
+
+    dtype = getattr(torch, TORCH_NAMES[job.dtype])
+    with device.lane():
+        side = torch.zeros(_ELEMENTS, dtype=dtype, device=device.place)
+
+    def once() -> None:
+        with device.lane():
+            pair = pair_of(side, side, torch.float32, BLOCK_ELEMENTS)
+            extrapolated(pair, 1.5, lambda exact: round_nearest(exact, dtype), BLOCK_ELEMENTS)
+
+    return _rate(once, _ELEMENTS)
+
+
+def copy_rate(device: "Device", *, to_device: bool) -> float:
+    """Bytes a second over the bus, between page-locked memory and the device."""
+    import torch
+
+    here = torch.from_numpy(device.buffer(_COPY_BYTES))
+    with device.lane():
+        there = torch.zeros(_COPY_BYTES, dtype=torch.uint8, device=device.place)
+    source, target = (here, there) if to_device else (there, here)
+
+    def once() -> None:
+        with device.lane():
+            target.copy_(source, non_blocking=True)
+
+    return _rate(once, _COPY_BYTES)
+
+
+def matrix_rate(device: "Device | None", *, small: bool) -> float:
+    """m²n a second of cutting a matrix by its spectrum, or m·n·rank of the `small` way: one at a time, on one core
+    where it is no device."""
+    import torch
+
+    from expo.compute.decompositions import Decompositions
+    from expo.operators.rules import Keep
+
+    keep = Keep("rank", SMALL_RANK) if small else Keep("mp")
+    matrix = torch.randn(_SIDE, _SIDE, generator=torch.Generator().manual_seed(0))
+    work = _SIDE * _SIDE * (SMALL_RANK if small else _SIDE)
+
+    def measure(_: None) -> float:
+        return _rate(lambda: Decompositions(device).cut(matrix, keep), work)
+
+    (rate,) = side_by_side(measure, [None], 1)  # whose thread has one core, as a worker's
+    return rate
+
+
+def _rate(once: Callable[[], object], amount: float) -> float:
+    """So much, over the seconds that it takes once all is loaded and compiled."""
+    once()
+    started, times, took = time.perf_counter(), 0, 0.0
+    while took < _SECONDS:
+        once()
+        times, took = times + 1, time.perf_counter() - started
+    return times * amount / took
