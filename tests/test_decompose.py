@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 from torch import Tensor
 
 from expo.compute.preparations import Preparations, Unit
 from expo.errors import CheckpointError, SpecError
 from expo.operators.decompose import cut, factors
 from expo.operators.keep import kept_values, unit_in_last_place
-from expo.operators.lapack import apply_reflectors, gram, tridiagonal
+from expo.operators.lapack import apply_reflectors, gram, one_thread, tridiagonal
 from expo.operators.low_rank import mp_edge
 from expo.operators.rules import Keep, parse_keep
 from expo.planning.jobs import Copy, MatrixJob, TensorJob
@@ -228,6 +229,41 @@ def test_the_next_matrices_are_made_while_one_waits() -> None:
         worker.join()
     assert sorted(map(str, made)) == ["0", "1", "2", "3"]
     assert sorted(map(str, found)) == ["0", "0", "1", "1", "2", "2", "3", "3"]
+
+
+def test_blas_has_one_thread_in_any_thread_that_asks_for_it() -> None:
+    """Threads come and go in any order; when all are out, the limits are those of before."""
+    gram(np.ones((4, 4), np.float32))  # loads the library
+    before = _blas_threads()
+    second_is_in, first_is_out = threading.Event(), threading.Event()
+    seen: list[set[int]] = []
+
+    def first() -> None:
+        with one_thread():
+            second_is_in.wait(20)
+            seen.append(_blas_threads())
+        first_is_out.set()
+
+    def second() -> None:
+        with one_thread():
+            second_is_in.set()
+            first_is_out.wait(20)
+            seen.append(_blas_threads())
+
+    for _ in range(3):
+        second_is_in.clear()
+        first_is_out.clear()
+        threads = [threading.Thread(target=work) for work in (first, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert _blas_threads() == before
+    assert seen == [{1}] * 6
+
+
+def _blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
 
 def test_a_failure_reaches_every_worker_that_waits() -> None:

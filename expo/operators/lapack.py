@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 
@@ -59,12 +60,15 @@ def apply_reflectors(reduced: Array, scales: Array, vectors: Array) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """BLAS on one thread while any caller is inside: two contend for the same cores."""
+    """BLAS on one thread while any caller is inside: two contend for the same cores, and its threads decide the last
+    bits."""
     from threadpoolctl import threadpool_limits
 
     global _depth
     with _lock:
         if _depth == 0:
+            _modules()  # what is not loaded cannot be limited
+            _let_anybody_limit()
             _limits.append(threadpool_limits(1, "blas"))
         _depth += 1
     try:
@@ -73,7 +77,18 @@ def one_thread() -> Iterator[None]:
         with _lock:
             _depth -= 1
             if _depth == 0:
+                _let_anybody_limit()
                 _limits.pop().restore_original_limits()
+                _let_anybody_limit()
+
+
+def _let_anybody_limit() -> None:
+    """From 3.8 on threadpoolctl ignores every thread but the first that has set OpenBLAS's limit. Here the last that
+    leaves takes back what the first that came has set, whichever threads they are."""
+    from threadpoolctl import OpenBLASController
+
+    if clear := getattr(OpenBLASController, "clear_controlling_thread", None):
+        clear(force=True)
 
 
 def _call(name: str, dtype: np.dtype, *arguments: object, info: bool = False) -> None:
@@ -103,10 +118,15 @@ def _scalar(dtype: np.dtype, value: float) -> ctypes.c_float | ctypes.c_double:
 
 
 @cache
+def _modules() -> list[ModuleType]:
+    return [import_module(f"scipy.linalg.cython_{kind}") for kind in ("blas", "lapack")]
+
+
+@cache
 def _routine(name: str) -> Callable[..., None]:
     """A function of scipy.linalg.cython_blas or cython_lapack, by its address."""
-    modules = [import_module(f"scipy.linalg.cython_{kind}") for kind in ("blas", "lapack")]
-    known = modules[0].__pyx_capi__ | modules[1].__pyx_capi__
+    blas, lapack = _modules()
+    known = blas.__pyx_capi__ | lapack.__pyx_capi__
     api = ctypes.pythonapi
     api.PyCapsule_GetName.restype = ctypes.c_char_p
     api.PyCapsule_GetName.argtypes = [ctypes.py_object]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expo.operators.lapack import apply_reflectors, gram, tridiagonal
+from expo.operators.lapack import apply_reflectors, gram, one_thread, tridiagonal
 
 _BLOCK = 1 << 24  # elements of a matrix that are in another precision at a time, on a device
 
@@ -58,7 +58,8 @@ class LapackSpectrum:
         self._reduced = gram(short.to(dtype).contiguous().numpy().T)
         diagonal, beside, self._scales = tridiagonal(self._reduced)
         self._diagonal, self._beside = diagonal.astype(np.float64), beside.astype(np.float64)
-        eigenvalues = eigh_tridiagonal(self._diagonal, self._beside, eigvals_only=True)
+        with one_thread():
+            eigenvalues = eigh_tridiagonal(self._diagonal, self._beside, eigvals_only=True)
         self.values = _roots(torch.from_numpy(eigenvalues))
 
     def vectors(self, first: int, end: int) -> Tensor:
@@ -68,9 +69,10 @@ class LapackSpectrum:
         if first == end:
             return torch.from_numpy(np.empty((size, 0), dtype=self._reduced.dtype))
         chosen = (size - end, size - 1 - first)
-        _, found = eigh_tridiagonal(
-            self._diagonal, self._beside, select="i", select_range=chosen, lapack_driver="stemr"
-        )
+        with one_thread():
+            _, found = eigh_tridiagonal(
+                self._diagonal, self._beside, select="i", select_range=chosen, lapack_driver="stemr"
+            )
         vectors = found[:, ::-1].astype(self._reduced.dtype, order="F")
         apply_reflectors(self._reduced, self._scales, vectors)
         return torch.from_numpy(vectors)
