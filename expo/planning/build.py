@@ -103,7 +103,7 @@ def _routed(request: Request, opened: Mapping[Reference, Checkpoint], donor: Che
         raise SpecError(
             f"{reason}: that needs mergekit's engine, which knows no ExPO, RELEX or rounding"
         )
-    floats = [tensor.dtype for tensor in donor.tensors.values() if tensor.dtype in FLOATS]
+    floats = [weight.dtype for weight in donor.weights.values() if weight.dtype in FLOATS]
     out_dtype = request.dtype or (TORCH_NAMES[floats[0]] if floats else "float32")
     models = {str(reference): reference for reference in request.references()}
     spec = mergekit_spec(request, out_dtype)
@@ -174,7 +174,7 @@ def _allowed(request: Request, opened: Mapping[Reference, Checkpoint]) -> frozen
     """The tensors that `--allow-missing` names."""
     if request.allow_missing is None:
         return frozenset()
-    names = sorted({name for checkpoint in opened.values() for name in checkpoint.tensors})
+    names = sorted({name for checkpoint in opened.values() for name in checkpoint.weights})
     try:
         return search([request.allow_missing], names)[0]
     except ValueError as error:
@@ -277,7 +277,7 @@ def _remark(
             f"{donor.label} is no model of transformers as far as its files say: tensors are matched by name and "
             "shape, nothing else is checked"
         )
-        factor = next(filter(_FACTOR.search, donor.tensors), None)
+        factor = next(filter(_FACTOR.search, donor.weights), None)
         if factor is not None:
             found.warnings.append(
                 f"{donor.label} holds factors of a LoRA adapter ({printable(factor)}): each is merged by itself, "
@@ -291,9 +291,11 @@ def _shards(
     aligned: Checkpoint, jobs: dict[str, TensorJob], max_shard_bytes: int | None
 ) -> tuple[ShardPlan, ...]:
     """The aligned model's files in its order; other names where it is a `.bin`, or re-sharded."""
+    held = [(s, [name for name, _ in aligned.held(s)]) for s in aligned.shards]
     groups = [
-        (s.file, s.metadata, [jobs[t.name] for t in s.tensors if t.name in jobs])
-        for s in aligned.shards
+        (s.file, s.metadata, [jobs[name] for name in names if name in jobs])
+        for s, names in held
+        if names or not s.tensors  # one that holds nothing but scales is left out
     ]
     if max_shard_bytes is not None:
         metadata = aligned.shards[0].metadata

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import ITEM_BYTES
+from expo.checkpoint.weight import Weight
 from expo.operators.methods import METHODS, Sparsifier
 from expo.operators.rules import Keep
 from expo.planning.rows import SharedRows

@@ -84,7 +84,7 @@ class Plan:
 
     @property
     def read_bytes(self) -> int:
-        return sum(weight.stored.nbytes for job in self.jobs for weight in job.inputs)
+        return sum(info.nbytes for job in self.jobs for w in job.inputs for _, info in w.parts)
 
     @property
     def write_bytes(self) -> int:
@@ -104,8 +104,14 @@ class Plan:
 
     def held_bytes(self, threads: int) -> int:
         """What streaming keeps of tensors that are looked at whole, one a worker, so that they are fetched once."""
-        held = (sum(w.stored.nbytes for w in job.inputs) for job in self.jobs if job.is_held_whole)
+        whole = (job for job in self.jobs if job.is_held_whole)
+        held = (sum(i.nbytes for w in job.inputs for _, i in w.parts) for job in whole)
         return threads * max(held, default=0)
+
+    def codes_bytes(self, threads: int) -> int:
+        """What workers hold of scales, and of codes of which one element takes a whole matrix."""
+        codes = ((w.codes for w in job.inputs if w.codes is not None) for job in self.jobs)
+        return threads * max((sum(c.held_bytes for c in each) for each in codes), default=0)
 
     @property
     def download_bytes(self) -> int:

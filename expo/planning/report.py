@@ -62,6 +62,7 @@ def report(
         stream_bytes=plan.stream_bytes,
         memory_bytes=memory_bytes(threads, models=models, outputs=outputs)
         + plan.preparation_bytes(threads)
+        + plan.codes_bytes(threads)
         + (AHEAD_BYTES + plan.held_bytes(threads) if plan.stream_bytes else 0),
         free_disk_bytes=free,
         shards={shard.file: shard.file_bytes for shard in plan.shards},

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from expo.checkpoint.checkpoint import Checkpoint
+from expo.checkpoint.files import Files
 from expo.checkpoint.headers import TensorInfo, printable
 from expo.checkpoint.reference import Reference
 from expo.planning.findings import Findings
@@ -29,7 +30,7 @@ def check_sides(
         return True
     sft = opened[request.base]
     tops = [opened[operand.reference] for operand in request.operands]
-    if not any(sft.tensors.keys() & top.tensors.keys() for top in tops):
+    if not any(sft.weights.keys() & top.weights.keys() for top in tops):
         labels = " and ".join(model.label for model in (sft, *tops))
         found.refusals.append(
             f"no tensor is in both models ({labels}): there is nothing to extrapolate; is this the SFT "
@@ -54,26 +55,27 @@ def _look_alike(sft: Checkpoint, aligned: Checkpoint) -> bool:
     nothing."""
     if sft is aligned:
         return True
-    if sft.adapter or aligned.adapter or sft.tensors.keys() != aligned.tensors.keys():
+    if sft.adapter or aligned.adapter or sft.weights.keys() != aligned.weights.keys():
         return False
     tells = False
-    for name, mine in sft.tensors.items():
-        theirs = aligned.tensors[name]
-        if (mine.dtype, mine.shape) != (theirs.dtype, theirs.shape):
+    for name, weight in sft.weights.items():
+        mine, theirs = [*weight.parts], [*aligned.weights[name].parts]
+        if [(i.dtype, i.shape) for _, i in mine] != [(i.dtype, i.shape) for _, i in theirs]:
             return False
-        heads = _head(sft, mine), _head(aligned, theirs)
-        if heads[0] != heads[1]:
-            return False
-        tells = tells or any(heads[0])
+        for one, other in zip(mine, theirs, strict=True):
+            head = _head(*one)
+            if head != _head(*other):
+                return False
+            tells = tells or any(head)
     return tells
 
 
-def _head(checkpoint: Checkpoint, tensor: TensorInfo) -> bytes:
+def _head(files: Files, tensor: TensorInfo) -> bytes:
     """The first bytes of a tensor; where they would have to be downloaded, the hash of the file that holds it."""
-    if not checkpoint.files.is_local(tensor.file):
-        return str(checkpoint.files.identity(tensor.file).get("sha256", "")).encode()
+    if not files.is_local(tensor.file):
+        return str(files.identity(tensor.file).get("sha256", "")).encode()
     end = tensor.begin + min(tensor.nbytes, _LOOKED_AT_BYTES)
-    return checkpoint.files.read(tensor.file, tensor.begin, end)
+    return files.read(tensor.file, tensor.begin, end)
 
 
 def _other_base(checkpoint: Checkpoint) -> Iterator[str]:

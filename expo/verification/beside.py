@@ -3,10 +3,11 @@
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from expo.checkpoint.checkpoint import Checkpoint, Weight
+from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.dtypes import FLOATS, ITEM_BYTES, TORCH_NAMES
 from expo.checkpoint.headers import TensorInfo
 from expo.checkpoint.reader import Bytes, FileReader, read_buffer
+from expo.checkpoint.weight import Weight
 
 if TYPE_CHECKING:
     import torch

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.files import Files
 from expo.checkpoint.headers import TensorInfo, printable
 from expo.checkpoint.names import is_embedding
+from expo.checkpoint.weight import Weight
 from expo.verification.beside import is_beside
 from expo.verification.subject import Subject
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import FLOATS
 from expo.checkpoint.headers import Shard, TensorInfo, printable
 from expo.checkpoint.names import is_embedding
 from expo.checkpoint.reader import Bytes, FileReader, read_buffer
+from expo.checkpoint.weight import Weight
 from expo.errors import CheckpointError
 from expo.threads import Crew, Flow, side_by_side
 from expo.verification.beside import PIECE, Beside, as_floats
