@@ -14,10 +14,11 @@ from expo.operators.codes import e8m0
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from expo.checkpoint.reader import Bytes
+    from expo.checkpoint.reader import Bytes, Reader
 
 Format = Literal["fp8", "mxfp4"]
 Scales = NDArray[np.float32]
+Places = NDArray[np.int64]
 
 SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0", "U8")
 """What scales are stored as; bytes are exponents."""
@@ -44,6 +45,11 @@ class Codes:
     def scales_each(self) -> int:
         """Scales a matrix."""
         return -(-self.rows // self.block[0]) * -(-self.columns // self.block[1])
+
+    @property
+    def codes_each(self) -> int:
+        """Codes a byte."""
+        return 1 if self.format == "fp8" else 2
 
     @property
     def whole_bytes(self) -> int:
@@ -75,6 +81,18 @@ class Codes:
         """The scales of the matrices that hold elements begin …: (the first of them, how many)."""
         first, last = self._matrices(begin, count)
         return first * self.scales_each, (last - first) * self.scales_each
+
+    def places(self, elements: Places) -> tuple[Places, Places]:
+        """Of every element: which code of the stored tensor it is, and which scale is its."""
+        if self.format == "fp8":
+            line, column = elements // self.columns, elements % self.columns
+            matrix, row = line // self.rows, line % self.rows
+        else:
+            line, row = elements // self.rows, elements % self.rows
+            matrix, column = line // self.columns, line % self.columns
+        blocks = -(-self.columns // self.block[1])
+        scale = matrix * self.scales_each + row // self.block[0] * blocks + column // self.block[1]
+        return (matrix * self.rows + row) * self.columns + column, scale
 
     def within(self, begin: int) -> int:
         """An element, counted from the first of its matrix."""
@@ -122,12 +140,20 @@ def scale_numbers(raw: "Bytes", dtype: str) -> Scales:
             return e8m0()[raw]
 
 
-def check_scales(scales: Scales, info: TensorInfo, label: str) -> None:
-    """Refuse scales that no quantizer writes.
+def read_scales(codes: Codes, span: tuple[int, int], reader: "Reader", label: str) -> Scales:
+    """The scales of a span, (the first, how many), as float32.
+
+    Args:
+        reader: of the file that holds them.
+        label: of the model, for messages.
 
     Raises:
-        CheckpointError: one is no finite number above 0.
+        CheckpointError: they cannot be read, or one is no finite number above 0, which no quantizer writes.
     """
+    info, (first, count) = codes.scale, span
+    stored = np.empty(count * info.item_bytes, np.uint8)
+    reader.copy(info.begin + first * info.item_bytes, stored)
+    scales = scale_numbers(stored, info.dtype)
     good = np.isfinite(scales) & (scales > 0)
     if not good.all():
         bad = float(scales[~good][0])
@@ -135,3 +161,4 @@ def check_scales(scales: Scales, info: TensorInfo, label: str) -> None:
             f"{printable(info.name)} holds {shown(bad)} in {label}, and a scale is a finite number above 0: it is "
             "damaged, download it again"
         )
+    return scales

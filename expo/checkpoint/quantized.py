@@ -60,7 +60,7 @@ def coding(label: str, shards: Iterable[Shard], config: dict) -> Coding:
     said = _said(label, config)
     stated = None if said is None else _stated(label, said)
     finder = _Finder(label, stored, stated)
-    codes = {name: made for name, made in finder.found()}
+    codes = dict(finder.found())
     beside = {made.scale.name for made in codes.values()}
     beside |= {name for name in stored if codes and _OF_ACTIVATIONS.search(name)} - codes.keys()
     for name in (name for name in stored if name not in codes and name not in beside):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expo.checkpoint.checkpoint import Checkpoint
-from expo.checkpoint.codes import Codes, Scales, check_scales, scale_numbers
+from expo.checkpoint.codes import Codes, Scales, read_scales
 from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.files import Files
 from expo.checkpoint.reader import Bytes, Reader, read_buffer
@@ -93,6 +93,7 @@ class Inputs:
         self._readers = readers
         self.buffer_bytes = buffer_bytes
         self._buffers: dict[int, Bytes] = {}
+        self._held: dict[int, tuple[Weight, int, int, Bytes]] = {}
         self._scales: dict[int, tuple[Weight, tuple[int, int], Scales]] = {}
         self._factors: dict[int, tuple[Weight, tuple[Tensor, Tensor]]] = {}
 
@@ -107,13 +108,30 @@ class Inputs:
         reader = self._readers.reader(weight.files, weight.stored.file)
         at, nbytes = weight.span(begin, count)
         buffer = self._buffer(side, nbytes)
-        whole = reader.open_range(at, nbytes, buffer) if nbytes else _NOTHING
-        if whole is None and weight.codes is not None and weight.codes.whole_bytes:
-            whole = buffer[:nbytes]  # its elements lie all over it
-            reader.copy(at, whole)
+        if weight.codes is not None and weight.codes.whole_bytes:
+            whole = self._matrices(weight, reader, at, nbytes, side)
+        else:
+            self._held.pop(side, None)
+            whole = reader.open_range(at, nbytes, buffer) if nbytes else _NOTHING
         if whole is not None and whole.ctypes.data % weight.stored.item_bytes:
             whole = whole.copy()
         return Range(weight, begin, reader, at, whole, buffer, scales, factors)
+
+    def _matrices(self, weight: Weight, reader: Reader, at: int, nbytes: int, side: int) -> Bytes:
+        """Codes of whole matrices, in the side's buffer: the next piece often takes the same."""
+        known = self._held.get(side)
+        if known is not None and known[0] is weight and known[1:3] == (at, nbytes):
+            return known[3]
+        buffer = self._buffers[side]
+        found = reader.open_range(at, nbytes, buffer) if nbytes else _NOTHING
+        if found is None:
+            found = buffer[:nbytes]
+            reader.copy(at, found)
+        elif not np.may_share_memory(found, buffer):  # what was fetched ahead does not stay
+            buffer[:nbytes] = found
+            found = buffer[:nbytes]
+        self._held[side] = weight, at, nbytes, found
+        return found
 
     def _buffer(self, side: int, nbytes: int) -> Bytes:
         known = self._buffers.get(side)
@@ -126,12 +144,8 @@ class Inputs:
         known = self._scales.get(side)
         if known is not None and known[0] is weight and known[1] == span:
             return known[2]
-        info, (first, count) = codes.scale, span
-        stored = np.empty(count * info.item_bytes, dtype=np.uint8)
-        reader = self._readers.reader(weight.files, info.file)
-        reader.copy(info.begin + first * info.item_bytes, stored)
-        scales = scale_numbers(stored, info.dtype)
-        check_scales(scales, info, weight.files.label)
+        reader = self._readers.reader(weight.files, codes.scale.file)
+        scales = read_scales(codes, span, reader, weight.files.label)
         self._scales[side] = (weight, span, scales)
         return scales
 

@@ -22,6 +22,7 @@ from expo.results import (
     AdaptedModule,
     Alternative,
     CheckResult,
+    CodingNoise,
     EditReport,
     OtherTensor,
     Statistics,
@@ -70,7 +71,7 @@ class Manifest:
     `beside` what tells of it and may change (`is_apart`): SHA-256 by name. Of what mergekit's engine computed (`engine`, and why:
     `reasons`) statistics are of no element. `donor` is None where mergekit made the tokenizer. `verified` is
     None where nobody looked. `flags` are those of the command line that the spec does not hold. Where nothing says
-    that transformers loads it, neither does the card (`is_of_transformers`).
+    that transformers loads it, neither does the card (`is_of_transformers`). `noise` is that of quantized inputs.
     """
 
     schema: str = SCHEMA
@@ -104,6 +105,7 @@ class Manifest:
     flags: tuple[str, ...] = ()
     example: Example | None = None
     is_of_transformers: bool = True
+    noise: CodingNoise | None = None
 
     @property
     def listed(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Open the models of a merge, match them by their headers, lay out the output."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 
@@ -19,13 +19,16 @@ from expo.operators.methods import METHODS, NOT_IN_MERGEKIT
 from expo.planning.asked import check_asked, tables_differ
 from expo.planning.edits import with_edits
 from expo.planning.findings import Findings, listing, summarize
+from expo.planning.gate import noise_note, noise_warning
 from expo.planning.jobs import TensorJob
 from expo.planning.match import match
 from expo.planning.models import Models
+from expo.planning.noise import noise_of
 from expo.planning.patterns import check_patterns
 from expo.planning.plan import Plan, ShardPlan, Sidecar, alpha_warnings
 from expo.planning.sides import check_sides
 from expo.planning.values import layer_count
+from expo.results import CodingNoise
 from expo.spec.request import Foreign, Request
 from expo.spec.resolved import mergekit_spec
 
@@ -55,6 +58,7 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
     check_patterns(request, opened, donor, allowed, found)
     jobs = match(request, _models(request, opened), allowed, found) if not request.foreign else {}
     fit = check_sides(request, opened, jobs, found)
+    noise = _noise(request, jobs, found)
     jobs = with_edits(request, donor, jobs, found)
     sidecars, left_behind = _sidecars(donor, request.include, found)
     sidecars = _with_licences(sidecars, opened.values())
@@ -66,10 +70,10 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
         summarize(found, models, is_expo=request.method == "expo")
     _remark(request, opened, donor, found)
     if request.foreign is not None:
-        _refuse_streams(opened.values(), found)
+        found.refusals += _unread_by_mergekit(opened.values())
     shards = () if request.foreign else _shards(donor, jobs, request.max_shard_bytes)
     _refuse_reserved(sidecars, shards, donor, found)
-    return Plan(
+    plan = Plan(
         request=request,
         sources=_roles(request, opened),
         donor=donor,
@@ -83,7 +87,20 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
         refusals=tuple(found.refusals),
         warnings=tuple(dict.fromkeys(found.warnings)),
         notes=tuple(dict.fromkeys(found.notes)),
+        noise=noise,
     )
+    return replace(plan, refusals=(*plan.refusals, *plan.gated))
+
+
+def _noise(request: Request, jobs: Mapping[str, TensorJob], found: Findings) -> CodingNoise | None:
+    """How much noise the codes of quantized inputs leave in what is extrapolated."""
+    if request.method != "expo" or request.base is None or request.foreign or request.compares:
+        return None
+    noise = noise_of(jobs.values())
+    if noise is not None:
+        found.notes.append(noise_note(noise))
+        found.warnings += noise_warning(noise)
+    return noise
 
 
 def _routed(request: Request, opened: Mapping[Reference, Checkpoint], donor: Checkpoint) -> Request:
@@ -130,14 +147,15 @@ def _is_mergekits(name: str, foreign: Foreign) -> bool:
     return name == "config.json" or (foreign.changes_tokenizer and is_tokenizer_file(name))
 
 
-def _refuse_streams(checkpoints: Iterable[Checkpoint], found: Findings) -> None:
-    """mergekit's engine reads from this disk alone."""
+def _unread_by_mergekit(checkpoints: Iterable[Checkpoint]) -> Iterator[str]:
+    """mergekit's engine reads from this disk alone, and no codes."""
     for checkpoint in checkpoints:
         if any(files.streams for files, _ in checkpoint.inputs()):
             cure = "leave out --stream-inputs, or bring the model to this disk first"
-            found.refusals.append(
-                f"{checkpoint.label} would be read where it lies, which mergekit's engine cannot: {cure}"
-            )
+            yield f"{checkpoint.label} would be read where it lies, which mergekit's engine cannot: {cure}"
+        if checkpoint.coding.codes:
+            cure = "write it as bfloat16 first, with expo merge and a spec of merge_method: passthrough"
+            yield f"{checkpoint.label} is quantized, which mergekit's engine does not read: {cure}"
 
 
 def _models(request: Request, opened: Mapping[Reference, Checkpoint]) -> Models:

@@ -145,6 +145,12 @@ class TensorJob:
         return (self.donor, *weights) if only_donor and self.donor not in weights else weights
 
     @property
+    def is_coded(self) -> bool:
+        """Whether it is blended from codes."""
+        is_blend = isinstance(self.rule, Blend)
+        return is_blend and any(weight.codes is not None for weight in self.rule.weights)
+
+    @property
     def is_held_whole(self) -> bool:
         """Whether it is looked at whole before its first block, and then again block by block."""
         return bool(self.matrices) or (isinstance(self.rule, Blend) and self.rule.needs_whole)

@@ -7,7 +7,9 @@ from functools import cached_property
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.files import Files
 from expo.checkpoint.headers import layout
+from expo.planning.gate import noise_refusal
 from expo.planning.jobs import Blend, TensorJob
+from expo.results import CodingNoise
 from expo.spec.request import Request
 
 
@@ -62,6 +64,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     index_name: str | None = None
     """Of the shards; None where there is one file, or the donor has none either."""
+    noise: CodingNoise | None = None
+    """Of quantized inputs of an extrapolation, over the change."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -81,6 +85,15 @@ class Plan:
         blends = [job.rule for job in self.jobs if isinstance(job.rule, Blend)]
         alphas = [alpha for blend in blends for alpha in blend.alphas]
         return (min(alphas), max(alphas)) if alphas else None
+
+    @property
+    def gated(self) -> tuple[str, ...]:
+        """Why noise stands against the α of what is blended from codes."""
+        if self.noise is None or not self.request.gives_alpha:
+            return ()
+        rules = [job.rule for job in self.jobs if job.is_coded]
+        alphas = {alpha for rule in rules if isinstance(rule, Blend) for alpha in rule.alphas}
+        return noise_refusal(self.noise, tuple(alphas), force=self.request.force)
 
     @property
     def read_bytes(self) -> int:
@@ -148,7 +161,9 @@ class Plan:
         mine = alpha_warnings(self.request)
         others = tuple(warning for warning in self.warnings if warning not in mine)
         warnings = (*others, *alpha_warnings(request))
-        return replace(self, request=request, shards=tuple(shards), warnings=warnings)
+        made = replace(self, request=request, shards=tuple(shards), warnings=warnings)
+        kept = (refusal for refusal in self.refusals if refusal not in self.gated)
+        return replace(made, refusals=(*kept, *made.gated))
 
 
 def alpha_warnings(request: Request) -> tuple[str, ...]:

@@ -71,6 +71,7 @@ def report(
         left_behind=plan.left_behind,
         notes=plan.notes,
         warnings=plan.warnings,
+        noise=plan.noise,
         refusals=(*plan.refusals, *refusals),
         out=out,
     )

@@ -101,6 +101,7 @@ def _begun(plan: Plan, digest: str, known: Identities) -> Manifest:
         files={},
         flags=_flags(plan.request),
         is_of_transformers=plan.donor.is_of_transformers,
+        noise=plan.noise,
     )
 
 

@@ -45,6 +45,7 @@ def extrapolate(
     verify: bool = True,
     progress: Progress | None = None,
     stream_inputs: bool = False,
+    force: bool = False,
 ) -> MergeResult:
     """Write θ_sft + α(θ_aligned − θ_sft) to the directory `out` (ExPO, arXiv 2404.16792), or to the one file
     that a name like `out.safetensors` stands for.
@@ -63,6 +64,7 @@ def extrapolate(
             either way, `verified` of the result says what they found.
         progress: called with (bytes written, bytes in all).
         stream_inputs: read weights on the Hub by range, without a download.
+        force: extrapolate quantized models whose noise outweighs the change.
 
     Raises:
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
@@ -85,6 +87,7 @@ def extrapolate(
         verify=verify,
         progress=progress,
         stream_inputs=stream_inputs,
+        force=force,
     )
 
 
@@ -98,6 +101,7 @@ def merge(
     overwrite: bool = False,
     verify: bool = True,
     stream_inputs: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> MergeResult: ...
 
@@ -112,6 +116,7 @@ def merge(
     overwrite: bool = False,
     verify: bool = True,
     stream_inputs: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> tuple[MergeResult, ...]: ...
 
@@ -125,6 +130,7 @@ def merge(
     overwrite: bool = False,
     verify: bool = True,
     stream_inputs: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> MergeResult | tuple[MergeResult, ...]:
     """Run a merge spec (a YAML file, or a mapping of the same form) into the directory `out`.
@@ -136,6 +142,7 @@ def merge(
         overwrite: replace the model that `out` holds, once the new one is whole; an `out` with anything else
             in it is refused.
         verify, stream_inputs: as in `extrapolate`.
+        force: go on where a gate refuses, as `force: true` in the spec.
         progress: called with (bytes written, bytes in all).
 
     Raises:
@@ -148,7 +155,8 @@ def merge(
     from expo.verbs.stages import run_stages
 
     def final(request: Request) -> Request:
-        return replace(request, stream_inputs=stream_inputs)
+        request = replace(request, stream_inputs=stream_inputs)
+        return request.forced() if force else request
 
     def run(request: Request, place: Path, is_part: bool) -> MergeResult:
         replaces, checks = overwrite or is_part, verify and not is_part

@@ -27,6 +27,7 @@ def plan(
     paper_alpha: float | None = None,
     interpolate: bool = False,
     stream_inputs: bool = False,
+    force: bool = False,
 ) -> PlanReport:
     """What a merge would do, from headers alone; `refusals` says why it would not run.
 
@@ -36,13 +37,15 @@ def plan(
         aligned: the aligned model.
         alpha, paper_alpha, interpolate: as in `extrapolate`, of the two models; a plan needs none.
         stream_inputs: as `merge` would read weights on the Hub by range, without a download.
+        force: as `merge` would go on where a gate refuses.
 
     Raises:
         SpecError, CheckpointError, HubError: an input cannot be used at all.
     """
 
     def final(request: Request) -> Request:
-        return replace(request, stream_inputs=stream_inputs)
+        request = replace(request, stream_inputs=stream_inputs)
+        return request.forced() if force else request
 
     if aligned is not None:
         if not isinstance(spec, str | PathLike):

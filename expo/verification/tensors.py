@@ -258,7 +258,8 @@ def _is_zero(weight: Weight) -> bool:
     ends = range(stored.begin, stored.begin + stored.nbytes, _CHUNK_BYTES)
     stop = stored.begin + stored.nbytes
     parts = (weight.files.read(stored.file, at, min(at + _CHUNK_BYTES, stop)) for at in ends)
-    return weight.update is None and not any(part.strip(b"\0") for part in parts)
+    zeros = b"\0" if weight.codes is None else weight.codes.zeros
+    return weight.update is None and not any(part.strip(zeros) for part in parts)
 
 
 _FETCH = "copy or download the files again; if it stays, the model is damaged"
