@@ -51,6 +51,13 @@ def mxfp4(weight: Tensor) -> tuple[Tensor, Tensor]:
     return code[..., 0::2] | code[..., 1::2] << 4, (exponent + 127).to(torch.uint8)
 
 
+def unpacked(blocks: Tensor, scales: Tensor) -> Tensor:
+    """What `mxfp4` stands for: float32 [E, 32·G, R]."""
+    code = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2).long()  # [E, R, G, 32]
+    size = _NUMBERS[code & 7] * torch.exp2(scales.double() - 127)[..., None]
+    return torch.where(code > 7, -size, size).float().flatten(2).transpose(1, 2).contiguous()
+
+
 def quantized(tensors: Tensors, block: Block, *, suffix: str = "_scale_inv") -> Tensors:
     """The tensors with every projection in FP8, scales last."""
     made, scales = {}, {}

@@ -265,6 +265,7 @@ def _shard_names(files: Files, index_name: str, index: dict) -> list[str]:
     for tensor, name in weight_map.items():
         if not isinstance(name, str):
             raise CheckpointError(f"{place} maps {printable(tensor)} to something that is no name")
+    for name in dict.fromkeys(weight_map.values()):
         if fault := fault_of(name):
             raise CheckpointError(f"{place} names a file that {fault}: {printable(name)}")
         if name not in files.sizes:

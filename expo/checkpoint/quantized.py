@@ -1,7 +1,7 @@
 """Which tensors of a quantized model are codes, which are their scales, and which models cannot be read.
 
-The tensors decide. What config.json says adds the size of blocks that end inside of a matrix; where the two contradict
-each other the model is refused.
+The tensors decide. What config.json says adds the size of blocks, which a number of blocks does not tell where the last
+ones are cut short; where the two contradict each other the model is refused.
 """
 
 import math
@@ -27,7 +27,6 @@ _LEFT = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|quant_state\..*|SCB|weight_scale"
     r"|weight_scale_inv|weight_packed|weight_zero_point|input_scale)$|_(blocks|scales)$"
 )
-_BLOCK = 128  # DeepSeek's, where no config.json says
 _CURE = "name the unquantized original, or dequantize it first (model.dequantize() in transformers)"
 
 Block = tuple[int, int]
@@ -64,7 +63,7 @@ def coding(label: str, shards: Iterable[Shard], config: dict) -> Coding:
     beside = {made.scale.name for made in codes.values()}
     beside |= {name for name in stored if codes and _OF_ACTIVATIONS.search(name)} - codes.keys()
     for name in (name for name in stored if name not in codes and name not in beside):
-        if stored[name].dtype.startswith("F8_") or _LEFT.search(name):
+        if is_coded(stored[name]):
             _refuse(label, f"{printable(name)} is {stored[name].dtype}", finder.why_not(name))
     if said is not None and not codes:
         raise CheckpointError(
@@ -72,6 +71,11 @@ def coding(label: str, shards: Iterable[Shard], config: dict) -> Coding:
             f"weights are plain, remove {' and '.join(_KEYS)} from config.json, else download it again"
         )
     return Coding(codes, frozenset(beside), _notes(label, codes, len(beside) - len(codes)))
+
+
+def is_coded(tensor: TensorInfo) -> bool:
+    """Whether a stored tensor looks like codes or scales, of whatever kind."""
+    return tensor.dtype.startswith("F8_") or bool(_LEFT.search(tensor.name))
 
 
 def without_quantization(config: dict) -> dict:
@@ -183,7 +187,7 @@ class _Finder:
         else:
             self._misfit(tensor, scale)
         least = int(scale.count == 1)  # an empty tensor has one scale too
-        for high, wide in self._stated or _usual(rows, columns, grid):
+        for high, wide in self._stated or _likely(rows, columns, grid):
             block = high or max(rows, 1), wide or max(columns, 1)
             if grid == (max(-(-rows // block[0]), least), max(-(-columns // block[1]), least)):
                 return Codes("fp8", scale, rows, columns, block)
@@ -206,21 +210,30 @@ class _Finder:
 
     def _misfit(self, tensor: TensorInfo, scale: TensorInfo) -> NoReturn:
         shapes = f"{shown(list(scale.shape))} for {printable(tensor.name)} of {shown(list(tensor.shape))}"
-        stated = ""
-        if self._stated and tensor.dtype == "F8_E4M3":
-            blocks = " or ".join(map(_words, self._stated))
-            stated = f", and config.json says a scale {blocks}"
+        stated, cure = "", "download the model again"
+        if tensor.dtype == "F8_E4M3" and self._stated:
+            stated = f", and config.json says a scale {' or '.join(map(_words, self._stated))}"
+        elif tensor.dtype == "F8_E4M3":
+            cure = (
+                "config.json says the size of blocks that are no power of two (weight_block_size)"
+            )
         raise CheckpointError(
             f"{self._label} is quantized, and {printable(scale.name)} is {shapes}{stated}: these do not fit each "
-            "other; download the model again"
+            f"other; {cure}"
         )
 
 
-def _usual(rows: int, columns: int, grid: tuple[int, ...]) -> Iterator[Block]:
-    """Blocks that nobody has stated, by how common they are; the last are those that end where the matrix does."""
-    yield from ((0, 0), (1, 0), (0, 1), (_BLOCK, _BLOCK), (1, _BLOCK))
-    if all(grid) and not (rows % grid[0] or columns % grid[1]):
-        yield rows // grid[0], columns // grid[1]
+def _likely(rows: int, columns: int, grid: tuple[int, ...]) -> list[Block]:
+    """The blocks of a grid that nobody has stated: all of a direction, or the power of two that gives so many."""
+    high, wide = _power(rows, grid[0]), _power(columns, grid[1])
+    return [] if high is None or wide is None else [(high, wide)]
+
+
+def _power(size: int, count: int) -> int | None:
+    if count == 1:
+        return 0
+    powers = (1 << bits for bits in range(size.bit_length()))
+    return next((power for power in powers if -(-size // power) == count), None)
 
 
 def _words(block: Block) -> str:
@@ -238,21 +251,26 @@ def _notes(label: str, codes: Mapping[str, Codes], others: int) -> tuple[str, ..
     if not codes:
         return ()
     kinds = Counter(_kind(one) for one in codes.values())
-    listed = "; ".join(f"{count} tensors in {kind}" for kind, count in kinds.most_common(3))
+    listed = "; ".join(f"{_tensors(count)} in {kind}" for kind, count in kinds.most_common(3))
     more = f" and {len(kinds) - 3} more forms" if len(kinds) > 3 else ""
-    dropped = f"; {others} scales of activations are dropped" if others else ""
+    dropped = f"; {_tensors(others)} with scales of activations left out" if others else ""
     return (f"{label} is dequantized as it is read: {listed}{more}{dropped}",)
+
+
+def _tensors(count: int) -> str:
+    return "1 tensor" if count == 1 else f"{count} tensors"
 
 
 def _kind(codes: Codes) -> str:
     if codes.format == "mxfp4":
         return "MXFP4"
-    rows, columns = codes.block
-    if rows >= codes.rows and columns >= codes.columns:
-        return "FP8 (E4M3, a scale a tensor)"
-    if columns >= codes.columns and rows == 1:
-        return "FP8 (E4M3, a scale a row)"
-    return f"FP8 (E4M3, a scale for {rows} × {columns})"
+    match codes.block:
+        case (rows, columns) if (rows, columns) == (codes.rows, codes.columns):
+            return "FP8 (E4M3, a scale a tensor)"
+        case (1, columns) if columns == codes.columns:
+            return "FP8 (E4M3, a scale a row)"
+        case (rows, columns):
+            return f"FP8 (E4M3, a scale for {rows} × {columns})"
 
 
 def _refuse(label: str, what: str, why: str = "") -> NoReturn:

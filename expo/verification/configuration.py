@@ -62,7 +62,7 @@ def _differences(
 ) -> Iterator[str]:
     """Fields of config.json that a loader would read differently from the aligned model's."""
     mine, theirs = s.json("config.json") or s.config, s.donor.config
-    if s.donor.coding.codes:
+    if s.donor.coding.codes and not s.coded:
         theirs = without_quantization(theirs)
     keys = {key for key in mine.keys() | theirs.keys() if not only or key in only}
     for key in sorted(keys - set(without)):

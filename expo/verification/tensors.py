@@ -234,12 +234,12 @@ def finite(s: Subject) -> Iterator[str]:
     for name, count in s.scanned.nonfinite.items():
         yield f"{printable(name)} holds {count} values that are NaN or infinite"
     if not s.scanned.nonfinite:
-        s.require_all_read()
+        s.require_numbers()
 
 
 def all_zero(s: Subject) -> Iterator[str]:
     if not s.scanned.zero:
-        s.require_all_read()
+        s.require_numbers()
     for name in sorted(s.scanned.zero):
         fault = f"{printable(name)} is all zero"
         is_matrix = len(s.tensors[name].shape) > 1 and not name.endswith("bias")
