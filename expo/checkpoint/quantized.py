@@ -7,7 +7,7 @@ ones are cut short; where the two contradict each other the model is refused.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -62,9 +62,7 @@ def coding(label: str, shards: Iterable[Shard], config: dict) -> Coding:
     codes = dict(finder.found())
     beside = {made.scale.name for made in codes.values()}
     beside |= {name for name in stored if codes and _OF_ACTIVATIONS.search(name)} - codes.keys()
-    for name in (name for name in stored if name not in codes and name not in beside):
-        if is_coded(stored[name]):
-            _refuse(label, f"{printable(name)} is {stored[name].dtype}", finder.why_not(name))
+    finder.refuse_others(codes.keys() | beside)
     if said is not None and not codes:
         raise CheckpointError(
             f"{label}: config.json says that it is quantized ({_method(said)}), and no tensor holds codes: if its "
@@ -157,16 +155,12 @@ class _Finder:
                 if scale is not None:
                     yield name, self._mxfp4(tensor, scale)
 
-    def why_not(self, name: str) -> str:
-        """Why a tensor that looks like codes or scales is neither."""
-        tensor = self._stored[name]
-        if tensor.dtype == "F8_E4M3":
-            return f"there is no {printable(name)}{_SCALES[0]} and no {printable(name)}{_SCALES[1]} beside it"
-        if name.endswith(_BLOCKS) and tensor.dtype == "U8":
-            return f"there is no {printable(name.removesuffix(_BLOCKS) + _BLOCK_SCALES)} beside it"
-        if name.endswith((*_SCALES, _BLOCK_SCALES)):
-            return "no codes that it could be the scale of are beside it"
-        return ""
+    def refuse_others(self, known: Collection[str]) -> None:
+        """Refuse what looks like codes or scales and is neither, codes first."""
+        strange = [t for name, t in self._stored.items() if name not in known and is_coded(t)]
+        for tensor in sorted(strange, key=lambda tensor: not tensor.dtype.startswith("F8_")):
+            what = f"{printable(tensor.name)} is {tensor.dtype}"
+            _refuse(self._label, what, _why_not(tensor))
 
     def _scale_of(self, name: str) -> TensorInfo | None:
         """The tensor that holds the scales of another."""
@@ -223,6 +217,18 @@ class _Finder:
         )
 
 
+def _why_not(tensor: TensorInfo) -> str:
+    """Why a tensor that looks like codes or scales is neither."""
+    name = printable(tensor.name)
+    if tensor.name.endswith((*_SCALES, _BLOCK_SCALES)):
+        return "no codes that it could be the scale of are beside it"
+    if tensor.dtype == "F8_E4M3":
+        return f"there is no {name}{_SCALES[0]} and no {name}{_SCALES[1]} beside it"
+    if tensor.dtype == "U8" and tensor.name.endswith(_BLOCKS):
+        return f"there is no {name.removesuffix(_BLOCKS)}{_BLOCK_SCALES} beside it"
+    return ""
+
+
 def _likely(rows: int, columns: int, grid: tuple[int, ...]) -> list[Block]:
     """The blocks of a grid that nobody has stated: all of a direction, or the power of two that gives so many."""
     high, wide = _power(rows, grid[0]), _power(columns, grid[1])
@@ -230,7 +236,7 @@ def _likely(rows: int, columns: int, grid: tuple[int, ...]) -> list[Block]:
 
 
 def _power(size: int, count: int) -> int | None:
-    if count == 1:
+    if count == 1 or size == 0:
         return 0
     powers = (1 << bits for bits in range(size.bit_length()))
     return next((power for power in powers if -(-size // power) == count), None)
