@@ -1,11 +1,13 @@
 """Codes of quantized weights to float32, compiled: the bits of `operators.dequantize`."""
 
 import numpy as np
-from numpy import float32, uint8, uint64
+from numpy import uint8, uint64
 from numpy.typing import NDArray
 
 from expo.compute.jit import compiled
 from expo.operators.codes import e2m1, e4m3
+
+_TILE = uint64(64)  # rows
 
 Codes = NDArray[np.uint8]
 Numbers = NDArray[np.float32]
@@ -59,11 +61,28 @@ def _mxfp4(codes, scales, first, rows, columns, table, out):
         at = uint64(first) + done
         line, row = at // rows, at % rows
         matrix, column = line // columns, line % columns
-        shift = uint8(4) if column % uint64(2) else uint8(0)
-        code = (matrix * rows + row) * half + column // uint64(2)
-        scale = (matrix * rows + row) * blocks + column // uint64(32)
-        end = min(rows - row + done, count)
-        for i in range(done, end):
-            out[i] = float32(table[uint8(codes[code] >> shift) & uint8(15)] * scales[scale])
-            code, scale = code + half, scale + blocks
-        done = end
+        whole = min((count - done) // rows, columns - column) // uint64(2) * uint64(2)
+        if row or column % uint64(2) or not whole:
+            shift = uint8(4) if column % uint64(2) else uint8(0)
+            end = min(rows - row + done, count)
+            code = (matrix * rows + row) * half + column // uint64(2)
+            scale = (matrix * rows + row) * blocks + column // uint64(32)
+            for i in range(done, end):
+                out[i] = table[uint8(codes[code] >> shift) & uint8(15)] * scales[scale]
+                code, scale = code + half, scale + blocks
+            done = end
+            continue
+        # Some rows at a time, so that a line of codes is still in the innermost cache for the next columns.
+        for top in range(uint64(0), rows, _TILE):
+            bottom = min(top + _TILE, rows)
+            for pair in range(uint64(0), whole, uint64(2)):
+                code = (matrix * rows + top) * half + (column + pair) // uint64(2)
+                scale = (matrix * rows + top) * blocks + (column + pair) // uint64(32)
+                low = done + pair * rows
+                high = low + rows
+                for i in range(top, bottom):
+                    both, size = codes[code], scales[scale]
+                    out[low + i] = table[both & uint8(15)] * size
+                    out[high + i] = table[both >> uint8(4)] * size
+                    code, scale = code + half, scale + blocks
+        done += whole * rows

@@ -16,11 +16,11 @@ from expo.errors import CheckpointError
 from expo.operators.codes import e2m1, e4m3
 from expo.operators.noise import Grid, coding_noise, grid, was_not_rounded
 from expo.planning.jobs import Blend, TensorJob
-from expo.planning.reads import REQUESTS
 from expo.results import CodingNoise
 from expo.threads import side_by_side
 
 _TENSORS = 16
+_AT_ONCE = 4
 _BYTES = 1 << 16  # of every side of a tensor
 _COLUMNS = 16  # of experts whose other side lies transposed
 _SOLVED = 1 << 14  # elements whose grids are looked at
@@ -57,7 +57,7 @@ def noise_of(jobs: Iterable[TensorJob]) -> CodingNoise | None:
     """
     coded = [job for job in jobs if job.is_coded and job.count and not job.rows]
     chosen = _spread(coded, _TENSORS)
-    found = [*side_by_side(_measured, chosen, REQUESTS)]
+    found = [*side_by_side(_measured, chosen, _AT_ONCE)]
     terms = [_total(chosen, each) for each in zip(*found, strict=True)]
     return max((one for one in terms if one is not None), key=lambda n: n.ratio, default=None)
 

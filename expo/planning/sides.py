@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.files import Files
 from expo.checkpoint.headers import TensorInfo, printable
+from expo.checkpoint.reader import Reader
 from expo.checkpoint.reference import Reference
 from expo.planning.findings import Findings
 from expo.planning.jobs import Blend, TensorJob
@@ -58,24 +61,42 @@ def _look_alike(sft: Checkpoint, aligned: Checkpoint) -> bool:
     if sft.adapter or aligned.adapter or sft.weights.keys() != aligned.weights.keys():
         return False
     tells = False
-    for name, weight in sft.weights.items():
-        mine, theirs = [*weight.parts], [*aligned.weights[name].parts]
-        if [(i.dtype, i.shape) for _, i in mine] != [(i.dtype, i.shape) for _, i in theirs]:
-            return False
-        for one, other in zip(mine, theirs, strict=True):
-            head = _head(*one)
-            if head != _head(*other):
+    with _Heads() as heads:
+        for name, weight in sft.weights.items():
+            mine, theirs = [*weight.parts], [*aligned.weights[name].parts]
+            if [(i.dtype, i.shape) for _, i in mine] != [(i.dtype, i.shape) for _, i in theirs]:
                 return False
-            tells = tells or any(head)
+            for one, other in zip(mine, theirs, strict=True):
+                head = heads.of(*one)
+                if head != heads.of(*other):
+                    return False
+                tells = tells or bool(head.strip(b"\0"))
     return tells
 
 
-def _head(files: Files, tensor: TensorInfo) -> bytes:
-    """The first bytes of a tensor; where they would have to be downloaded, the hash of the file that holds it."""
-    if not files.is_local(tensor.file):
-        return str(files.identity(tensor.file).get("sha256", "")).encode()
-    end = tensor.begin + min(tensor.nbytes, _LOOKED_AT_BYTES)
-    return files.read(tensor.file, tensor.begin, end)
+class _Heads:
+    """The first bytes of tensors; each file is opened once."""
+
+    def __init__(self) -> None:
+        self._readers: dict[tuple[int, str], Reader] = {}
+
+    def __enter__(self) -> "_Heads":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self._readers.values():
+            reader.close()
+
+    def of(self, files: Files, tensor: TensorInfo) -> bytes:
+        """Those of a tensor; where they would have to be downloaded, the hash of the file that holds it."""
+        if not files.is_local(tensor.file):
+            return str(files.identity(tensor.file).get("sha256", "")).encode()
+        key = id(files), tensor.file
+        if key not in self._readers:
+            self._readers[key] = files.reader(tensor.file)
+        head = np.empty(min(tensor.nbytes, _LOOKED_AT_BYTES), np.uint8)
+        self._readers[key].copy(tensor.begin, head)
+        return head.tobytes()
 
 
 def _other_base(checkpoint: Checkpoint) -> Iterator[str]:
