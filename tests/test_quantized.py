@@ -99,6 +99,7 @@ def test_the_output_is_a_plain_model(twins: Twins, tmp_path: Path, expo: Expo) -
     assert "aligned is dequantized as it is read: 4 tensors in FP8 (E4M3, a scale for 16 × 8)" in manifest["notes"]  # fmt: skip
     assert 0 < manifest["noise"]["ratio"] < 1
     assert manifest["noise"]["tensors"] == 4
+    assert "| noise of quantized inputs | about 0.37 times the change, estimated from 4 tensors |" in (out / "README.md").read_text()  # fmt: skip
     assert "note: aligned is dequantized as it is read" in ran.err
     assert len(manifest["inputs"]) == 5  # the file that holds nothing but scales is one of them
 

@@ -211,7 +211,7 @@ def codes(s: Subject) -> Iterator[str]:
     if s.coded:
         more = f" and {len(s.coded) - 1} more" if len(s.coded) > 1 else ""
         yield Unchecked(
-            f"{printable(s.coded[0])}{more} hold codes or scales of a quantized model: what they stand for was not "
+            f"{printable(s.coded[0])}{more}: codes or scales of a quantized model, and what they stand for was not "
             "looked at (NaN, zeros, sizes, the aligned model's)",
             "merge_method: passthrough writes it as bfloat16, which can be checked whole: docs/quantized.md",
         )
