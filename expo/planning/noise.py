@@ -88,6 +88,8 @@ def _measured(job: TensorJob) -> list[_Change | None]:
 
 
 def _change(base: Weight, aligned: Weight) -> _Change | None:
+    if base.codes is None and aligned.codes is None:
+        return None
     elements = _elements(base, aligned)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked at
         b, a = (_sampled(weight, elements) for weight in (base, aligned))
