@@ -287,9 +287,7 @@ def read_shard(files: Files, name: str) -> Shard:
     end = 8 + header_bytes(raw[:8], place, size)
     if end > len(raw):
         raw += files.read(name, len(raw), end)
-    shard = parse_header(raw[8:end], place, size)
-    tensors = tuple(TensorInfo(t.name, t.dtype, t.shape, name, t.begin) for t in shard.tensors)
-    return Shard(name, shard.metadata, tensors, size, shard.header_sha256)
+    return parse_header(raw[8:end], place, size, name=name)
 
 
 def _check_index(
