@@ -152,6 +152,10 @@ def test_the_commands_of_the_page_on_quantized_models(workplace: Path, hub: Hub)
         write_quantized(workplace / f"{name}-fp8", codes, section, config=config)
     assert run_commands(text, workplace, hub) == 6
     assert "quantization_config" not in (workplace / "whole" / "config.json").read_text()
+    for name in ("out", "mixed", "whole"):
+        checks = expo.info(workplace / name).verification or ()
+        assert "pass" in {check.status for check in checks if check.name == "load"}
+        assert not {check.status for check in checks} & {"error", "warning"}
 
 
 @pytest.mark.slow

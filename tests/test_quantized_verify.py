@@ -1,7 +1,6 @@
 """Verify: a merge of quantized models is held against their numbers; a folder of codes is told as one."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from expo.verification.run import judge, shapes_of
 from expo.verification.subject import Subject
 from expo.verification.tensors import read_tensors
 
-from .conftest import Ran, Tensors, nudged, weights, write_checkpoint
-from .openchat import write_model
+from .conftest import Tensors, nudged, weights, write_checkpoint
 from .quantized import FP8, mxfp4, plain, quantized, write_quantized
 
 BLOCK = (16, 8)
@@ -118,27 +116,3 @@ def test_a_folder_of_codes_is_not_passed(tmp_path: Path) -> None:
     for name in ("keys", "shapes", "dtypes", "load"):
         assert found(aligned, aligned)[name].message == "its weights are codes of a quantized model"
     assert shapes_of(Subject(open_directory(aligned))) is None
-
-
-@pytest.mark.slow
-def test_a_whole_run_verifies(tmp_path: Path, expo: Callable[..., Ran]) -> None:
-    """Through the child processes: the model is built from what was written, the tokenizer is the donor's."""
-    for name, seed in (("sft", 0), ("aligned", 1)):
-        write_model(tmp_path / f"plain-{name}", seed=seed)
-        shutil.copytree(tmp_path / f"plain-{name}", tmp_path / name)
-        paths = list((tmp_path / name).glob("*.safetensors"))
-        tensors = {n: t for path in paths for n, t in load_file(path).items()}
-        for path in (tmp_path / name).glob("*.safetensors*"):
-            path.unlink()
-        config = json.loads((tmp_path / name / "config.json").read_text())
-        write_quantized(
-            tmp_path / name, quantized(tensors, BLOCK), SECTION, shards=3, config=config
-        )
-    ran = expo("extrapolate", tmp_path / "sft", tmp_path / "aligned", tmp_path / "out", "--alpha", 1.5, verify=True)  # fmt: skip
-    assert ran.code == 0, ran.err
-    assert "out: verified" in ran.out
-    ran = expo("verify", tmp_path / "out", "--against", tmp_path / "aligned", "--json")
-    assert ran.code == 0
-    assert not [c for c in json.loads(ran.out)["checks"] if c["status"] in ("error", "warning")]
-    ran = expo("verify", tmp_path / "aligned")
-    assert "warning  codes " in ran.out
