@@ -16,6 +16,7 @@ from expo.checkpoint.checkpoint import open_checkpoint
 from expo.checkpoint.memory import Memory
 from expo.checkpoint.reference import parse_reference
 from expo.compute.stream import Tuning, tensors
+from expo.operators.rounding import round_nearest
 from expo.planning.build import build_plan, plan_of
 from expo.planning.plan import Plan
 from expo.spec.request import make_request
@@ -79,6 +80,17 @@ def test_a_merge_is_that_of_the_numbers(twins: Twins, tmp_path: Path) -> None:
     exact = a + 0.5 * (a - b)
     error = (want["model.layers.1.mlp.up_proj.weight"].double() - exact).abs() / exact.abs()
     assert float(error.max()) < 2**-8
+
+
+def test_float64_beside_codes(twins: Twins) -> None:
+    """Computed in float64, from the numbers that float32 has of the codes."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    sft = {n: t.double() for n, t in weights(dtype=torch.float64).items()}
+    aligned = held(twins.aligned)
+    b, a = sft[name], held(twins.plain_aligned)[name].double()
+    got = dict(door.apply(sft, aligned, alpha=1.5))[name]
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, round_nearest(a + 0.5 * (a - b), torch.bfloat16))
 
 
 def test_the_output_is_a_plain_model(twins: Twins, tmp_path: Path, expo: Expo) -> None:

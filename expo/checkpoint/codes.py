@@ -20,7 +20,11 @@ Format = Literal["fp8", "mxfp4"]
 Scales = NDArray[np.float32]
 Places = NDArray[np.int64]
 
-SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0", "U8")
+_POWERS = ("F8_E8M0", "U8")
+SCALE_DTYPES: dict[Format, tuple[str, ...]] = {
+    "fp8": ("F32", "BF16", "F16", *_POWERS),
+    "mxfp4": _POWERS,
+}
 """What scales are stored as; bytes are exponents."""
 
 _ZEROS = {"fp8": b"\x00\x80", "mxfp4": b"\x00\x08\x80\x88"}

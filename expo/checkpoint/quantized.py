@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from expo.checkpoint.codes import MXFP4_BLOCK, SCALE_DTYPES, Codes
+from expo.checkpoint.codes import MXFP4_BLOCK, SCALE_DTYPES, Codes, Format
 from expo.checkpoint.headers import Shard, TensorInfo, printable
 from expo.checkpoint.parsing import shown
 from expo.errors import CheckpointError
@@ -171,11 +171,10 @@ class _Finder:
         return there[0] if there else None
 
     def _fp8(self, tensor: TensorInfo, scale: TensorInfo) -> Codes:
-        self._check_dtype(scale)
+        self._check_dtype("fp8", scale)
         *stack, rows, columns = (1, 1, *tensor.shape)[-max(2, len(tensor.shape)) :]
         if scale.count == 1:
-            rows *= math.prod(stack)
-            stack, grid = [], (1, 1)
+            rows, grid = rows * math.prod(stack), (1, 1)
         elif [*scale.shape[:-2]] == [*tensor.shape[:-2]] and len(scale.shape) == len(tensor.shape):
             grid = scale.shape[-2:]
         else:
@@ -188,7 +187,7 @@ class _Finder:
         self._misfit(tensor, scale)
 
     def _mxfp4(self, tensor: TensorInfo, scale: TensorInfo) -> Codes:
-        self._check_dtype(scale)
+        self._check_dtype("mxfp4", scale)
         name = tensor.name.removesuffix(_BLOCKS)
         if name in self._stored:
             both = f"{printable(name)} and {printable(tensor.name)}"
@@ -198,9 +197,12 @@ class _Finder:
         _, rows, groups, _ = tensor.shape
         return Codes("mxfp4", scale, rows, groups * MXFP4_BLOCK, (1, MXFP4_BLOCK))
 
-    def _check_dtype(self, scale: TensorInfo) -> None:
-        if scale.dtype not in SCALE_DTYPES:
-            _refuse(self._label, f"{printable(scale.name)} is {scale.dtype}", "no scale is")
+    def _check_dtype(self, of: Format, scale: TensorInfo) -> None:
+        if scale.dtype not in SCALE_DTYPES[of]:
+            what = f"{printable(scale.name)} is {scale.dtype}"
+            _refuse(
+                self._label, what, f"the scales of such codes are {', '.join(SCALE_DTYPES[of])}"
+            )
 
     def _misfit(self, tensor: TensorInfo, scale: TensorInfo) -> NoReturn:
         shapes = f"{shown(list(scale.shape))} for {printable(tensor.name)} of {shown(list(tensor.shape))}"
