@@ -71,9 +71,9 @@ def nanoseconds(call: Callable[[], object], rounds: int) -> float:
 
 def variants() -> int:
     """How many functions of kernels have been compiled, for how many dtypes each."""
-    from expo.compute import kernels, masks, measures, mixing
+    from expo.compute import decode, kernels, masks, measures, mixing
 
-    modules = (kernels, masks, measures, mixing)
+    modules = (decode, kernels, masks, measures, mixing)
     found = {id(value): value for module in modules for value in vars(module).values()}
     compiled = [value for value in found.values() if hasattr(value, "overloads")]
     own = [value for value in compiled if value.py_func.__module__.startswith("expo.compute.")]
@@ -81,9 +81,28 @@ def variants() -> int:
 
 
 def calls() -> Iterator[tuple[str, Callable[[], object]]]:
+    yield from _codes()
     yield from _two_models()
     yield from _preparations()
     yield from _several_models()
+
+
+def _codes() -> Iterator[tuple[str, Callable[[], object]]]:
+    """As in DeepSeek-V3, and a 127th of an expert of gpt-oss at a time."""
+    import numpy as np
+
+    from expo.compute import decode
+
+    rows, columns, chance = 5760, 2880, np.random.default_rng(0)
+    codes = chance.integers(0, 126, rows * columns // 2, dtype=np.uint8)
+    scales = chance.random(rows * columns // 32, dtype=np.float32)
+    out = np.empty(COUNT, np.float32)
+    for name, block in {"blocks of 128": (128, 128), "rows": (1, 7168)}.items():
+        yield (
+            f"fp8, {name}",
+            lambda b=block: decode.fp8(codes[:COUNT], scales, 0, 2048, 7168, b, out=out),
+        )
+    yield "mxfp4", lambda: decode.mxfp4(codes, scales, COUNT * 50, rows, columns, out=out)
 
 
 def _two_models() -> Iterator[tuple[str, Callable[[], object]]]:

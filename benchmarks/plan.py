@@ -2,9 +2,10 @@
 
     python -m benchmarks.plan
 
-Makes two directories of 671 B parameters in bfloat16 whose files are headers and holes: 46,000 tensors in 163 shards a side,
-named and shaped as DeepSeek-V3's, which take a few megabytes of disk. `expo plan` and `expo verify --quick` are whole
-processes, medians of `--runs`, with the largest resident memory.
+Makes pairs of directories of 671 B parameters whose files are headers and holes: 46,000 tensors in 163 shards a side,
+named and shaped as DeepSeek-V3's, which take a few megabytes of disk: in bfloat16, and in FP8 as it is published, where
+nearly every tensor has its scales beside it. `expo plan` and `expo verify --quick` are whole processes, medians of
+`--runs`, with the largest resident memory.
 """
 
 import argparse
@@ -24,6 +25,11 @@ HIDDEN, LAYERS, DENSE, EXPERTS, VOCABULARY, SHARDS = 7168, 61, 3, 256, 129_280, 
 EXPERT, MLP, Q_RANK, KV_RANK, ROPE, HEADS, HEAD = 2048, 18_432, 1536, 512, 64, 128, 128
 
 Shape = tuple[int, ...]
+Stored = tuple[str, Shape]
+"""dtype and shape"""
+
+BLOCK = 128
+ITEM_BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
 
 
 def tensors() -> Iterator[tuple[str, Shape]]:
@@ -62,30 +68,44 @@ def _mlp(name: str, width: int) -> Iterator[tuple[str, Shape]]:
     yield f"{name}.down_proj", (HIDDEN, width)
 
 
-def make_model(folder: Path) -> int:
+def stored(*, fp8: bool) -> Iterator[tuple[str, Stored]]:
+    """The tensors as they lie in files: of matrices of the layers, but the router's, codes and then scales."""
+    for name, shape in tensors():
+        if not fp8 or "_proj" not in name:
+            yield name, ("BF16", shape)
+            continue
+        yield name, ("F8_E4M3", shape)
+        yield f"{name}_scale_inv", ("F32", tuple(-(-size // BLOCK) for size in shape))
+
+
+def make_model(folder: Path, *, fp8: bool) -> int:
     """The model in `folder`; how many tensors it has."""
     folder.mkdir()
-    every = list(tensors())
-    whole = sum(2 * math.prod(shape) for _, shape in every)
+    every = list(stored(fp8=fp8))
+    whole = sum(map(_nbytes, (one for _, one in every)))
     weight_map, shard, held, number = {}, {}, 0, 1
-    for name, shape in every:
-        shard[name] = shape
-        held += 2 * math.prod(shape)
+    for name, one in every:
+        shard[name] = one
+        held += _nbytes(one)
         weight_map[name] = f"model-{number:05}-of-{SHARDS:06}.safetensors"
         if held * SHARDS >= whole * number or name == every[-1][0]:
             _write_shard(folder / weight_map[name], shard)
             shard, number = {}, number + 1
     index = {"metadata": {"total_size": whole}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(_CONFIG))
+    (folder / "config.json").write_text(json.dumps(_CONFIG | (_FP8 if fp8 else {})))
     return len(every)
 
 
-def _write_shard(path: Path, shapes: dict[str, Shape]) -> None:
+def _nbytes(one: Stored) -> int:
+    return ITEM_BYTES[one[0]] * math.prod(one[1])
+
+
+def _write_shard(path: Path, held: dict[str, Stored]) -> None:
     at, header = 0, {}
-    for name, shape in shapes.items():
-        end = at + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, end]}
+    for name, (dtype, shape) in held.items():
+        end = at + _nbytes((dtype, shape))
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
         at = end
     raw = json.dumps(header).encode()
     raw += b" " * (-len(raw) % 8)
@@ -103,26 +123,35 @@ _CONFIG = {
 }  # fmt: skip
 
 
+_FP8 = {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+                                "weight_block_size": [BLOCK, BLOCK]}}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to make the models [a temporary one]")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as made:
-        sft, aligned, out = (Path(made, name) for name in ("sft", "aligned", "out"))
-        count = make_model(sft)
-        make_model(aligned)
-        _move(aligned)
-        print(f"{count} tensors a side")
-        commands = {
-            "expo plan": ["plan", str(sft), str(aligned), "--alpha", "1.5", "--out", str(out)],
-            "expo plan --json": ["plan", str(sft), str(aligned), "--alpha", "1.5", "--json"],
-            "expo verify --quick": ["verify", str(sft), "--quick"],
-        }
-        for name, words in commands.items():
-            runs = [_run(words) for _ in range(options.runs)]
-            wall, cpu, memory = (statistics.median(column) for column in zip(*runs, strict=True))
-            print(f"{name}: {wall:.1f} s, {cpu:.1f} CPU s, {memory / 1e9:.2f} GB")
+    for fp8 in (False, True):
+        with tempfile.TemporaryDirectory(dir=options.folder) as made:
+            _measure(Path(made), options.runs, fp8=fp8)
+
+
+def _measure(folder: Path, runs: int, *, fp8: bool) -> None:
+    sft, aligned, out = (folder / name for name in ("sft", "aligned", "out"))
+    count = make_model(sft, fp8=fp8)
+    make_model(aligned, fp8=fp8)
+    _move(aligned)
+    print(f"{'FP8' if fp8 else 'bfloat16'}: {count} tensors a side")
+    commands = {
+        "expo plan": ["plan", str(sft), str(aligned), "--alpha", "1.5", "--out", str(out)],
+        "expo plan --json": ["plan", str(sft), str(aligned), "--alpha", "1.5", "--json"],
+        "expo verify --quick": ["verify", str(sft), "--quick"],
+    }
+    for name, words in commands.items():
+        measured = [_run(words) for _ in range(runs)]
+        wall, cpu, memory = (statistics.median(column) for column in zip(*measured, strict=True))
+        print(f"{name}: {wall:.1f} s, {cpu:.1f} CPU s, {memory / 1e9:.2f} GB", flush=True)
 
 
 def _move(folder: Path) -> None:

@@ -169,6 +169,17 @@ class Bound:
 
 
 @dataclass(frozen=True)
+class CodingNoise:
+    """The noise that the codes of quantized inputs leave in the change, estimated from a sample of `tensors` tensors:
+    RMS an element of the noise and of the change itself, and their `ratio`, 100 where it is more."""
+
+    ratio: float
+    noise_rms: float
+    delta_rms: float
+    tensors: int
+
+
+@dataclass(frozen=True)
 class PlanReport:
     """What a merge would do. It runs only where `refusals` is empty.
 
@@ -177,7 +188,7 @@ class PlanReport:
 
     `sources` are all models by their role; `sft` and `aligned` are None where there is no such role.
     `alpha` is None where it differs between tensors or models, `alpha_range` what it ranges over. `out` is None
-    where no place was named; `bound` is None where no device was.
+    where no place was named, `bound` where no device was, `noise` where no input of an extrapolation is quantized.
     """
 
     method: str
@@ -208,6 +219,7 @@ class PlanReport:
     earlier: "tuple[PlanReport, ...]" = ()
     out: Path | None = None
     bound: Bound | None = None
+    noise: CodingNoise | None = None
 
     @property
     def ok(self) -> bool:

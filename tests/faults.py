@@ -191,6 +191,7 @@ STRUCTURE = {
     "missing tensor": Fault("keys", tensors(lambda t: t.pop(GATE)), "load"),
     "extra tensor": Fault("keys", tensors(lambda t: t.update({"model.extra.weight": torch.ones(2)})), "load"),
     "transposed tensor": Fault("shapes", tensors(lambda t: t.update({GATE: t[GATE].T.contiguous()})), "load"),
+    "FP8 tensor": Fault("codes", tensors(lambda t: t.update({GATE: t[GATE].to(torch.float8_e4m3fn)})), "", "warning", ": codes or scales of a quantized model"),
     "float32 tensor": Fault("dtypes", tensors(lambda t: t.update({GATE: t[GATE].float()}))),
     "NaN": Fault("finite", tensors(lambda t: t[GATE].view(-1)[3].fill_(float("nan"))), "tensors"),
     "infinity": Fault("finite", tensors(lambda t: t[GATE].view(-1)[-1].fill_(float("-inf"))), "tensors"),

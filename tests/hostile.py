@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from expo.checkpoint.headers import layout
+
 from .conftest import nudged, weights, write_checkpoint
 
 Spoil = Callable[[Path], object]
@@ -454,6 +456,37 @@ def config_cases() -> Iterator[tuple[str, Case]]:
     )
 
 
+def coded_cases() -> Iterator[tuple[str, Case]]:
+    """Headers of quantized models, over holes."""
+
+    def code(*shape: int, dtype: str = "F8_E4M3") -> tuple[str, tuple[int, ...]]:
+        return dtype, shape
+
+    found: dict[str, tuple[dict, object]] = {
+        "no scale": ({"w": code(4, 4)}, None), "a scale alone": ({"w.weight_scale": code(1, dtype="F32")}, None),
+        "a scale of many": ({"w": code(4, 4), "w_scale": code(4, 4, 4, dtype="F32")}, None),
+        "codes of codes": ({"w": code(4), "w_scale": code(1), "w_scale_scale": code(1, dtype="F32")}, None),
+        "blocks of nothing": ({"w_blocks": code(2, 0, 2, 16, dtype="U8"), "w_scales": code(2, 2, dtype="U8")}, None),
+        "a block of 2⁶²": ({"w": code(4, 4), "w_scale_inv": code(2, 2, dtype="F32")}, [1 << 62, 1]),
+        "a block below 0": ({"w": code(4, 4), "w_scale_inv": code(2, 2, dtype="F32")}, [-1, -1]),
+        "a block of digits": ({"w": code(4, 4), "w_scale_inv": code(2, 2, dtype="F32")}, [10**400, 1]),
+        "blocks of text": ({"w": code(4, 4), "w_scale_inv": code(2, 2, dtype="F32")}, "128"),
+        "a name of 10 KB": ({"w" * 10_000: code(4, 4)}, None),
+    }  # fmt: skip
+    for name, (held, block) in found.items():
+        yield f"codes {name}", Case(_coded(held, block), PAIR)
+
+
+def _coded(held: dict[str, tuple[str, tuple[int, ...]]], block: object) -> Spoil:
+    def spoil(folder: Path) -> None:
+        head, nbytes = layout(((name, *one) for name, one in held.items()), {})
+        (folder / "sft" / "model.safetensors").write_bytes(head + bytes(nbytes))
+        section = {"quant_method": "fp8", "weight_block_size": block}
+        edited("sft/config.json", quantization_config=section)(folder)
+
+    return spoil
+
+
 def _index(value: object) -> Spoil:
     def spoil(folder: Path) -> None:
         (folder / "sft" / "model.safetensors").unlink()
@@ -525,7 +558,7 @@ def _odd_tensors(folder: Path) -> None:
 
 SURE = dict(
     case
-    for cases in (vectors_cases, adapter_cases, vocabulary_cases, yaml_cases, spec_cases, pickle_cases, header_cases, config_cases, name_cases)
+    for cases in (vectors_cases, adapter_cases, vocabulary_cases, yaml_cases, spec_cases, pickle_cases, header_cases, coded_cases, config_cases, name_cases)
     for case in cases()
 )  # fmt: skip
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from expo.compute import kernels, masks, measures, mixing
+from expo.compute import decode, kernels, masks, measures, mixing
 from expo.compute.masks import Mask
 
 COUNT = 20_011
-MODULES = (kernels, masks, measures, mixing)
+MODULES = (decode, kernels, masks, measures, mixing)
 DRAWS = kernels.draws(1, "a.weight", 3)
 
 values = (np.random.default_rng(0).standard_normal((6, COUNT)) * 0.02).astype(np.float32)
@@ -56,6 +56,15 @@ def add_terms() -> list:
     return [single]
 
 
+def decoded() -> list:
+    """Codes of both formats, from an element in the midst of a matrix on."""
+    codes, scales = np.resize(np.arange(256, dtype=np.uint8), COUNT), np.abs(values[4]) + 1
+    eight, four = np.empty((2, COUNT), np.float32)
+    decode.fp8(codes, scales, 77, 100, 203, (16, 24), out=eight)
+    decode.mxfp4(codes, scales, 77, 100, 320, out=four)
+    return [np.nan_to_num(eight), four]
+
+
 FEW: dict[str, Callable[[], list]] = {
     "bfloat16, nearest": lambda: extrapolate(brain, None),
 }
@@ -63,6 +72,7 @@ ALL: dict[str, Callable[[], list]] = FEW | {
     "bfloat16, stochastic": lambda: extrapolate(brain, DRAWS),
     "float16, nearest": lambda: extrapolate(half, None),
     "float16, stochastic": lambda: extrapolate(half, DRAWS),
+    "codes": decoded,
     "finish": finish,
     "compare": lambda: [kernels.compare(brain[0], brain[1])],
     "masks": prepare,

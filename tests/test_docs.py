@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 import expo
 from expo.cli.main import cli
@@ -27,6 +28,7 @@ from .chat_server import Chat, serving
 from .hub_server import Hub
 from .hub_writing import Account, WritableHub
 from .publishing import TOKEN
+from .quantized import FP8, quantized, write_quantized
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -145,6 +147,24 @@ def test_the_commands_of_the_page_on_files(workplace: Path, hub: Hub) -> None:
         shutil.copy(MODELS / name / "model.safetensors", workplace / f"{name}.safetensors")
     assert run_commands((ROOT / "docs" / "files.md").read_text(), workplace, hub) == 6
     assert (workplace / "trial-alpha-1.3.safetensors.expo.json").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_on_quantized_models(workplace: Path, hub: Hub) -> None:
+    text = (ROOT / "docs" / "quantized.md").read_text()
+    (workplace / "whole.yml").write_text(blocks("yaml", text)[0])
+    for name in ("sft", "aligned"):
+        config = json.loads((workplace / name / "config.json").read_text())
+        shutil.copytree(workplace / name, workplace / f"{name}-fp8")
+        codes = quantized(load_file(workplace / name / "model.safetensors"), (16, 16))
+        section = FP8 | {"weight_block_size": [16, 16]}
+        write_quantized(workplace / f"{name}-fp8", codes, section, config=config)
+    assert run_commands(text, workplace, hub) == 6
+    assert "quantization_config" not in (workplace / "whole" / "config.json").read_text()
+    for name in ("out", "mixed", "whole"):
+        checks = expo.info(workplace / name).verification or ()
+        assert "pass" in {check.status for check in checks if check.name == "load"}
+        assert not {check.status for check in checks} & {"error", "warning"}
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def test_a_recipe_plans(name: str, places: Path, tmp_path: Path) -> None:
     computed = [job.name for job in plan.jobs if isinstance(job.rule, Blend)]
     # Embeddings, head and norms stay as aligned.
     left_alone = name in ("template-lox", "template-depth-linear")
-    assert len(computed) == len(plan.donor.tensors) - (67 if left_alone else 0)
+    assert len(computed) == len(plan.donor.weights) - (67 if left_alone else 0)
 
 
 @pytest.mark.parametrize("name", [recipe.name for recipe in recipes()])

@@ -2,11 +2,12 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
 from expo.checkpoint.child import search
+from expo.checkpoint.dtypes import COPIED, FLOATS
 from expo.checkpoint.files import Files, read_json
 from expo.checkpoint.headers import Shard, TensorInfo, printable
 from expo.checkpoint.parsing import shown
@@ -54,8 +55,8 @@ class Adapter:
     base: str = ""
 
 
-def read_adapter(files: Files, shard: Shard, base: dict[str, TensorInfo]) -> Adapter:
-    """Resolve the adapter's keys against the tensors of its base.
+def read_adapter(files: Files, shard: Shard, base: Mapping[str, tuple[int, ...]]) -> Adapter:
+    """Resolve the adapter's keys against the tensors of its base, whose shapes are given.
 
     Raises:
         CheckpointError: not a plain LoRA adapter, or it does not fit this base.
@@ -68,6 +69,10 @@ def read_adapter(files: Files, shard: Shard, base: dict[str, TensorInfo]) -> Ada
     alphas = _alphas(files.label, config, {module for module, _ in parts.values()})
     for key, tensor in tensors.items():
         module, kind = parts[key]
+        if tensor.dtype not in FLOATS | COPIED:
+            _refuse(
+                files.label, f"stores {printable(key)} as {tensor.dtype}, which expo cannot add"
+            )
         match kind:
             case "lora_A.weight" | "lora_embedding_A":
                 partner = tensors.get(key.replace("_A", "_B"))
@@ -174,16 +179,16 @@ def _is_number(value: object) -> bool:
         return False
 
 
-def _check_fit(label: str, name: str, update: LowRank, base: dict[str, TensorInfo]) -> None:
+def _check_fit(label: str, name: str, update: LowRank, base: Mapping[str, tuple[int, ...]]) -> None:
     if name not in base:
         _refuse(label, f"adapts {printable(name)}, which the base lacks: is it the right base?")
     if len(update.a.shape) != 2 or len(update.b.shape) != 2:
         _refuse(label, f"adapts {printable(name)} with matrices that are not two-dimensional")
-    if update.a.shape[0] != update.b.shape[1] or update.shape != base[name].shape:
+    if update.a.shape[0] != update.b.shape[1] or update.shape != base[name]:
         _refuse(
             label,
             f"adapts {printable(name)} as {list(update.shape)}, "
-            f"the base has {list(base[name].shape)}: is it the right base?",
+            f"the base has {list(base[name])}: is it the right base?",
         )
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from expo.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
 from expo.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
-from expo.checkpoint.adapter import Adapter, LowRank, read_adapter
+from expo.checkpoint.adapter import Adapter, read_adapter
 from expo.checkpoint.files import (
     Directory,
     Files,
@@ -20,20 +20,20 @@ from expo.checkpoint.files import (
 )
 from expo.checkpoint.headers import Shard, TensorInfo, header_bytes, parse_header, printable
 from expo.checkpoint.places import fault_of
+from expo.checkpoint.quantized import Coding, coding
 from expo.checkpoint.reference import Reference
 from expo.checkpoint.sidecars import ONE_FILE, is_tokenizer_file
 from expo.checkpoint.vocabulary import read_vocabulary
+from expo.checkpoint.weight import Weight
 from expo.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+DEQUANTIZED = "BF16"
+"""What the weights of quantized models are written as, unless another dtype is asked for."""
 _LISTED = 5  # names in a note before "and N more"
 _FIRST_READ_BYTES = 100_000  # holds the header of nearly every shard on the Hub
 
-_QUANTIZED_NAME = re.compile(
-    r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|quant_state\..*|SCB|weight_scale"
-    r"|weight_scale_inv|weight_packed|weight_zero_point|input_scale)$|_(blocks|scales)$"
-)
 _FOREIGN = (
     # (pattern over file names, what it is, the cure)
     (r".*\.gguf", "GGUF weights", "name the safetensors original"),
@@ -48,31 +48,12 @@ _FOREIGN = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A tensor as the model has it: stored bytes, and the adapter's low-rank update on top."""
-
-    stored: TensorInfo
-    files: Files
-    dtype: str
-    update: LowRank | None = None
-    update_files: Files | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored.shape
-
-    @property
-    def parts(self) -> Iterator[tuple[Files, TensorInfo]]:
-        """What it is made of: the stored tensor, and the factors of an adapter."""
-        yield self.files, self.stored
-        if self.update is not None and self.update_files is not None:
-            yield from ((self.update_files, info) for info in (self.update.a, self.update.b))
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """One side of a merge. `files` holds weights and configuration, `adapter` changes them."""
+    """One side of a merge. `files` holds weights and configuration, `adapter` changes them.
+
+    `shards` are the files with what is stored in them, `coding` says what of that are codes; `weights` is the model.
+    """
 
     reference: Reference
     files: Files
@@ -82,14 +63,17 @@ class Checkpoint:
     notes: tuple[str, ...] = field(default=())
     index_name: str | None = INDEX
     """What an index of several shards is called; None where they have none."""
-
-    @cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
-        return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}
+    coding: Coding = field(default=Coding())
 
     @cached_property
     def weights(self) -> dict[str, Weight]:
-        return {name: self._weight(tensor) for name, tensor in self.tensors.items()}
+        return {name: self._weight(name, t) for s in self.shards for name, t in self.held(s)}
+
+    def held(self, shard: Shard) -> Iterator[tuple[str, TensorInfo]]:
+        """The weights whose numbers or codes lie in a shard, in its order: (name, what is stored)."""
+        for tensor in shard.tensors:
+            if tensor.name not in self.coding.beside:
+                yield self.coding.name(tensor.name), tensor
 
     @cached_property
     def config(self) -> dict:
@@ -141,13 +125,17 @@ class Checkpoint:
         if self.adapter:
             yield self.adapter.files, self.adapter.shard
 
-    def _weight(self, tensor: TensorInfo) -> Weight:
+    def _weight(self, name: str, stored: TensorInfo) -> Weight:
+        codes = self.coding.codes.get(stored.name)
+        dtype = stored.dtype if codes is None else DEQUANTIZED
         if self.adapter is None:
-            return Weight(tensor, self.files, tensor.dtype)
-        whole = self.adapter.replaced.get(tensor.name)
-        stored, files = (tensor, self.files) if whole is None else (whole, self.adapter.files)
-        update = self.adapter.updates.get(tensor.name)
-        return Weight(stored, files, tensor.dtype, update, self.adapter.files if update else None)
+            return Weight(stored, self.files, dtype, codes=codes)
+        update = self.adapter.updates.get(name)
+        places = None if update is None else self.adapter.files
+        whole = self.adapter.replaced.get(name)
+        if whole is not None:
+            return Weight(whole, self.adapter.files, dtype, update, places)
+        return Weight(stored, self.files, dtype, update, places, codes)
 
 
 def open_checkpoint(reference: Reference, *, streams: bool = False) -> Checkpoint:
@@ -157,7 +145,7 @@ def open_checkpoint(reference: Reference, *, streams: bool = False) -> Checkpoin
         streams: read the weights by range as well, when they are needed.
 
     Raises:
-        CheckpointError: no usable weights, or a damaged, quantized or unsupported file.
+        CheckpointError: no usable weights, a damaged or unsupported file, or codes that are not read.
         HubError: the Hub refuses or is out of reach.
     """
     files = open_location(reference.model, streams=streams)
@@ -179,7 +167,8 @@ def open_checkpoint(reference: Reference, *, streams: bool = False) -> Checkpoin
         notes=tuple(notes),
         index_name=index_name if is_bare(files) else INDEX,
     )
-    _refuse_quantized(checkpoint)
+    found = coding(files.label, shards, checkpoint.config)
+    checkpoint = replace(checkpoint, coding=found, notes=(*notes, *found.notes))
     if reference.adapter is None:
         return checkpoint
     adapter_files = open_location(reference.adapter, streams=streams)
@@ -187,7 +176,8 @@ def open_checkpoint(reference: Reference, *, streams: bool = False) -> Checkpoin
         if name not in adapter_files.sizes:
             raise CheckpointError(f"adapter {adapter_files.label} has no {name}")
     shard = read_shard(adapter_files, ADAPTER_WEIGHTS)
-    adapter = read_adapter(adapter_files, shard, checkpoint.tensors)
+    shapes = {name: weight.shape for name, weight in checkpoint.weights.items()}
+    adapter = read_adapter(adapter_files, shard, shapes)
     notes = [*checkpoint.notes, *_remarks(adapter_files)]
     return replace(checkpoint, adapter=adapter, notes=tuple(notes))
 
@@ -275,6 +265,7 @@ def _shard_names(files: Files, index_name: str, index: dict) -> list[str]:
     for tensor, name in weight_map.items():
         if not isinstance(name, str):
             raise CheckpointError(f"{place} maps {printable(tensor)} to something that is no name")
+    for name in dict.fromkeys(weight_map.values()):
         if fault := fault_of(name):
             raise CheckpointError(f"{place} names a file that {fault}: {printable(name)}")
         if name not in files.sizes:
@@ -296,9 +287,7 @@ def read_shard(files: Files, name: str) -> Shard:
     end = 8 + header_bytes(raw[:8], place, size)
     if end > len(raw):
         raw += files.read(name, len(raw), end)
-    shard = parse_header(raw[8:end], place, size)
-    tensors = tuple(TensorInfo(t.name, t.dtype, t.shape, name, t.begin) for t in shard.tensors)
-    return Shard(name, shard.metadata, tensors, size, shard.header_sha256)
+    return parse_header(raw[8:end], place, size, name=name)
 
 
 def _check_index(
@@ -356,26 +345,6 @@ def _refuse_duplicates(label: str, shards: tuple[Shard, ...]) -> None:
                     f"{label}: {printable(tensor.name)} is in {seen[tensor.name]} and in {shard.file}"
                 )
             seen[tensor.name] = shard.file
-
-
-def _refuse_quantized(checkpoint: Checkpoint) -> None:
-    config = checkpoint.config.get("quantization_config") or checkpoint.config.get(
-        "compression_config"
-    )
-    cure = (
-        "name the unquantized original, or dequantize it first (model.dequantize() in transformers)"
-    )
-    if config:
-        method = config.get("quant_method", "unknown") if isinstance(config, dict) else "unknown"
-        raise CheckpointError(
-            f"{checkpoint.label} is quantized ({printable(str(method))}), its codes cannot be added: {cure}"
-        )
-    for tensor in checkpoint.tensors.values():
-        if tensor.dtype.startswith("F8_") or _QUANTIZED_NAME.search(tensor.name):
-            raise CheckpointError(
-                f"{checkpoint.label} is quantized ({printable(tensor.name)} is {tensor.dtype}), "
-                f"its codes cannot be added: {cure}"
-            )
 
 
 def header_identity(files: Files, shard: Shard) -> dict[str, str | int]:

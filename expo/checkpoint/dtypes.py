@@ -8,7 +8,8 @@ ITEM_BYTES = {
 }  # fmt: skip
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-"""Dtypes that are extrapolated. Integers and booleans are copied, everything else is refused."""
+"""Dtypes that are extrapolated. Integers and booleans are copied, codes are read as numbers (`quantized`), everything
+else is refused."""
 
 COPIED = frozenset({"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"})
 
@@ -16,6 +17,7 @@ TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
 }  # fmt: skip
 
 BY_TORCH_NAME = {torch_name: name for name, torch_name in TORCH_NAMES.items()}

@@ -84,8 +84,11 @@ def header_bytes(first8: bytes, file: str, file_bytes: int) -> int:
     return length
 
 
-def parse_header(raw: bytes, file: str, file_bytes: int) -> Shard:
+def parse_header(raw: bytes, file: str, file_bytes: int, *, name: str | None = None) -> Shard:
     """Check the JSON header `raw` of a file and return its tensors in data order.
+
+    Args:
+        name: what the shard is called, where messages call its file otherwise.
 
     Raises:
         CheckpointError: the header is not valid, or its offsets overlap, leave holes, or do not
@@ -96,19 +99,20 @@ def parse_header(raw: bytes, file: str, file_bytes: int) -> Shard:
     if not _is_string_map(metadata):
         _refuse(file, "has a __metadata__ that is not a map of strings")
     start = 8 + len(raw)
-    spans = sorted((_entry(file, name, entry) for name, entry in entries.items()), key=_by_offset)
+    spans = sorted((_entry(file, *one) for one in entries.items()), key=_by_offset)
     ends = [0, *(end for *_, end in spans)]
-    for (name, _, _, begin, _), previous_end in zip(spans, ends, strict=False):
+    for (tensor, _, _, begin, _), previous_end in zip(spans, ends, strict=False):
         if begin != previous_end:
             fault = "overlaps the tensor before it" if begin < previous_end else "follows a hole"
             at = f"starts at {begin}, expected {previous_end}"
-            _refuse(file, f"is damaged, {printable(name)} {fault}: {at}; {_AGAIN}")
+            _refuse(file, f"is damaged, {printable(tensor)} {fault}: {at}; {_AGAIN}")
     if start + ends[-1] != file_bytes:
         fault = "is truncated" if start + ends[-1] > file_bytes else "has trailing bytes"
         sizes = f"the header describes {start + ends[-1]} bytes, the file has {file_bytes}"
         _refuse(file, f"{fault}: {sizes}; {_AGAIN}")
-    tensors = tuple(TensorInfo(n, d, s, file, start + begin) for n, d, s, begin, _ in spans)
-    return Shard(file, metadata, tensors, file_bytes, hashlib.sha256(raw).hexdigest())
+    name = name or file
+    tensors = tuple(TensorInfo(n, d, s, name, start + begin) for n, d, s, begin, _ in spans)
+    return Shard(name, metadata, tensors, file_bytes, hashlib.sha256(raw).hexdigest())
 
 
 def layout(

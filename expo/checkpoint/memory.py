@@ -12,6 +12,7 @@ import numpy as np
 from expo.checkpoint.checkpoint import SINGLE, Checkpoint
 from expo.checkpoint.dtypes import BY_TORCH_NAME
 from expo.checkpoint.headers import Shard, TensorInfo, printable
+from expo.checkpoint.quantized import coding
 from expo.checkpoint.reader import Bytes, Reader
 from expo.checkpoint.reference import Location, Reference
 from expo.errors import CheckpointError
@@ -82,7 +83,7 @@ def state_dict_checkpoint(
         vocabulary: ids by token, as a tokenizer's `get_vocab()` has them.
 
     Raises:
-        CheckpointError: a tensor is of a dtype that cannot be merged.
+        CheckpointError: a tensor is of a dtype that cannot be merged, or codes lack their scales.
     """
     contents = {name: _bytes(tensor) for name, tensor in tensors.items()}
     infos = tuple(TensorInfo(name, _dtype(name, t, label), tuple(t.shape), name, 0) for name, t in tensors.items())  # fmt: skip
@@ -91,7 +92,8 @@ def state_dict_checkpoint(
         contents[_VOCABULARY] = np.frombuffer(raw, dtype=np.uint8)
     size = sum(info.nbytes for info in infos)
     shard = Shard(SINGLE, {"format": "pt"}, infos, size, "")
-    return Checkpoint(Reference(Location(repo_id=label)), Memory(label, contents), (shard,), {})
+    place = Reference(Location(repo_id=label)), Memory(label, contents)
+    return Checkpoint(*place, (shard,), {}, coding=coding(label, [shard], {}))
 
 
 def _dtype(name: str, tensor: "Tensor", label: str) -> str:

@@ -31,6 +31,7 @@ Examples:
     help="Of BASE and BASE+ADAPTER write the adapter, its scale times α: megabytes, and exact.",
 )
 @click.option("--print-spec", is_flag=True, help="Print the YAML that does the same, and exit.")
+@flags.forcing
 @flags.amounts
 @flags.overrides
 @flags.running
@@ -42,6 +43,7 @@ def extrapolate(
     out: Path,
     as_adapter: bool,
     print_spec: bool,
+    force: bool,
     amounts: flags.Amounts,
     overrides: flags.Overrides,
     options: flags.RunOptions,
@@ -69,9 +71,12 @@ def extrapolate(
             raise SpecError(
                 "--push: not with --as-adapter, which writes megabytes: expo publish them"
             )
+        if force:
+            raise SpecError("--force: not with --as-adapter, which has no gate")
         _adapter((sft, aligned, out), alpha, print_spec, overrides, options, output)
         return
-    request = overrides.apply(make_request(sft, aligned, alpha=alpha, interpolate=True))
+    request = make_request(sft, aligned, alpha=alpha, interpolate=True)
+    request = overrides.apply(request.forced() if force else request)
     if print_spec:
         from expo.spec.resolved import resolved, to_yaml
 

@@ -56,11 +56,7 @@ Examples:
 @click.option(
     "--list", "lists", is_flag=True, help="List the recipes that come with expo, and exit."
 )
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Cut changes at their noise level even where that is not rounding noise.",
-)
+@flags.forcing
 @flags.alphas
 @flags.strictness
 @flags.overrides
@@ -84,8 +80,6 @@ def merge(
     Flags win over the spec; --alphas over every alpha in it. With --push OUT is a repository on the Hub, and no more
     than two shards of it are on this disk at a time.
     """
-    from dataclasses import replace
-
     from expo.spec.stages import read_stages
 
     if lists:
@@ -97,9 +91,7 @@ def merge(
     pushes = is_push(out, to, alphas)
 
     def final(request: Request) -> Request:
-        if force and request.low_rank is not None:
-            request = replace(request, low_rank=replace(request.low_rank, force=True))
-        return overrides.apply(request)
+        return overrides.apply(request.forced() if force else request)
 
     stages = read_stages(spec, strict=strict)
     check_one(stages, alphas)

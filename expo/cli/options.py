@@ -233,6 +233,13 @@ amount = _bundle(
 amounts = _bundle("amounts", _amounts, _ALPHA | _ALPHAS | _INTERPOLATE)
 alphas = _bundle("alphas", _alphas, _ALPHAS | _INTERPOLATE)
 
+forcing = click.option(
+    "--force",
+    is_flag=True,
+    help="Go on where a gate refuses: quantized inputs whose noise outweighs the change, low-rank cuts that are not at "
+    "the noise of rounding.",
+)
+
 streaming = click.option(
     "--stream-inputs",
     is_flag=True,

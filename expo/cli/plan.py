@@ -7,6 +7,7 @@ import click
 from expo.cli import options
 from expo.cli.merging import check_one, show_outputs, show_plans
 from expo.cli.output import Output, to_json
+from expo.spec.request import Request
 
 
 @click.command(
@@ -23,6 +24,7 @@ Examples:
 @click.option("--resolved", is_flag=True, help="Print the spec with every default filled in.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of specs, for editors.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also check that OUT can be written.")
+@options.forcing
 @options.strictness
 @options.amounts
 @options.overrides
@@ -33,6 +35,7 @@ def plan(
     resolved: bool,
     schema: bool,
     out: Path | None,
+    force: bool,
     strict: bool,
     amounts: options.Amounts,
     overrides: options.Overrides,
@@ -62,6 +65,10 @@ def plan(
         raise SpecError("--alphas: not with --resolved, which prints a spec of one alpha")
     if resolved and device is not None:
         raise SpecError("--device: not with --resolved: a spec names none")
+
+    def final(request: Request) -> Request:
+        return overrides.apply(request.forced() if force else request)
+
     match sources:
         case (_,) if alpha is not None:
             raise SpecError("alpha belongs into the spec here; --alpha goes with SFT ALIGNED")
@@ -69,14 +76,14 @@ def plan(
             stages = read_stages(Path(spec), strict=strict)
             check_one(stages, alphas)
             if resolved:
-                _show_specs(resolved_stages(stages, overrides.apply), output)
+                _show_specs(resolved_stages(stages, final), output)
                 return
             if len(stages) > 1:
-                show_plans(stages, overrides.apply, out, running, output)
+                show_plans(stages, final, out, running, output)
                 return
-            request = overrides.apply(stages[0].request({}))
+            request = final(stages[0].request({}))
         case (sft, aligned):
-            request = overrides.apply(make_request(sft, aligned, alpha=alpha, interpolate=True))
+            request = final(make_request(sft, aligned, alpha=alpha, interpolate=True))
         case _:
             raise SpecError("plan takes one spec, or SFT and ALIGNED")
     if resolved:

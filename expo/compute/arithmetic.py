@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+from expo.checkpoint.codes import Codes, Scales
 from expo.checkpoint.reader import Bytes
 from expo.operators.methods import Array, Mask, Operations, Sparsifier
 from expo.operators.statistics import Sums
@@ -15,6 +16,14 @@ class Stored(NamedTuple):
 
     data: Bytes
     dtype: str
+
+
+class Coded(NamedTuple):
+    """Elements as codes with their scales: see `Codes.values`."""
+
+    data: Bytes
+    scales: Scales
+    codes: Codes
 
 
 class Draws(NamedTuple):
@@ -42,6 +51,10 @@ class Arithmetic(Operations, Protocol):
 
     def widen(self, stored: Stored, out: Array) -> None:
         """Fill `out` with the elements, exactly."""
+        ...
+
+    def decode(self, coded: Coded, first: int, out: Array) -> None:
+        """Fill `out` with elements `first` …, counted from the first matrix of the scales: code · scale in float32."""
         ...
 
     def extrapolate(

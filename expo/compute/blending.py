@@ -6,10 +6,10 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import ITEM_BYTES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
+from expo.checkpoint.weight import Weight
 from expo.compute.arithmetic import Arithmetic, Done, Draws, Stored
 from expo.compute.choice import plain_arithmetic
 from expo.compute.inputs import Range

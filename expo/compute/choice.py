@@ -15,7 +15,7 @@ _COMPILED_DTYPES = frozenset({"BF16", "F16", "F32"})
 
 def arithmetic_for(job: TensorJob) -> Arithmetic:
     """The implementation that serves a tensor."""
-    dtypes = {job.dtype, *(weight.stored.dtype for weight in job.inputs)}
+    dtypes = {job.dtype, *(weight.read_dtype for weight in job.inputs)}
     # DELLA ranks stacks of matrices along their second axis, as mergekit does.
     odd = isinstance(job.rule, Blend) and job.rule.sparsifier == "ranked" and len(job.shape) > 2
     compiled = _compiled() if dtypes <= _COMPILED_DTYPES and not odd else None
@@ -29,7 +29,7 @@ def needs_torch(job: TensorJob) -> bool:
 
 
 def working_dtype(job: TensorJob) -> type[np.floating]:
-    double = any(weight.stored.dtype == "F64" for weight in job.inputs)
+    double = any(weight.read_dtype == "F64" for weight in job.inputs)
     return np.float64 if double else np.float32
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from expo.compute import kernels, masks, measures, mixing
-from expo.compute.arithmetic import Done, Draws, Stored
+from expo.compute import decode, kernels, masks, measures, mixing
+from expo.compute.arithmetic import Coded, Done, Draws, Stored
 from expo.operators.methods import Array, Block, Mask, Sparsifier
 
 _ALL = masks.Mask()
@@ -16,6 +16,15 @@ class Compiled:
 
     def widen(self, stored: Stored, out: Array) -> None:
         kernels.widen(_view(stored), out)
+
+    def decode(self, coded: Coded, first: int, out: Array) -> None:
+        codes = coded.codes
+        if codes.format == "fp8":
+            decode.fp8(
+                coded.data, coded.scales, first, codes.rows, codes.columns, codes.block, out=out
+            )
+        else:
+            decode.mxfp4(coded.data, coded.scales, first, codes.rows, codes.columns, out=out)
 
     def extrapolate(
         self, base: Stored, aligned: Stored, alpha: float, out: Stored, draws: Draws | None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.headers import printable
+from expo.checkpoint.weight import Weight
 from expo.compute.choice import arithmetic_of, plain_arithmetic
 from expo.compute.decompositions import Decompositions
 from expo.errors import CheckpointError
@@ -126,12 +126,12 @@ def _cut_delta(
 
 def one_rounding(values: Array, weight: Weight, base: Weight) -> float | None:
     """σ_ulp = √(mean(ulp²)/12) of the noise in Δ = weight − base that one rounding to the coarser of their dtypes
-    makes. None where it is not known: an adapter's Δ was never rounded.
+    makes. None where it is not known: an adapter's Δ was never rounded, codes have other steps.
 
     Args:
         values: those of `weight`, flat.
     """
-    if weight.update is not None:
+    if weight.update is not None or weight.codes is not None or base.codes is not None:
         return None
     coarser = max(weight.stored.dtype, base.stored.dtype, key=_COARSENESS.index)
     arithmetic = plain_arithmetic() if coarser == "F64" else arithmetic_of(values)

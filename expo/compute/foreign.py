@@ -86,7 +86,7 @@ def _out_dtype(plan: Plan) -> dict[str, str]:
     spec = plan.request.foreign.spec if plan.request.foreign else {}
     if "experts" in spec:
         return {}
-    dtypes = {tensor.dtype for tensor in plan.donor.tensors.values()}
+    dtypes = {weight.dtype for weight in plan.donor.weights.values()}
     stored = TORCH_NAMES[dtypes.pop()] if len(dtypes) == 1 and dtypes <= FLOATS else None
     wanted = spec.get("out_dtype") or spec.get("dtype") or stored
     return {} if wanted is None else {"out_dtype": wanted}

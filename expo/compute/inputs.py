@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expo.checkpoint.checkpoint import Checkpoint, Weight
+from expo.checkpoint.checkpoint import Checkpoint
+from expo.checkpoint.codes import Codes, Scales, read_scales
 from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.files import Files
 from expo.checkpoint.reader import Bytes, Reader, Room, aligned_buffer, read_buffer
+from expo.checkpoint.weight import Weight
 from expo.compute.ahead import ReadAhead, Steps
-from expo.compute.arithmetic import Arithmetic, Stored
+from expo.compute.arithmetic import Arithmetic, Coded, Stored
 from expo.operators.methods import Array
 from expo.planning.chunks import BLOCK_ELEMENTS
 from expo.planning.plan import Plan
@@ -85,7 +87,7 @@ class Readers:
 
 
 class Inputs:
-    """Read buffers, one for each weight that a piece is made of, and the factors of adapters.
+    """Read buffers, one for each weight that a piece is made of, the scales of codes and the factors of adapters.
 
     Args:
         room: gives the memory of the buffers.
@@ -95,26 +97,61 @@ class Inputs:
         self._readers, self._room = readers, room
         self.buffer_bytes = buffer_bytes
         self._buffers: dict[int, Bytes] = {}
+        self._held: dict[int, tuple[Weight, int, int, Bytes]] = {}
+        self._scales: dict[int, tuple[Weight, tuple[int, int], Scales]] = {}
         self._factors: dict[int, tuple[Weight, tuple[Tensor, Tensor]]] = {}
 
     def open(self, weight: Weight, begin: int, count: int, *, side: int = 0) -> "Range":
         """`count` elements of a weight from `begin`; valid until the side is opened again."""
         factors = None if weight.update is None else self._factors_of(weight, side)
-        stored = weight.stored
-        reader = self._readers.reader(weight.files, stored.file)
-        at = stored.begin + begin * stored.item_bytes
-        nbytes = count * stored.item_bytes
+        scales = None
+        if weight.codes is not None:
+            scales = self._scales_of(
+                weight, weight.codes, weight.codes.scale_span(begin, count), side
+            )
+        reader = self._readers.reader(weight.files, weight.stored.file)
+        at, nbytes = weight.span(begin, count)
         buffer = self._buffer(side, nbytes)
-        whole = reader.open_range(at, nbytes, buffer) if nbytes else _NOTHING
-        if whole is not None and whole.ctypes.data % stored.item_bytes:
+        if weight.codes is not None and weight.codes.whole_bytes:
+            whole = self._matrices(weight, reader, at, nbytes, side)
+        else:
+            self._held.pop(side, None)
+            whole = reader.open_range(at, nbytes, buffer) if nbytes else _NOTHING
+        if whole is not None and whole.ctypes.data % weight.stored.item_bytes:
             whole = whole.copy()
-        return Range(weight, begin, reader, at, whole, buffer, factors)
+        return Range(weight, begin, reader, at, whole, buffer, scales, factors)
+
+    def _matrices(self, weight: Weight, reader: Reader, at: int, nbytes: int, side: int) -> Bytes:
+        """Codes of whole matrices, in the side's buffer: the next piece often takes the same."""
+        known = self._held.get(side)
+        if known is not None and known[0] is weight and known[1:3] == (at, nbytes):
+            return known[3]
+        buffer = self._buffers[side]
+        found = reader.open_range(at, nbytes, buffer) if nbytes else _NOTHING
+        if found is None:
+            found = buffer[:nbytes]
+            reader.copy(at, found)
+        elif not np.may_share_memory(found, buffer):  # what was fetched ahead does not stay
+            buffer[:nbytes] = found
+            found = buffer[:nbytes]
+        self._held[side] = weight, at, nbytes, found
+        return found
 
     def _buffer(self, side: int, nbytes: int) -> Bytes:
         known = self._buffers.get(side)
         if known is None or known.size < nbytes:
             known = self._buffers[side] = read_buffer(max(self.buffer_bytes, nbytes), self._room)
         return known
+
+    def _scales_of(self, weight: Weight, codes: Codes, span: tuple[int, int], side: int) -> Scales:
+        """The scales of a span, (the first, how many), as float32; the last of each side are kept."""
+        known = self._scales.get(side)
+        if known is not None and known[0] is weight and known[1] == span:
+            return known[2]
+        reader = self._readers.reader(weight.files, codes.scale.file)
+        scales = read_scales(codes, span, reader, weight.files.label)
+        self._scales[side] = (weight, span, scales)
+        return scales
 
     def _factors_of(self, weight: Weight, side: int) -> "tuple[Tensor, Tensor]":
         """L (out, r) and R (r, in) in float32 with ΔW = s·L·R; the last of each side is kept."""
@@ -157,18 +194,19 @@ class Range:
         at: int,
         whole: Bytes | None,
         buffer: Bytes,
+        scales: Scales | None,
         factors: "tuple[Tensor, Tensor] | None",
     ) -> None:
         self.weight, self._begin, self._reader, self._at = weight, begin, reader, at
-        self._whole, self._buffer, self._factors = whole, buffer, factors
+        self._whole, self._buffer, self._scales, self._factors = whole, buffer, scales, factors
 
     @property
     def is_as_stored(self) -> bool:
-        """Whether the elements are what lies in the file, without an adapter's update."""
-        return self._factors is None
+        """Whether the elements are what lies in the file: no codes, no adapter's update."""
+        return self._scales is None and self._factors is None
 
     def stored(self, start: int, count: int) -> Stored:
-        """`count` stored elements from `start`; valid until the next are taken.
+        """`count` stored elements from `start`, as they lie in the file; valid until the next are taken.
 
         Raises:
             CheckpointError: the file ends before, or the disk fails.
@@ -183,9 +221,20 @@ class Range:
 
     def load(self, start: int, values: Array, arithmetic: Arithmetic) -> None:
         """Fill `values`, in the working precision, with the elements from `start`."""
-        arithmetic.widen(self.stored(start, values.size), values)
+        if self.weight.codes is None or self._scales is None:
+            arithmetic.widen(self.stored(start, values.size), values)
+        else:
+            coded = Coded(self._codes(start, values.size), self._scales, self.weight.codes)
+            arithmetic.decode(coded, self.weight.codes.within(self._begin) + start, values)
         if self._factors is not None:
             self._add_low_rank(*self._factors, self._begin + start, values)
+
+    def _codes(self, start: int, count: int) -> Bytes:
+        """Those of elements from `start`, or all that were opened where they do not lie in that order."""
+        assert self.weight.codes is not None
+        if self.weight.codes.whole_bytes and self._whole is not None:
+            return self._whole
+        return self.stored(start, count).data
 
     def _add_low_rank(self, left: "Tensor", right: "Tensor", begin: int, values: Array) -> None:
         """Add s·L·R to `values`, in blocks of whole rows that the tensor's shape alone decides."""

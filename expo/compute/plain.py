@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from expo.checkpoint.dtypes import TORCH_NAMES
-from expo.compute.arithmetic import Done, Draws, Stored
+from expo.compute.arithmetic import Coded, Done, Draws, Stored
 from expo.operators.decompose import square_sum
 from expo.operators.extrapolate import extrapolate
 from expo.operators.keep import rounding_sigma
@@ -42,6 +42,10 @@ class Plain:
 
     def widen(self, stored: Stored, out: Array) -> None:
         torch.from_numpy(out).copy_(as_tensor(stored))
+
+    def decode(self, coded: Coded, first: int, out: Array) -> None:
+        values = coded.codes.values(coded.data, coded.scales, first, out.size)
+        torch.from_numpy(out).copy_(values)
 
     def extrapolate(
         self, base: Stored, aligned: Stored, alpha: float, out: Stored, draws: Draws | None

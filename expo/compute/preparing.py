@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from expo.checkpoint.checkpoint import Weight
+from expo.checkpoint.weight import Weight
 from expo.compute.arithmetic import Arithmetic, Draws
 from expo.compute.choice import working_dtype
 from expo.compute.inputs import Inputs, Range

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import FLOATS
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reader import Bytes
+from expo.checkpoint.weight import Weight
 from expo.compute.arithmetic import Arithmetic
 from expo.compute.blending import (
     Blending,

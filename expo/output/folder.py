@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.output.durable import copy_file, write_file
+from expo.planning.configuration import configuration
 from expo.planning.plan import Plan
 
 
@@ -14,7 +14,7 @@ def write_small_files(plan: Plan, folder: Path) -> dict[str, str]:
     for sidecar in plan.sidecars:
         target = folder / sidecar.name
         if sidecar.name == "config.json" and sidecar.files is plan.donor.files:
-            hashes[sidecar.name] = write_file(target, _configuration(plan))
+            hashes[sidecar.name] = write_file(target, configuration(plan))
         else:
             hashes[sidecar.name] = copy_file(sidecar.files.local_path(sidecar.name), target)
     if plan.index_name is not None:
@@ -31,42 +31,3 @@ def _index(plan: Plan) -> bytes:
         "weight_map": dict(sorted(weight_map.items())),
     }
     return (json.dumps(index, indent=2) + "\n").encode()
-
-
-def _configuration(plan: Plan) -> bytes:
-    """The donor's config.json, changed only where the dtype or the vocabulary did."""
-    content = plan.donor.files.read("config.json")
-    config = plan.donor.config
-    if not plan.donor.is_of_transformers:
-        return content  # others' have fields of their own
-    changes: dict[str, str | int] = {}
-    dtypes = {job.dtype for job in plan.jobs if job.dtype in FLOATS}
-    if plan.request.dtype is not None and dtypes:
-        key = "torch_dtype" if "torch_dtype" in config else "dtype"
-        changes[key] = TORCH_NAMES[sorted(dtypes)[0]]
-    rows = _embedding_rows(plan)
-    if rows is not None and "vocab_size" in config:
-        changes["vocab_size"] = rows
-    if all(config.get(key) == value for key, value in changes.items()):
-        return content
-    return (json.dumps(config | changes, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _embedding_rows(plan: Plan) -> int | None:
-    """The rows of an embedding that the aligned side's adapter has resized."""
-    adapter = plan.donor.adapter
-    if adapter is None:
-        return None
-    for name, whole in adapter.replaced.items():
-        if name.endswith("embed_tokens.weight") and whole.shape != plan.donor.tensors[name].shape:
-            return whole.shape[0]
-    return None
-
-
-def most_common_dtype(plan: Plan) -> str:
-    """The torch name of what most of the output is written in."""
-    sizes: dict[str, int] = {}
-    for job in plan.jobs:
-        if job.dtype in FLOATS:
-            sizes[job.dtype] = sizes.get(job.dtype, 0) + job.nbytes
-    return TORCH_NAMES[max(sizes, key=sizes.__getitem__)] if sizes else "float32"

@@ -22,6 +22,7 @@ from expo.results import (
     AdaptedModule,
     Alternative,
     CheckResult,
+    CodingNoise,
     EditReport,
     OtherTensor,
     Statistics,
@@ -71,7 +72,7 @@ class Manifest:
     `reasons`) statistics are of no element. `donor` is None where mergekit made the tokenizer. `verified` is
     None where nobody looked. `flags` are those of the command line that the spec does not hold. Where nothing says
     that transformers loads it, neither does the card (`is_of_transformers`). `backend` is what it was computed on,
-    which decides the last bits of edited matrices.
+    which decides the last bits of edited matrices; `noise` is that of quantized inputs.
     """
 
     schema: str = SCHEMA
@@ -106,6 +107,7 @@ class Manifest:
     example: Example | None = None
     is_of_transformers: bool = True
     backend: str = "cpu"
+    noise: CodingNoise | None = None
 
     @property
     def listed(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Open the models of a merge, match them by their headers, lay out the output."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 
@@ -19,13 +19,16 @@ from expo.operators.methods import METHODS, NOT_IN_MERGEKIT
 from expo.planning.asked import check_asked, tables_differ
 from expo.planning.edits import with_edits
 from expo.planning.findings import Findings, listing, summarize
+from expo.planning.gate import noise_note, noise_warning
 from expo.planning.jobs import TensorJob
 from expo.planning.match import match
 from expo.planning.models import Models
+from expo.planning.noise import noise_of
 from expo.planning.patterns import check_patterns
 from expo.planning.plan import Plan, ShardPlan, Sidecar, alpha_warnings
 from expo.planning.sides import check_sides
 from expo.planning.values import layer_count
+from expo.results import CodingNoise
 from expo.spec.request import Foreign, Request
 from expo.spec.resolved import mergekit_spec
 
@@ -55,6 +58,7 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
     check_patterns(request, opened, donor, allowed, found)
     jobs = match(request, _models(request, opened), allowed, found) if not request.foreign else {}
     fit = check_sides(request, opened, jobs, found)
+    noise = _noise(request, jobs, found)
     jobs = with_edits(request, donor, jobs, found)
     sidecars, left_behind = _sidecars(donor, request.include, found)
     sidecars = _with_licences(sidecars, opened.values())
@@ -66,10 +70,10 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
         summarize(found, models, is_expo=request.method == "expo")
     _remark(request, opened, donor, found)
     if request.foreign is not None:
-        _refuse_streams(opened.values(), found)
+        found.refusals += _unread_by_mergekit(opened.values())
     shards = () if request.foreign else _shards(donor, jobs, request.max_shard_bytes)
     _refuse_reserved(sidecars, shards, donor, found)
-    return Plan(
+    plan = Plan(
         request=request,
         sources=_roles(request, opened),
         donor=donor,
@@ -83,7 +87,20 @@ def plan_of(request: Request, opened: Mapping[Reference, Checkpoint]) -> Plan:
         refusals=tuple(found.refusals),
         warnings=tuple(dict.fromkeys(found.warnings)),
         notes=tuple(dict.fromkeys(found.notes)),
+        noise=noise,
     )
+    return replace(plan, refusals=(*plan.refusals, *plan.gated))
+
+
+def _noise(request: Request, jobs: Mapping[str, TensorJob], found: Findings) -> CodingNoise | None:
+    """How much noise the codes of quantized inputs leave in what is extrapolated."""
+    if request.method != "expo" or request.base is None or request.foreign or request.compares:
+        return None
+    noise = noise_of(jobs.values())
+    if noise is not None:
+        found.notes.append(noise_note(noise))
+        found.warnings += noise_warning(noise)
+    return noise
 
 
 def _routed(request: Request, opened: Mapping[Reference, Checkpoint], donor: Checkpoint) -> Request:
@@ -103,7 +120,7 @@ def _routed(request: Request, opened: Mapping[Reference, Checkpoint], donor: Che
         raise SpecError(
             f"{reason}: that needs mergekit's engine, which knows no ExPO, RELEX or rounding"
         )
-    floats = [tensor.dtype for tensor in donor.tensors.values() if tensor.dtype in FLOATS]
+    floats = [weight.dtype for weight in donor.weights.values() if weight.dtype in FLOATS]
     out_dtype = request.dtype or (TORCH_NAMES[floats[0]] if floats else "float32")
     models = {str(reference): reference for reference in request.references()}
     spec = mergekit_spec(request, out_dtype)
@@ -130,14 +147,15 @@ def _is_mergekits(name: str, foreign: Foreign) -> bool:
     return name == "config.json" or (foreign.changes_tokenizer and is_tokenizer_file(name))
 
 
-def _refuse_streams(checkpoints: Iterable[Checkpoint], found: Findings) -> None:
-    """mergekit's engine reads from this disk alone."""
+def _unread_by_mergekit(checkpoints: Iterable[Checkpoint]) -> Iterator[str]:
+    """mergekit's engine reads from this disk alone, and no codes."""
     for checkpoint in checkpoints:
         if any(files.streams for files, _ in checkpoint.inputs()):
             cure = "leave out --stream-inputs, or bring the model to this disk first"
-            found.refusals.append(
-                f"{checkpoint.label} would be read where it lies, which mergekit's engine cannot: {cure}"
-            )
+            yield f"{checkpoint.label} would be read where it lies, which mergekit's engine cannot: {cure}"
+        if checkpoint.coding.codes:
+            cure = "write it as bfloat16 first, with expo merge and a spec of merge_method: passthrough"
+            yield f"{checkpoint.label} is quantized, which mergekit's engine does not read: {cure}"
 
 
 def _models(request: Request, opened: Mapping[Reference, Checkpoint]) -> Models:
@@ -174,7 +192,7 @@ def _allowed(request: Request, opened: Mapping[Reference, Checkpoint]) -> frozen
     """The tensors that `--allow-missing` names."""
     if request.allow_missing is None:
         return frozenset()
-    names = sorted({name for checkpoint in opened.values() for name in checkpoint.tensors})
+    names = sorted({name for checkpoint in opened.values() for name in checkpoint.weights})
     try:
         return search([request.allow_missing], names)[0]
     except ValueError as error:
@@ -277,7 +295,7 @@ def _remark(
             f"{donor.label} is no model of transformers as far as its files say: tensors are matched by name and "
             "shape, nothing else is checked"
         )
-        factor = next(filter(_FACTOR.search, donor.tensors), None)
+        factor = next(filter(_FACTOR.search, donor.weights), None)
         if factor is not None:
             found.warnings.append(
                 f"{donor.label} holds factors of a LoRA adapter ({printable(factor)}): each is merged by itself, "
@@ -291,9 +309,11 @@ def _shards(
     aligned: Checkpoint, jobs: dict[str, TensorJob], max_shard_bytes: int | None
 ) -> tuple[ShardPlan, ...]:
     """The aligned model's files in its order; other names where it is a `.bin`, or re-sharded."""
+    held = [(s, [name for name, _ in aligned.held(s)]) for s in aligned.shards]
     groups = [
-        (s.file, s.metadata, [jobs[t.name] for t in s.tensors if t.name in jobs])
-        for s in aligned.shards
+        (s.file, s.metadata, [jobs[name] for name in names if name in jobs])
+        for s, names in held
+        if names or not s.tensors  # one that holds nothing but scales is left out
     ]
     if max_shard_bytes is not None:
         metadata = aligned.shards[0].metadata

@@ -34,6 +34,8 @@ def with_edits(
             ours[matrix.label] = replace(
                 known, delta=edit if of_delta else known.delta, result=result
             )
+        if of_delta and edit.keep.is_automatic and not edit.force:
+            found.refusals += _of_codes(edit.keep, [m for m in chosen if jobs[m.tensor].is_coded])
         missed += [] if chosen else [_nothing_found(edit, donor)]
         found.warnings += rank_above(edit.keep, [matrix.shape for matrix in chosen])
     is_copy = request.method == "passthrough" and not edited
@@ -49,6 +51,17 @@ def rank_above(keep: Keep, shapes: Sequence[tuple[int, ...]]) -> Iterator[str]:
         yield (
             f"rank={keep.amount:g}: {len(whole)} of {len(shapes)} matrices have no higher rank (at most "
             f"{max(whole)}), nothing of them is cut"
+        )
+
+
+def _of_codes(keep: Keep, coded: Sequence[Matrix]) -> Iterator[str]:
+    """A refusal, where a change would be cut at its noise and no rounding made that noise."""
+    if coded:
+        more = f" and {len(coded) - 1} more" if len(coded) > 1 else ""
+        yield (
+            f"keep {keep} would cut the change of {printable(coded[0].label)}{more} at its noise level, which is that of "
+            "quantized inputs, not of rounding: say how much to keep (rank=R, energy=E), or go on with --force "
+            "(force: true)"
         )
 
 

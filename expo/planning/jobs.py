@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import ITEM_BYTES
+from expo.checkpoint.weight import Weight
 from expo.operators.methods import METHODS, Sparsifier
 from expo.operators.rules import Keep
 from expo.planning.rows import SharedRows
@@ -143,6 +143,12 @@ class TensorJob:
         weights = self.rule.weights
         only_donor = isinstance(self.rule, Copy) or any(row.others is None for row in self.rows)
         return (self.donor, *weights) if only_donor and self.donor not in weights else weights
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether it is blended from codes."""
+        is_blend = isinstance(self.rule, Blend)
+        return is_blend and any(weight.codes is not None for weight in self.rule.weights)
 
     @property
     def is_held_whole(self) -> bool:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 
-from expo.checkpoint.checkpoint import Checkpoint, Weight
+from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.dtypes import BY_TORCH_NAME, COPIED, FLOATS
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import DERIVED, HEADS, INPUTS, is_embedding
+from expo.checkpoint.weight import Weight
 from expo.operators.methods import METHODS, TRANSFORMS, Default
 from expo.planning.findings import Findings
 from expo.planning.jobs import Blend, Copy, Rule, TensorJob, Term

@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from expo.checkpoint.checkpoint import Checkpoint, Weight
+from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.child import search
 from expo.checkpoint.dtypes import FLOATS
 from expo.checkpoint.names import is_of_kind
+from expo.checkpoint.weight import Weight
 from expo.errors import SpecError
 
 _GATE = re.compile(r"(block_sparse_moe\.gate|mlp\.gate|router(\.\w+)?|shared_expert_gate)\.weight$")

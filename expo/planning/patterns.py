@@ -30,9 +30,9 @@ def check_patterns(
 
 def _filters(request: Request, donor: Checkpoint) -> Iterator[str]:
     """Filters of parameters that are part of no tensor's name."""
-    parts = sorted({part for name in donor.tensors for part in name.split(".")})
+    parts = sorted({part for name in donor.weights for part in name.split(".")})
     for text in dict.fromkeys(_filters_in(resolved(request))):
-        if not any(Conditional(0.0, text).fits(name) for name in donor.tensors):
+        if not any(Conditional(0.0, text).fits(name) for name in donor.weights):
             yield (
                 f"filter {printable(text)} fits no tensor of {donor.label}: its value has no effect"
                 f"{nearest(text, parts)}"
@@ -58,7 +58,7 @@ def _includes(patterns: Iterable[str], donor: Checkpoint) -> Iterator[str]:
 def _allowing(request: Request, opened: Opened, allowed: frozenset[str]) -> Iterator[str]:
     """`--allow-missing` where no model lacks a tensor that it fits."""
     pattern = request.allow_missing
-    held = [model.tensors.keys() for model in opened.values()]
+    held = [model.weights.keys() for model in opened.values()]
     uneven = set().union(*held) - set(held[0]).intersection(*held)
     if pattern is not None and not allowed & uneven:
         yield f"--allow-missing {printable(pattern)} fits no tensor that only some models have"

@@ -7,7 +7,9 @@ from functools import cached_property
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.files import Files
 from expo.checkpoint.headers import layout
+from expo.planning.gate import noise_refusal
 from expo.planning.jobs import Blend, TensorJob
+from expo.results import CodingNoise
 from expo.spec.request import Request
 
 
@@ -62,6 +64,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     index_name: str | None = None
     """Of the shards; None where there is one file, or the donor has none either."""
+    noise: CodingNoise | None = None
+    """Of quantized inputs of an extrapolation, over the change."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -83,8 +87,17 @@ class Plan:
         return (min(alphas), max(alphas)) if alphas else None
 
     @property
+    def gated(self) -> tuple[str, ...]:
+        """Why noise stands against the α of what is blended from codes."""
+        if self.noise is None or not self.request.gives_alpha:
+            return ()
+        rules = [job.rule for job in self.jobs if job.is_coded]
+        alphas = {alpha for rule in rules if isinstance(rule, Blend) for alpha in rule.alphas}
+        return noise_refusal(self.noise, tuple(alphas), force=self.request.force)
+
+    @property
     def read_bytes(self) -> int:
-        return sum(weight.stored.nbytes for job in self.jobs for weight in job.inputs)
+        return sum(info.nbytes for job in self.jobs for w in job.inputs for _, info in w.parts)
 
     @property
     def write_bytes(self) -> int:
@@ -104,8 +117,14 @@ class Plan:
 
     def held_bytes(self, threads: int) -> int:
         """What streaming keeps of tensors that are looked at whole, one a worker, so that they are fetched once."""
-        held = (sum(w.stored.nbytes for w in job.inputs) for job in self.jobs if job.is_held_whole)
+        whole = (job for job in self.jobs if job.is_held_whole)
+        held = (sum(i.nbytes for w in job.inputs for _, i in w.parts) for job in whole)
         return threads * max(held, default=0)
+
+    def codes_bytes(self, threads: int) -> int:
+        """What workers hold of scales, and of codes of which one element takes a whole matrix."""
+        codes = ((w.codes for w in job.inputs if w.codes is not None) for job in self.jobs)
+        return threads * max((sum(c.held_bytes for c in each) for each in codes), default=0)
 
     @property
     def download_bytes(self) -> int:
@@ -142,7 +161,9 @@ class Plan:
         mine = alpha_warnings(self.request)
         others = tuple(warning for warning in self.warnings if warning not in mine)
         warnings = (*others, *alpha_warnings(request))
-        return replace(self, request=request, shards=tuple(shards), warnings=warnings)
+        made = replace(self, request=request, shards=tuple(shards), warnings=warnings)
+        kept = (refusal for refusal in self.refusals if refusal not in self.gated)
+        return replace(made, refusals=(*kept, *made.gated))
 
 
 def alpha_warnings(request: Request) -> tuple[str, ...]:

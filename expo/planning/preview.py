@@ -11,6 +11,7 @@ from expo.checkpoint.headers import layout
 from expo.checkpoint.sidecars import is_tokenizer_file
 from expo.errors import CheckpointError
 from expo.planning.build import build_plan
+from expo.planning.configuration import configuration
 from expo.planning.modules import module_of
 from expo.planning.plan import Plan
 from expo.spec.request import Request
@@ -66,11 +67,11 @@ def _preview(plan: Plan, folder: Path) -> None:
     files = dict.fromkeys(donor.tokenizer_files.sizes, donor.tokenizer_files)
     files = {name: at for name, at in files.items() if is_tokenizer_file(name)}
     files |= {sidecar.name: sidecar.files for sidecar in plan.sidecars}
-    if "config.json" in donor.files.sizes:
-        files["config.json"] = donor.files
     for name, at in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(at.read(name))
+    if "config.json" in donor.files.sizes:
+        (folder / "config.json").write_bytes(configuration(plan))
     shards = {shard.file: _of_jobs(plan, shard.file) for shard in plan.shards}
     if plan.request.foreign is not None:
         shards = {"model.safetensors": dict(_restacked(plan))}
@@ -103,7 +104,7 @@ def _restacked(plan: Plan) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
     assert foreign is not None
     opened = {checkpoint.reference: checkpoint for checkpoint in plan.sources.values()}
     slices = [(opened[foreign.models[model]], span) for model, span in _first_sources(foreign.spec)]
-    for name, weight in plan.donor.tensors.items():
+    for name, weight in plan.donor.weights.items():
         if module_of(name)[0] is None or not slices:
             yield name, (weight.dtype, weight.shape)
     number = 0
@@ -127,7 +128,7 @@ def _layer(
     checkpoint: Checkpoint, layer: int, number: int
 ) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
     """The tensors of one layer under another number."""
-    for name, weight in checkpoint.tensors.items():
+    for name, weight in checkpoint.weights.items():
         if module_of(name)[0] == layer:
             yield (
                 re.sub(rf"\.{layer}\.", f".{number}.", name, count=1),

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import FLOATS
 from expo.checkpoint.files import Files
 from expo.checkpoint.headers import TensorInfo
+from expo.checkpoint.weight import Weight
 from expo.planning.chunks import Piece
 from expo.planning.jobs import Blend, Copy
 
@@ -31,7 +31,7 @@ def piece_ranges(piece: Piece) -> Iterator[FileRange]:
     job, rule = piece.job, piece.job.rule
     if job.is_held_whole:
         for weight in job.inputs:
-            yield from weight_ranges(weight, 0, weight.stored.count)
+            yield from weight_ranges(weight, 0, weight.count)
     elif isinstance(rule, Blend) and piece.starts is not None:
         for weight, start in zip(rule.weights, piece.starts, strict=True):
             yield from weight_ranges(weight, start, piece.count)
@@ -43,10 +43,13 @@ def piece_ranges(piece: Piece) -> Iterator[FileRange]:
 
 
 def weight_ranges(weight: Weight, begin: int, count: int) -> Iterator[FileRange]:
-    """`count` elements of a weight from `begin`, and the whole factors of its adapter."""
-    stored, size = weight.stored, weight.stored.item_bytes
-    first = stored.begin + begin * size
-    yield FileRange(weight.files, stored.file, first, first + count * size)
+    """`count` elements of a weight from `begin` with their scales, and the whole factors of its adapter."""
+    first, nbytes = weight.span(begin, count)
+    yield FileRange(weight.files, weight.stored.file, first, first + nbytes)
+    if weight.codes is not None:
+        scale, (first, number) = weight.codes.scale, weight.codes.scale_span(begin, count)
+        at = scale.begin + first * scale.item_bytes
+        yield FileRange(weight.files, scale.file, at, at + number * scale.item_bytes)
     if weight.update is not None and weight.update_files is not None:
         yield _whole(weight.update_files, weight.update.a)
         yield _whole(weight.update_files, weight.update.b)

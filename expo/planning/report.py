@@ -63,6 +63,7 @@ def report(
         stream_bytes=plan.stream_bytes,
         memory_bytes=memory_bytes(threads, chunk_bytes, models=models, outputs=outputs)
         + plan.preparation_bytes(threads)
+        + plan.codes_bytes(threads)
         + (AHEAD_BYTES + plan.held_bytes(threads) if plan.stream_bytes else 0),
         free_disk_bytes=free,
         shards={shard.file: shard.file_bytes for shard in plan.shards},
@@ -71,6 +72,7 @@ def report(
         left_behind=plan.left_behind,
         notes=plan.notes,
         warnings=plan.warnings,
+        noise=plan.noise,
         refusals=(*plan.refusals, *refusals),
         out=out,
     )

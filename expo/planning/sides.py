@@ -3,8 +3,12 @@
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from expo.checkpoint.checkpoint import Checkpoint
+from expo.checkpoint.files import Files
 from expo.checkpoint.headers import TensorInfo, printable
+from expo.checkpoint.reader import Reader
 from expo.checkpoint.reference import Reference
 from expo.planning.findings import Findings
 from expo.planning.jobs import Blend, TensorJob
@@ -29,7 +33,7 @@ def check_sides(
         return True
     sft = opened[request.base]
     tops = [opened[operand.reference] for operand in request.operands]
-    if not any(sft.tensors.keys() & top.tensors.keys() for top in tops):
+    if not any(sft.weights.keys() & top.weights.keys() for top in tops):
         labels = " and ".join(model.label for model in (sft, *tops))
         found.refusals.append(
             f"no tensor is in both models ({labels}): there is nothing to extrapolate; is this the SFT "
@@ -54,26 +58,45 @@ def _look_alike(sft: Checkpoint, aligned: Checkpoint) -> bool:
     nothing."""
     if sft is aligned:
         return True
-    if sft.adapter or aligned.adapter or sft.tensors.keys() != aligned.tensors.keys():
+    if sft.adapter or aligned.adapter or sft.weights.keys() != aligned.weights.keys():
         return False
     tells = False
-    for name, mine in sft.tensors.items():
-        theirs = aligned.tensors[name]
-        if (mine.dtype, mine.shape) != (theirs.dtype, theirs.shape):
-            return False
-        heads = _head(sft, mine), _head(aligned, theirs)
-        if heads[0] != heads[1]:
-            return False
-        tells = tells or any(heads[0])
+    with _Heads() as heads:
+        for name, weight in sft.weights.items():
+            mine, theirs = [*weight.parts], [*aligned.weights[name].parts]
+            if [(i.dtype, i.shape) for _, i in mine] != [(i.dtype, i.shape) for _, i in theirs]:
+                return False
+            for one, other in zip(mine, theirs, strict=True):
+                head = heads.of(*one)
+                if head != heads.of(*other):
+                    return False
+                tells = tells or bool(head.strip(b"\0"))
     return tells
 
 
-def _head(checkpoint: Checkpoint, tensor: TensorInfo) -> bytes:
-    """The first bytes of a tensor; where they would have to be downloaded, the hash of the file that holds it."""
-    if not checkpoint.files.is_local(tensor.file):
-        return str(checkpoint.files.identity(tensor.file).get("sha256", "")).encode()
-    end = tensor.begin + min(tensor.nbytes, _LOOKED_AT_BYTES)
-    return checkpoint.files.read(tensor.file, tensor.begin, end)
+class _Heads:
+    """The first bytes of tensors; each file is opened once."""
+
+    def __init__(self) -> None:
+        self._readers: dict[tuple[int, str], Reader] = {}
+
+    def __enter__(self) -> "_Heads":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self._readers.values():
+            reader.close()
+
+    def of(self, files: Files, tensor: TensorInfo) -> bytes:
+        """Those of a tensor; where they would have to be downloaded, the hash of the file that holds it."""
+        if not files.is_local(tensor.file):
+            return str(files.identity(tensor.file).get("sha256", "")).encode()
+        key = id(files), tensor.file
+        if key not in self._readers:
+            self._readers[key] = files.reader(tensor.file)
+        head = np.empty(min(tensor.nbytes, _LOOKED_AT_BYTES), np.uint8)
+        self._readers[key].copy(tensor.begin, head)
+        return head.tobytes()
 
 
 def _other_base(checkpoint: Checkpoint) -> Iterator[str]:

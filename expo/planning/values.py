@@ -10,7 +10,7 @@ from expo.spec.settings import Scalar, first_value
 
 def layer_count(checkpoint: Checkpoint) -> int:
     """How many layers the tensors of a model belong to."""
-    numbers = [layer for name in checkpoint.tensors if (layer := module_of(name)[0]) is not None]
+    numbers = [layer for name in checkpoint.weights if (layer := module_of(name)[0]) is not None]
     return max(numbers, default=-1) + 1
 
 

@@ -188,6 +188,13 @@ def _figures(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield "computed by", "mergekit, which says nothing about what rounding left of it"
     elif manifest.statistics.elements:
         yield from _measured(manifest)
+    if manifest.noise is not None:
+        many = " or more" if manifest.noise.ratio >= 100 else ""
+        ratio = f"{number(manifest.noise.ratio, '.2g')}{many} times the change"
+        yield (
+            "noise of quantized inputs",
+            f"about {ratio}, estimated from {manifest.noise.tensors} tensors",
+        )
     dtypes = ", ".join(_DTYPES.get(dtype, dtype) for dtype in manifest.dtypes)
     if manifest.engine == "expo":
         how = (

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Resident = dict[str, "tuple[Tensor, Tensor]"]
-"""(base, aligned) by name, as they are stored."""
+"""(base, aligned) by name, as they are read."""
 
 _SHARE = 0.5
 """Of the free memory that both sides may take; answers and a reward model need the rest."""
@@ -85,9 +85,9 @@ def _is_plain(job: TensorJob) -> bool:
     """Whether the pair's formula over stored tensors of one dtype is all that there is to it."""
     if not isinstance(job.rule, Blend) or not job.rule.is_extrapolation:
         return False
-    stored = {weight.stored.dtype for weight in job.inputs}
+    read = {weight.read_dtype for weight in job.inputs}
     updated = any(weight.update is not None for weight in job.inputs)
-    return stored == {job.dtype} and not (job.rows or job.matrices or updated)
+    return read == {job.dtype} and not (job.rows or job.matrices or updated)
 
 
 def _fits(job: TensorJob, slots: "Mapping[str, Tensor]") -> bool:

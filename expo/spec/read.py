@@ -108,7 +108,8 @@ class _Reader:
         )
         if spec.merge_method == "expo":
             self._check_expo(request, spec)
-        return self._finished(self._of_base_alone(request), spec)
+        request = self._of_base_alone(request)
+        return self._finished(request.forced() if spec.force else request, spec)
 
     def mixture(self) -> Request:
         """A request for mergekit-moe."""
@@ -276,7 +277,7 @@ class _Reader:
 
 
 _EXPO_ONLY = {
-    "onto", "transforms", "exclude", "fix_first_layers", "fix_last_layers", "interpolate",
+    "onto", "transforms", "exclude", "fix_first_layers", "fix_last_layers", "interpolate", "force",
 }  # fmt: skip
 _OURS = _EXPO_ONLY | {"donor", "rounding", "edits"}
 """Keys that only expo's engine understands."""

@@ -94,7 +94,7 @@ class Request:
     request without α is only good for a plan or a diff. `excluded` kinds of tensors and the fixed
     layers stay as they are in the donor. `low_rank` is done to every Δ before it is scaled, `edits` to
     the result, one after the other. `fits_vocabulary` says that the other models' tokens are to be brought
-    into the base's order. `vectors` and `stop_at` are for the verification; `stream_inputs` reads weights on
+    into the base's order. `force` goes on where a gate refuses: see `forced`. `vectors` and `stop_at` are for the verification; `stream_inputs` reads weights on
     the Hub by range, without a download, and changes no byte of the output.
     """
 
@@ -124,6 +124,7 @@ class Request:
     fits_vocabulary: bool = False
     foreign: Foreign | None = None
     stream_inputs: bool = False
+    force: bool = False
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -175,6 +176,12 @@ class Request:
             for part in self.slices
         )
         return replace(self, slices=slices)
+
+    def forced(self) -> "Request":
+        """The same, past the gates: noise of quantized inputs that outweighs the change, low-rank cuts of a Δ at a
+        level that is not rounding noise."""
+        cut = None if self.low_rank is None else replace(self.low_rank, force=True)
+        return replace(self, low_rank=cut, force=True)
 
     def references(self) -> Iterator[Reference]:
         """Every model that is read, each once."""

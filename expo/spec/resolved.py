@@ -44,6 +44,7 @@ def resolved(request: Request, name: Callable[[Reference], str] = str) -> dict:
         spec["exclude"] = list(request.excluded)
         spec["fix_first_layers"] = request.fixed_first_layers
         spec["fix_last_layers"] = request.fixed_last_layers
+        spec |= {"force": True} if request.force else {}
     spec |= _verify(request)
     return spec | {"out_dtype": request.dtype, "rounding": request.rounding, "seed": request.seed}
 
@@ -142,6 +143,7 @@ _OURS = (
     "exclude",
     "fix_first_layers",
     "fix_last_layers",
+    "force",
     "verify",
     "donor",
 )

@@ -78,6 +78,7 @@ class MergeSpec(Strict):
     rounding: Rounding = "nearest"
     seed: int = Field(0, ge=0, le=MAX_SEED)
     interpolate: bool = False
+    force: bool = False
     tokenizer_source: ModelName | None = None
     tokenizer: dict[str, object] | None = None
     chat_template: str | None = None

@@ -23,6 +23,7 @@ def apply(
     alpha: float | Sequence[float],
     interpolate: bool = False,
     vocabularies: Sequence[Vocabulary] | None = None,
+    force: bool = False,
 ) -> "Iterator[tuple[str, Tensor]]":
     """θ_sft + Σ αᵢ(θᵢ − θ_sft) of state dicts in memory, one (name, tensor) at a time, as `extrapolate` and
     `merge` compute it: the same matching, the same bytes.
@@ -36,6 +37,7 @@ def apply(
         interpolate: allow 0 < alpha < 1.
         vocabularies: ids by token of SFT and of every aligned model (a tokenizer's `get_vocab()`), to
             match embedding rows by; without them rows match by index.
+        force: go on where the noise of quantized weights outweighs the change.
 
     Raises:
         SpecError: alpha is not finite or lies between 0 and 1, or the numbers of models and alphas differ.
@@ -55,7 +57,7 @@ def apply(
         for top, value in zip(tops, values, strict=True)
         if value is not None
     )
-    request = Request((Slice(operands),), base=base.reference)
+    request = Request((Slice(operands),), base=base.reference, force=force)
     plan = plan_of(request, {checkpoint.reference: checkpoint for checkpoint in (base, *tops)})
     if plan.missing or plan.extra:
         names = ", ".join(sorted({*plan.missing, *plan.extra})[:5])

@@ -8,9 +8,9 @@ from expo.checkpoint.checkpoint import read_shard
 from expo.checkpoint.files import open_directory
 from expo.compute.summary import alternative, by_module, statistics, total
 from expo.operators.statistics import Sums
-from expo.output.folder import most_common_dtype
 from expo.output.manifest import Identities, Manifest, source_entry, versions
 from expo.output.sink import FinishedShard
+from expo.planning.configuration import most_common_dtype
 from expo.planning.findings import fell_back
 from expo.planning.plan import Plan
 from expo.planning.sides import same_weights
@@ -107,6 +107,7 @@ def _begun(plan: Plan, digest: str, known: Identities) -> Manifest:
         files={},
         flags=_flags(plan.request),
         is_of_transformers=plan.donor.is_of_transformers,
+        noise=plan.noise,
     )
 
 

@@ -48,6 +48,7 @@ def extrapolate(
     stream_inputs: bool = False,
     join: bool = False,
     device: str = "cpu",
+    force: bool = False,
 ) -> MergeResult:
     """Write θ_sft + α(θ_aligned − θ_sft) to the directory `out` (ExPO, arXiv 2404.16792), or to the one file
     that a name like `out.safetensors` stands for.
@@ -70,6 +71,7 @@ def extrapolate(
             `out`. All of them return when `out` is there.
         device: "cpu", "cuda" or "cuda:1". Tensors have the same bytes everywhere; edited matrices have those of the
             device's library.
+        force: extrapolate quantized models whose noise outweighs the change.
 
     Raises:
         SpecError, CheckpointError, HubError, OutputError: one line, with the cure.
@@ -94,6 +96,7 @@ def extrapolate(
         stream_inputs=stream_inputs,
         join=join,
         device=device,
+        force=force,
     )
 
 
@@ -109,6 +112,7 @@ def merge(
     stream_inputs: bool = False,
     join: bool = False,
     device: str = "cpu",
+    force: bool = False,
     progress: Progress | None = None,
 ) -> MergeResult: ...
 
@@ -125,6 +129,7 @@ def merge(
     stream_inputs: bool = False,
     join: bool = False,
     device: str = "cpu",
+    force: bool = False,
     progress: Progress | None = None,
 ) -> tuple[MergeResult, ...]: ...
 
@@ -140,6 +145,7 @@ def merge(
     stream_inputs: bool = False,
     join: bool = False,
     device: str = "cpu",
+    force: bool = False,
     progress: Progress | None = None,
 ) -> MergeResult | tuple[MergeResult, ...]:
     """Run a merge spec (a YAML file, or a mapping of the same form) into the directory `out`.
@@ -151,6 +157,7 @@ def merge(
         overwrite: replace the model that `out` holds, once the new one is whole; an `out` with anything else
             in it is refused.
         verify, stream_inputs, join, device: as in `extrapolate`.
+        force: go on where a gate refuses, as `force: true` in the spec.
         progress: called with (bytes written, bytes in all).
 
     Raises:
@@ -166,7 +173,8 @@ def merge(
     tuning = Tuning.on(device)
 
     def final(request: Request) -> Request:
-        return replace(request, stream_inputs=stream_inputs)
+        request = replace(request, stream_inputs=stream_inputs)
+        return request.forced() if force else request
 
     def run_all(
         plans: Sequence[Plan], outs: Sequence[Path], *, overwrite: bool, verify: bool

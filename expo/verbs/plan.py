@@ -33,6 +33,7 @@ def plan(
     interpolate: bool = False,
     stream_inputs: bool = False,
     device: str | None = None,
+    force: bool = False,
 ) -> PlanReport:
     """What a merge would do, from headers alone; `refusals` says why it would not run.
 
@@ -44,6 +45,7 @@ def plan(
         stream_inputs: as `merge` would read weights on the Hub by range, without a download.
         device: "cpu", "cuda" or "cuda:1": also find what bounds the run there (`bound`), which takes about a second and
             reads a sample of the weights.
+        force: as `merge` would go on where a gate refuses.
 
     Raises:
         SpecError, CheckpointError, HubError: an input cannot be used at all.
@@ -51,7 +53,8 @@ def plan(
     """
 
     def final(request: Request) -> Request:
-        return replace(request, stream_inputs=stream_inputs)
+        request = replace(request, stream_inputs=stream_inputs)
+        return request.forced() if force else request
 
     if aligned is not None:
         if not isinstance(spec, str | PathLike):

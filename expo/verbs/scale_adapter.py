@@ -92,7 +92,7 @@ def _plain_adapter(plan: Plan) -> Adapter:
         )
     for name, tensor in aligned.adapter.replaced.items():
         # PEFT saves an adapted embedding too, as it is in the base.
-        if not _is_equal(sft.files, sft.tensors[name], aligned.adapter.files, tensor):
+        if not _is_equal(sft.files, sft.weights[name].stored, aligned.adapter.files, tensor):
             raise CheckpointError(
                 f"adapter {aligned.adapter.files.label} saves {printable(name)} whole (modules_to_save, or a bias), "
                 f"which no factor extrapolates: {whole}"

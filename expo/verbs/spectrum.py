@@ -6,9 +6,10 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from expo.checkpoint.checkpoint import Checkpoint, Weight, open_checkpoint
+from expo.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from expo.checkpoint.headers import printable
 from expo.checkpoint.reference import parse_reference
+from expo.checkpoint.weight import Weight
 from expo.compute.choice import plain_arithmetic
 from expo.compute.cuts import one_rounding
 from expo.compute.decompositions import Decompositions

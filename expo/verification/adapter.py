@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from expo.checkpoint.adapter import WEIGHTS, read_adapter, read_config
-from expo.checkpoint.headers import TensorInfo, printable
+from expo.checkpoint.headers import printable
 from expo.errors import CheckpointError
 from expo.verification.check import Check, Skipped
 from expo.verification.subject import Subject
@@ -37,7 +37,7 @@ def base(s: Subject) -> Iterator[str]:
         raise Skipped("no model to try it on: add --against, the model that it is for")
     if s.shard_faults or WEIGHTS not in s.shards:
         raise Skipped("the weight file cannot be read")
-    model: dict[str, TensorInfo] = s.aligned.tensors
+    model = {name: weight.shape for name, weight in s.aligned.weights.items()}
     try:
         read_adapter(s.out, s.shards[WEIGHTS], model)
     except CheckpointError as error:

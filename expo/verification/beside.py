@@ -3,10 +3,12 @@
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from expo.checkpoint.checkpoint import Checkpoint, Weight
+from expo.checkpoint.checkpoint import Checkpoint
+from expo.checkpoint.codes import Codes, Scales, read_scales
 from expo.checkpoint.dtypes import FLOATS, ITEM_BYTES, TORCH_NAMES
 from expo.checkpoint.headers import TensorInfo
 from expo.checkpoint.reader import Bytes, FileReader, read_buffer
+from expo.checkpoint.weight import Weight
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,8 @@ class Beside:
         self._aligned, self._stack = aligned, ExitStack()
         self._readers: dict[str, FileReader] = {}
         self._buffer: Bytes | None = None
+        self._last: tuple[tuple[str, int, int], Bytes] | None = None
+        self._scales: tuple[Weight, tuple[int, int], Scales] | None = None
 
     def __enter__(self) -> "Beside":
         return self
@@ -36,30 +40,56 @@ class Beside:
         weight = self._aligned.weights.get(tensor.name) if self._aligned else None
         if weight is None or weight.shape != tensor.shape or not is_beside(weight):
             return None
-        stored, size = weight.stored, ITEM_BYTES[weight.stored.dtype]
-        return as_floats(
-            self._read(weight, stored.begin + first * size, count * size), stored.dtype
-        )
+        return self.elements(weight, first, count)
+
+    def elements(self, weight: Weight, first: int, count: int) -> "torch.Tensor":
+        """The same of a weight that `is_beside`."""
+        raw = self._read(weight, *weight.span(first, count))
+        if weight.codes is None:
+            return as_floats(raw, weight.stored.dtype)
+        scales = self._scales_of(weight, weight.codes, weight.codes.scale_span(first, count))
+        return weight.codes.values(raw, scales, weight.codes.within(first), count)
+
+    def _scales_of(self, weight: Weight, codes: Codes, span: tuple[int, int]) -> Scales:
+        known = self._scales
+        if known is None or known[0] is not weight or known[1] != span:
+            reader = self._reader(weight, codes.scale.file)
+            known = self._scales = (
+                weight,
+                span,
+                read_scales(codes, span, reader, weight.files.label),
+            )
+        return known[2]
 
     def _read(self, weight: Weight, begin: int, nbytes: int) -> Bytes:
-        file = weight.stored.file
+        """A range of a weight's file; the last one is still there: of some codes one is read for several pieces."""
+        place = weight.stored.file, begin, nbytes
+        if self._last is not None and self._last[0] == place:
+            return self._last[1]
+        if self._buffer is None or self._buffer.size < nbytes:
+            self._buffer = read_buffer(max(nbytes, PIECE * max(ITEM_BYTES.values())))
+        reader = self._reader(weight, weight.stored.file)
+        found = reader.open_range(begin, nbytes, self._buffer)
+        if found is None:
+            found = self._buffer[:nbytes]
+            reader.copy(begin, found)
+        self._last = place, found
+        return found
+
+    def _reader(self, weight: Weight, file: str) -> FileReader:
         if file not in self._readers:
             reader = FileReader(weight.files.local_path(file), file)
             self._stack.callback(reader.close)
             self._readers[file] = reader
-        if self._buffer is None:
-            self._buffer = read_buffer(PIECE * max(ITEM_BYTES.values()))
-        found = self._readers[file].open_range(begin, nbytes, self._buffer)
-        if found is None:
-            found = self._buffer[:nbytes]
-            self._readers[file].copy(begin, found)
-        return found
+        return self._readers[file]
 
 
 def is_beside(weight: Weight) -> bool:
-    """Whether the values of a weight lie on this disk as they are."""
-    stored = weight.stored
-    return weight.update is None and stored.dtype in FLOATS and weight.files.is_local(stored.file)
+    """Whether the values of a weight lie on this disk, without an adapter's update."""
+    if weight.update is not None or not (weight.codes or weight.stored.dtype in FLOATS):
+        return False
+    files = [info.file for _, info in weight.parts]
+    return all(map(weight.files.is_local, files))
 
 
 def as_floats(part: Bytes, dtype: str) -> "torch.Tensor":

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.files import Files
 from expo.checkpoint.headers import TensorInfo, printable
 from expo.checkpoint.names import is_embedding
-from expo.verification.beside import is_beside
+from expo.checkpoint.weight import Weight
+from expo.verification.beside import Beside, is_beside
 from expo.verification.subject import Subject
 
 if TYPE_CHECKING:
@@ -20,34 +20,38 @@ _ALIKE = 0.8  # cosine
 
 def cause(s: Subject, name: str) -> str | None:
     """What the tensor of this name is instead of the aligned model's, where a sample shows it."""
+    with Beside(s.aligned) as beside:
+        return _found(s, name, beside)
+
+
+def _found(s: Subject, name: str, beside: Beside) -> str | None:
     tensor, aligned = s.tensors[name], s.donor.weights
-    weight = aligned[name]
-    if (
-        len(tensor.shape) == 2
-        and tensor.shape[0] == tensor.shape[1]
-        and _is_transposed(s, tensor, weight)
-    ):
+    weight, is_matrix = aligned[name], len(tensor.shape) == 2
+    if is_matrix and tensor.shape[0] == tensor.shape[1] and _is_transposed(s, tensor, weight, beside):  # fmt: skip
         return "is transposed"
     mine = _sample(s.out, tensor)
-    if is_embedding(name) and len(tensor.shape) == 2:
+    if is_embedding(name) and is_matrix:
         for shift in (1, -1):
-            if _alike(
-                *_shifted(mine, _sample(weight.files, weight.stored), shift * tensor.shape[1])
-            ):
+            if _alike(*_shifted(mine, _theirs(beside, weight), shift * tensor.shape[1])):
                 return "has its rows moved by one"
     for other, candidate in aligned.items():
         same = candidate.shape == tensor.shape and other != name and is_beside(candidate)
-        if same and _alike(mine, _sample(candidate.files, candidate.stored)):
+        if same and _alike(mine, _theirs(beside, candidate)):
             return f"is the aligned model's {printable(other)}"
     return None
 
 
-def _is_transposed(s: Subject, tensor: TensorInfo, weight: Weight) -> bool:
+def _is_transposed(s: Subject, tensor: TensorInfo, weight: Weight, beside: Beside) -> bool:
     n = tensor.shape[0]
     k = min(n, _BLOCK)
     mine = _sample(s.out, tensor, k * n).view(k, n)[:, :k]
-    theirs = _sample(weight.files, weight.stored, k * n).view(k, n)[:, :k]
+    theirs = _theirs(beside, weight, k * n).view(k, n)[:, :k]
     return _alike(mine.reshape(-1), theirs.T.reshape(-1))
+
+
+def _theirs(beside: Beside, weight: Weight, count: int = _SAMPLE) -> "torch.Tensor":
+    """The first elements of the aligned model's, as float32 [≤ count]."""
+    return beside.elements(weight, 0, min(count, weight.count)).float()
 
 
 def _sample(files: Files, stored: TensorInfo, count: int = _SAMPLE) -> "torch.Tensor":

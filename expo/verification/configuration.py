@@ -8,6 +8,7 @@ from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.files import load_json
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import INPUTS
+from expo.checkpoint.quantized import without_quantization
 from expo.checkpoint.sidecars import MANIFEST
 from expo.errors import CheckpointError
 from expo.verification.check import Check, Skipped
@@ -61,6 +62,8 @@ def _differences(
 ) -> Iterator[str]:
     """Fields of config.json that a loader would read differently from the aligned model's."""
     mine, theirs = s.json("config.json") or s.config, s.donor.config
+    if s.donor.coding.codes and not s.coded:
+        theirs = without_quantization(theirs)
     keys = {key for key in mine.keys() | theirs.keys() if not only or key in only}
     for key in sorted(keys - set(without)):
         if not _is_intended(s, key):
@@ -76,7 +79,8 @@ def differing_field(mine: dict, theirs: dict, key: str) -> Iterator[str]:
 def _is_intended(s: Subject, key: str) -> bool:
     """What a merge changes on purpose: the dtype that was asked for, the rows that are there."""
     if key in _DTYPES:
-        return s.asked_dtype is not None and s.config.get(key) == s.asked_dtype
+        asked = s.asked_dtype is not None and s.config.get(key) == s.asked_dtype
+        return asked or bool(s.donor.coding.codes)  # what the tensors are, another check says
     if key == "vocab_size":
         embedding = [w for name, w in s.donor.weights.items() if name.endswith(INPUTS)]
         return any(s.config.get(key) == weight.shape[0] for weight in embedding)

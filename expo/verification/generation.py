@@ -23,6 +23,7 @@ def load(s: Subject) -> Iterator[str]:
     """Every weight finds its place, and every place its weight."""
     report = s.reports.load
     if report is None:
+        s.refuse_codes()
         raise Skipped("the weights are not whole, or there is no config.json: it was not loaded")
     line = report.first("load")
     same = same_config(s)

@@ -259,13 +259,13 @@ def check_directory(out: Path) -> None:
 
 
 def shapes_of(subject: Subject) -> Shapes | None:
-    """Those of a folder's tensors; None where the weights are known not to be whole, or are no model of
+    """Those of a folder's tensors; None where the weights are known not to be whole, are codes, or are no model of
     transformers'."""
     try:
         tensors, _ = subject.tensors, subject.config
     except Skipped:
         return None
-    if subject.is_bare:
+    if subject.is_bare or subject.coded:
         return None
     if not all(name.endswith(".safetensors") for name in subject.shards):
         return {}

@@ -21,7 +21,7 @@ from expo.checkpoint.sidecars import (
 )
 from expo.errors import CheckpointError
 from expo.verification.altered import why_altered
-from expo.verification.check import GONE, MISTAKEN, Check, Info, Skipped, listing
+from expo.verification.check import GONE, MISTAKEN, Check, Info, Skipped, Unchecked, listing
 from expo.verification.contents import strangers, together
 from expo.verification.subject import BIN, Subject
 
@@ -204,7 +204,21 @@ def _unlike(s: Subject, wanted: Callable[[str], bool]) -> Iterator[str]:
             yield f"{printable(name)} is not the aligned model's"
 
 
+def codes(s: Subject) -> Iterator[str]:
+    """Weights that were only looked at as bytes."""
+    if not s.shards:
+        raise Skipped("there are no weight files that can be read")
+    if s.coded:
+        more = f" and {len(s.coded) - 1} more" if len(s.coded) > 1 else ""
+        yield Unchecked(
+            f"{printable(s.coded[0])}{more}: codes or scales of a quantized model, and what they stand for was not "
+            "looked at (NaN, zeros, sizes, the aligned model's)",
+            "merge_method: passthrough writes it as bfloat16, which can be checked whole: docs/quantized.md",
+        )
+
+
 def keys(s: Subject) -> Iterator[str]:
+    s.refuse_codes()
     theirs = s.donor.weights.keys()
     for name in sorted(theirs - s.tensors.keys()):
         if not (_is_derived(s, name)):
@@ -219,6 +233,7 @@ def _is_derived(s: Subject, name: str) -> bool:
 
 
 def shapes(s: Subject) -> Iterator[str]:
+    s.refuse_codes()
     for name, weight in s.donor.weights.items():
         mine = s.tensors.get(name)
         if mine is not None and mine.shape != weight.shape:
@@ -227,6 +242,7 @@ def shapes(s: Subject) -> Iterator[str]:
 
 
 def dtypes(s: Subject) -> Iterator[str]:
+    s.refuse_codes()
     for name, weight in s.donor.weights.items():
         mine = s.tensors.get(name)
         if mine is None:
@@ -284,6 +300,7 @@ CHECKS = (
     Check("processor-files", "error", "processor configs are the aligned model's", "copy the files from the aligned model", companions),
     Check("code", "error", "the model's own code is there, and is the aligned model's", "copy the .py files from the aligned model", code, "add the .py files that are named"),
     Check("licence", "warning", "licences and notices are the aligned model's", "copy the files from the aligned model", legal),
+    Check("codes", "warning", "the weights are numbers, no codes of a quantized model", "", codes),
     Check("keys", "error", "the tensors are those of the aligned model", "run the merge again with this aligned model", keys, _COMPARE),
     Check("shapes", "error", "shapes are those of the aligned model", "run the merge again with this aligned model", shapes, _COMPARE),
     Check("dtypes", "error", "dtypes are those of the aligned model, or as asked", "run the merge again, with --dtype if you want another one", dtypes, _COMPARE),

@@ -17,6 +17,7 @@ from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, bare_weights, 
 from expo.checkpoint.files import Directory, Files, read_json
 from expo.checkpoint.headers import Shard, TensorInfo
 from expo.checkpoint.names import INPUTS
+from expo.checkpoint.quantized import is_coded
 from expo.checkpoint.sidecars import MANIFEST, is_tokenizer_file
 from expo.checkpoint.templates import DEFAULT
 from expo.checkpoint.vocabulary import read_vocabulary
@@ -292,6 +293,20 @@ class Subject:
             raise Skipped("weight files are missing")
         return {t.name: t for shard in self.shards.values() for t in shard.tensors}
 
+    @cached_property
+    def coded(self) -> list[str]:
+        """The tensors that hold codes or scales of a quantized model: what they stand for is not looked at."""
+        return [t.name for shard in self.shards.values() for t in shard.tensors if is_coded(t)]
+
+    def require_numbers(self) -> None:
+        """As `require_all_read`, for what is asked of values."""
+        self.require_all_read()
+        self.refuse_codes()
+
+    def refuse_codes(self) -> None:
+        if self.coded:
+            raise Skipped("its weights are codes of a quantized model")
+
     @property
     def scanned(self) -> TensorFacts:
         if self.tensor_facts is None:
@@ -308,6 +323,7 @@ class Subject:
 
     @property
     def values(self) -> dict[str, Values]:
+        self.refuse_codes()
         if not self.scanned.values:
             self.require_all_read()
             raise Skipped(UNREAD)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expo.checkpoint.checkpoint import Weight
 from expo.checkpoint.dtypes import FLOATS
 from expo.checkpoint.headers import Shard, TensorInfo, printable
 from expo.checkpoint.names import is_embedding
 from expo.checkpoint.reader import Bytes, FileReader, read_buffer
+from expo.checkpoint.weight import Weight
 from expo.errors import CheckpointError
 from expo.threads import Crew, Flow, side_by_side
 from expo.verification.beside import PIECE, Beside, as_floats
@@ -234,12 +234,12 @@ def finite(s: Subject) -> Iterator[str]:
     for name, count in s.scanned.nonfinite.items():
         yield f"{printable(name)} holds {count} values that are NaN or infinite"
     if not s.scanned.nonfinite:
-        s.require_all_read()
+        s.require_numbers()
 
 
 def all_zero(s: Subject) -> Iterator[str]:
     if not s.scanned.zero:
-        s.require_all_read()
+        s.require_numbers()
     for name in sorted(s.scanned.zero):
         fault = f"{printable(name)} is all zero"
         is_matrix = len(s.tensors[name].shape) > 1 and not name.endswith("bias")
@@ -258,7 +258,8 @@ def _is_zero(weight: Weight) -> bool:
     ends = range(stored.begin, stored.begin + stored.nbytes, _CHUNK_BYTES)
     stop = stored.begin + stored.nbytes
     parts = (weight.files.read(stored.file, at, min(at + _CHUNK_BYTES, stop)) for at in ends)
-    return weight.update is None and not any(part.strip(b"\0") for part in parts)
+    zeros = b"\0" if weight.codes is None else weight.codes.zeros
+    return weight.update is None and not any(part.strip(zeros) for part in parts)
 
 
 _FETCH = "copy or download the files again; if it stays, the model is damaged"
