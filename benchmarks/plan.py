@@ -5,7 +5,8 @@
 Makes pairs of directories of 671 B parameters whose files are headers and holes: 46,000 tensors in 163 shards a side,
 named and shaped as DeepSeek-V3's, which take a few megabytes of disk: in bfloat16, and in FP8 as it is published, where
 nearly every tensor has its scales beside it. `expo plan` and `expo verify --quick` are whole processes, medians of
-`--runs`, with the largest resident memory.
+`--runs`, with the largest resident memory. The journal and the manifest are those that a merge of this size would leave,
+with made-up sums: what entering all shards, resuming from them, and writing and reading the manifest take by themselves.
 """
 
 import argparse
@@ -152,6 +153,54 @@ def _measure(folder: Path, runs: int, *, fp8: bool) -> None:
         measured = [_run(words) for _ in range(runs)]
         wall, cpu, memory = (statistics.median(column) for column in zip(*measured, strict=True))
         print(f"{name}: {wall:.1f} s, {cpu:.1f} CPU s, {memory / 1e9:.2f} GB", flush=True)
+    if not fp8:
+        command = [sys.executable, "-c", _RECORDS, str(sft), str(aligned), str(out)]
+        print(subprocess.run(command, capture_output=True, text=True, check=True).stdout, end="")
+
+
+_RECORDS = """
+import os, random, sys, time
+from pathlib import Path
+from expo.output.journal import fingerprint, identities
+from expo.output.manifest import Manifest
+from expo.output.sink import FinishedShard
+from expo.output.staging import Staging
+from expo.operators.statistics import Sample, Sums
+from expo.planning.build import build_plan
+from expo.spec.request import make_request
+from expo.verbs.manifests import streamed_manifest
+
+def timed(what, work):
+    started = time.perf_counter()
+    result = work()
+    print(f"{what}: {time.perf_counter() - started:.1f} s", flush=True)
+    return result
+
+plan = build_plan(make_request(sys.argv[1], sys.argv[2], alpha=1.5))
+known = identities(plan)
+print_ = fingerprint(plan, known)
+draw = random.Random(0).random
+shards = [
+    FinishedShard(
+        shard.file, shard.file_bytes, "0" * 64,
+        {job.name: Sums(job.count, *(draw() for _ in range(9))) for job in shard.jobs},
+        {job.name: Sample(*(draw() for _ in range(4))) for job in shard.jobs},
+    )
+    for shard in plan.shards
+]
+with Staging(Path(sys.argv[3])) as staging:
+    staging.resume(print_)
+    for shard in shards:
+        path = staging.folder / shard.file
+        path.touch()
+        os.truncate(path, shard.file_bytes)
+    timed("journal, all shards entered", lambda: [staging._journal.append(shard) for shard in shards])
+    size = (staging.folder / "journal.jsonl").stat().st_size
+    done, _ = timed(f"journal of {size / 1e6:.0f} MB, resumed", lambda: staging.resume(print_))
+    manifest = timed("manifest, made", lambda: streamed_manifest(plan, print_.digest, known, done, {}))
+    text = timed("manifest, to JSON", manifest.to_json)
+    timed(f"manifest of {len(text) / 1e6:.0f} MB, read", lambda: Manifest.from_json(text))
+"""
 
 
 def _move(folder: Path) -> None:

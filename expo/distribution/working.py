@@ -8,7 +8,7 @@ from expo.distribution.shared import SharedStaging
 from expo.output.sink import FinishedShard
 from expo.planning.plan import Plan
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.2
 
 
 class Team:

@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 Place = Callable[[Sequence["Part"]], object]
 """Verifies and places outputs whose shards are all there."""
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.2
 _GONE_SECONDS = 60.0
 """So long may a network filesystem show an old state; a staging directory that is gone longer did not become OUT."""
 
