@@ -144,11 +144,13 @@ def test_a_child_ends_whose_parent_has_ended_already() -> None:
 
 
 def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model")
+    model, aligned = write_model(tmp_path / "model"), write_model(tmp_path / "aligned")
+    with (aligned / "config.json").open("a") as configuration:
+        configuration.write("\n")  # else one process speaks for both tokenizers
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     environment = os.environ | {"TMPDIR": str(scratch)}
-    command = [sys.executable, "-m", "expo", "verify", str(model), "--against", str(model)]
+    command = [sys.executable, "-m", "expo", "verify", str(model), "--against", str(aligned)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as run:
         assert _eventually(lambda: len(list(scratch.glob("expo-*"))) >= 3)
         run.send_signal(signal.SIGKILL)

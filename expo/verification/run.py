@@ -71,7 +71,8 @@ in another format, and lie in the folder."""
 class Children:
     """The child processes: OUT's tokenizer and the donor's, and the model, built without its values.
 
-    They read no weights, so a merge starts them before it streams. Use as a context manager.
+    They read no weights, so a merge starts them before it streams. Where all that a tokenizer is made of is the same,
+    byte for byte, one process speaks for both. Use as a context manager.
     """
 
     def __init__(
@@ -94,7 +95,12 @@ class Children:
             self._load = None if shapes is None else self._start(load, out)
             self._out = self._start(request, out) if _has_tokenizer(open_directory(out)) else None
             self._aligned = None
-            if aligned is not None and _has_tokenizer(aligned.tokenizer_files):
+            self._is_same = aligned is not None and _is_same_but_for_weights(out, aligned)
+            if (
+                aligned is not None
+                and not self._is_same
+                and _has_tokenizer(aligned.tokenizer_files)
+            ):
                 folder = self._stack.enter_context(_donor_folder(aligned))
                 self._aligned = self._start(request, folder)
             started = [child for child in (self._out, self._aligned, self._load) if child]
@@ -112,7 +118,8 @@ class Children:
     @cached_property
     def reports(self) -> Reports:
         """What came of them, when they have ended."""
-        return Reports(*reports((self._out, self._aligned, self._load)))
+        out, aligned, load = reports((self._out, self._aligned, self._load))
+        return Reports(out, out if self._is_same else aligned, load)
 
     def example(self) -> Example | None:
         """What OUT's template makes of a short conversation, None where it makes nothing of it."""
@@ -302,13 +309,25 @@ def _has_tokenizer(files: Files) -> bool:
 def _donor_folder(aligned: Checkpoint) -> Iterator[Path]:
     """The donor's configuration and tokenizer in one folder, as OUT has them: links, no copies."""
     with temporary_folder() as folder:
-        for files, wanted in (
-            (aligned.tokenizer_files, is_tokenizer_file),
-            (aligned.files, is_model_sidecar),
-        ):
-            for file in filter(wanted, files.sizes):
-                link = folder / file
-                link.parent.mkdir(parents=True, exist_ok=True)
-                if not link.exists():
-                    link.symlink_to(files.local_path(file).resolve())
+        for name, files in _donor_files(aligned).items():
+            link = folder / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(files.local_path(name).resolve())
         yield folder
+
+
+def _donor_files(aligned: Checkpoint) -> dict[str, Files]:
+    """The donor's configuration and tokenizer, by name, and where each lies."""
+    model = dict.fromkeys(filter(is_model_sidecar, aligned.files.sizes), aligned.files)
+    tokenizer = aligned.tokenizer_files
+    return model | dict.fromkeys(filter(is_tokenizer_file, tokenizer.sizes), tokenizer)
+
+
+def _is_same_but_for_weights(out: Path, aligned: Checkpoint) -> bool:
+    """Whether configuration and tokenizer of OUT are the donor's, byte for byte."""
+    mine, theirs = open_directory(out), _donor_files(aligned)
+    names = {name for name in mine.sizes if is_tokenizer_file(name) or is_model_sidecar(name)}
+    return names == theirs.keys() and all(
+        mine.sizes[name] == files.sizes[name] and mine.read(name) == files.read(name)
+        for name, files in theirs.items()
+    )
