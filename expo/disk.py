@@ -11,9 +11,15 @@ from pathlib import Path
 
 from expo.errors import BusyError
 
+CLAIMS = ".expo-claims"
+"""The folder, in a directory that several processes may change, of the files that they lock. A lock on the directory
+itself would be easier to leave no trace of; but NFS and Lustre know locks of files only, and let one on a directory
+hold on each machine by itself."""
+
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a filesystem without locks says."""
 
+_HOLD = "hold"
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -23,22 +29,54 @@ def create(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
 
-def claim(path: Path, *, makes: bool = True) -> int | None:
+def claim(
+    path: Path, *, makes: bool = True, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB
+) -> int | None:
     """A file, made if need be, that is locked until its descriptor is closed; None while another process has it.
+
+    Args:
+        how: as `fcntl.flock` takes it.
 
     Raises:
         FileNotFoundError: the directory is gone, or the file is not there and is not to be made.
         OSError: the filesystem has no locks.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if makes else 0), 0o666)
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if makes else 0)
+    fd = os.open(path, flags, 0o666)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, how)
     except OSError as error:
         os.close(fd)
         if isinstance(error, BlockingIOError):
             return None
         raise
     return fd
+
+
+def hold(folder: Path, how: int) -> int | None:
+    """Lock a directory that is there, as `claim` does a file in it, also while it gets another name.
+
+    Raises:
+        FileNotFoundError: the directory is gone.
+        OSError: the filesystem has no locks, or something else has the name of what is locked.
+    """
+    path = folder / CLAIMS / _HOLD
+    while not path.parent.is_symlink():
+        with suppress(FileExistsError):
+            make_directory(path.parent)
+        with suppress(FileNotFoundError):
+            fd = claim(path, how=how)
+            if fd is None or _is_file(fd, path):
+                return fd
+            os.close(fd)  # another holder removed it before it was locked
+    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent))
+
+
+def let_go(folder: Path) -> None:
+    """Remove what `hold` has made in a directory, by a holder of it. What a network filesystem keeps of an open
+    file stays until the next one who holds the directory lets it go."""
+    with suppress(OSError):
+        remove(folder / CLAIMS)
 
 
 def write(fd: int, data: bytes | memoryview, offset: int) -> int:
@@ -130,33 +168,54 @@ def make_directories(path: Path, *, below: Path | None = None) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file, a link, or a directory with all that is in it; nothing where there is nothing."""
+    """A file, a link, or a directory with all that is in it, its locks last; nothing where there is nothing."""
     if path.is_dir() and not path.is_symlink():
-        for entry in path.iterdir():
+        for entry in sorted(path.iterdir(), key=lambda entry: entry.name == CLAIMS):
             remove(entry)
         remove_directory(path)
     else:
         remove_file(path)
 
 
+def clear(folder: Path) -> None:
+    """Remove all that is in a directory but what holds it."""
+    for entry in folder.iterdir():
+        if entry.name != CLAIMS:
+            remove(entry)
+        else:
+            for claimed in entry.iterdir():
+                if claimed.name != _HOLD:
+                    remove(claimed)
+
+
 @contextmanager
 def locked(folder: Path, out: Path) -> Iterator[None]:
     """Keep other runs that write `out` away from a directory that is there; the lock dies with the process.
 
+    Where the filesystem has no locks, nothing is kept away: only workers whose work was divided beforehand come there.
+
     Raises:
         BusyError: another run holds it.
     """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        lock(fd, out)
+        fd = hold(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        yield
+        return
+    if fd is None:
+        raise BusyError(f"another run is writing {out}: wait for it")
+    try:
         yield
     finally:
+        let_go(folder)
         os.close(fd)
 
 
-def lock(fd: int, out: Path) -> None:
-    """As `locked`, until the descriptor is closed."""
+def _is_file(fd: int, path: Path) -> bool:
+    """Whether an open file still has its name."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BusyError(f"another run is writing {out}: wait for it") from error
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from expo import disk
-
 _PREFIX = "expo-run-"
+_PRIVATE = 0o700
 _OPENED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _REMOVE = 'cat >/dev/null; rm -rf -- "$0" || { sleep 1; rm -rf -- "$0"; }'
 
@@ -40,32 +39,28 @@ def temporary_folder() -> Iterator[Path]:
         cwd="/",
     )
     with remover:  # closes its stdin and waits for it
-        fd = lock_directory(folder, mode=0o700, how=fcntl.LOCK_EX)
+        fd = lock_directory(folder)
         try:
             yield folder
         finally:
             os.close(fd)
 
 
-def lock_directory(folder: Path, *, mode: int, how: int) -> int:
-    """Make a directory unless it is there, and lock it for as long as the descriptor is open.
-
-    Args:
-        how: `flock`'s LOCK_EX or LOCK_SH, with LOCK_NB not to wait; LOCK_UN takes no lock.
+def lock_directory(folder: Path) -> int:
+    """Make a directory that only its user can read, unless it is there, and lock it for as long as the descriptor is
+    open.
 
     Raises:
-        BlockingIOError: another process holds it, and nobody wants to wait.
         OSError: it cannot be made or locked, or is a file or a link.
     """
     while True:
         with suppress(FileExistsError):
-            disk.make_directory(folder, mode)
-        # It may get another name, or go, before it is locked: then a new one is locked.
+            folder.mkdir(_PRIVATE)
+        # It may go before it is locked: then a new one is locked.
         with suppress(FileNotFoundError):
             fd = os.open(folder, _OPENED)
             try:
-                if how != fcntl.LOCK_UN:  # not every filesystem has locks, even to release
-                    fcntl.flock(fd, how)
+                fcntl.flock(fd, fcntl.LOCK_EX)
                 if os.path.samestat(os.fstat(fd), folder.lstat()):
                     return fd
             except OSError:

@@ -105,10 +105,10 @@ class Recording:
         return create
 
     def _claim(self, real):
-        def claim(path: Path, *, makes: bool = True) -> int | None:
+        def claim(path: Path, **how) -> int | None:
+            was_there = path.exists()
+            fd = real(path, **how)  # which may wait for others
             with self._lock:
-                was_there = path.exists()
-                fd = real(path, makes=makes)
                 if not was_there:
                     number = self._new(path, Node())
                     self._add("create", (self._of(path.parent),), (path.name,), (number,))

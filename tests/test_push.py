@@ -1,6 +1,7 @@
 """A merge that goes to the Hub shard by shard: what comes to lie there is what a merge and a publication give, two
 shards are on the disk at most, and whatever breaks, the branch holds the model or what it held, and no shard goes twice."""
 
+import fcntl
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from huggingface_hub.utils._xet import get_xet_session
 from safetensors.torch import load_file, save_file
 
 import expo as door
+from expo import disk
 from expo.compute.stream import Tuning
 from expo.demo.toy import MODELS
 from expo.errors import CheckpointError, ExpoError, HubError, SpecError, VerificationError
@@ -355,10 +357,8 @@ def test_an_upload_that_fails_ends_the_merge(pushing: Pushing) -> None:
 
 def test_one_run_at_a_time(pushing: Pushing) -> None:
     stopped_at_the_commit(pushing)
-    import fcntl
-
-    fd = os.open(pushing.staging, os.O_RDONLY)
-    fcntl.flock(fd, fcntl.LOCK_EX)
+    fd = disk.hold(pushing.staging, fcntl.LOCK_EX)
+    assert fd is not None
     with pytest.raises(ExpoError, match="another run is writing"):
         pushing.push()
     os.close(fd)

@@ -181,8 +181,8 @@ def test_a_changed_input_starts_afresh(big: Path) -> None:
 def test_two_runs_on_one_out(pair: Pair, tmp_path: Path, expo: Callable[..., Ran]) -> None:
     staging = tmp_path / STAGING
     staging.mkdir()
-    fd = os.open(staging, os.O_RDONLY)
-    fcntl.flock(fd, fcntl.LOCK_EX)
+    fd = disk.hold(staging, fcntl.LOCK_EX)
+    assert fd is not None
     ran = expo("extrapolate", pair.sft, pair.aligned, tmp_path / "out", "--alpha", 1.5, "-q")
     assert ran.code == 1
     assert ran.err == f"expo: another run is writing {tmp_path / 'out'}: wait for it\n"

@@ -1,7 +1,6 @@
 """Signals at any moment, limits, and disks that fail: one line, the code that is documented, nothing left."""
 
 import errno
-import fcntl
 import os
 import random
 import resource
@@ -155,7 +154,7 @@ def test_what_was_killed_with_all_that_it_had_started_goes_with_the_next(scratch
     (scratch / "expo-run-dead" / "file").write_text("x")
     (scratch / "expo-run-link").symlink_to(scratch / "mine")
     (scratch / "mine").mkdir()
-    alive = lock_directory(scratch / "expo-run-alive", mode=0o700, how=fcntl.LOCK_EX)
+    alive = lock_directory(scratch / "expo-run-alive")
     with temporary_folder():
         pass
     os.close(alive)

@@ -20,11 +20,8 @@ STAGING = ".expo-staging"
 """How the name of a directory ends that a run works in."""
 
 OLD, NEW = ".expo-old", ".expo-new"
-CLAIMS = ".expo-claims"
-"""What processes that make one output together have locked: it comes to OUT with the rest, so that none of them finds
-it unlocked before OUT is there, and goes then."""
 
-KEPT = frozenset({OLD, NEW, "lost+found"})
+KEPT = frozenset({OLD, NEW, disk.CLAIMS, "lost+found"})
 """What lies in a directory and is not moved."""
 
 _DECISIVE = (
@@ -78,9 +75,9 @@ def settle(out: Path) -> bool:
 
 def sweep(out: Path) -> None:
     """Remove the locks that came along to OUT, unless somebody is at it or nothing can be changed here."""
-    if (out / CLAIMS).is_dir() and not out.name.endswith(STAGING):
+    if (out / disk.CLAIMS).is_dir() and not out.name.endswith(STAGING):
         with suppress(OSError, OutputError), disk.locked(out, out):
-            disk.remove(out / CLAIMS)
+            pass
 
 
 def _finish(out: Path) -> None:
@@ -89,7 +86,7 @@ def _finish(out: Path) -> None:
         disk.rename(out / OLD, new / OLD)
         disk.sync_directory(out)
         disk.sync_directory(new)
-    _move((entry for entry in new.iterdir() if entry.name not in (OLD, CLAIMS)), out)
+    _move((entry for entry in new.iterdir() if entry.name not in (OLD, disk.CLAIMS)), out)
     disk.remove(new)
     disk.sync_directory(out)
 

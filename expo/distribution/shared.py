@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from expo import disk
-from expo.checkpoint.placing import CLAIMS
 from expo.checkpoint.sidecars import JOURNAL, PARTIAL
 from expo.errors import OutputError
 from expo.output.durable import write_all
@@ -68,7 +67,6 @@ class SharedStaging(Staging):
         if self._hold is Hold.UNLOCKED:
             self._enter(print_)
             return True
-        disk.make_directories(self.folder / CLAIMS, below=self.folder)
         with placing(self.folder, makes=True) as is_mine:  # not while others enter, or place OUT
             if is_mine:
                 self._enter(print_)
@@ -107,7 +105,7 @@ class SharedStaging(Staging):
         """Whether this worker may compute a shard: it is not finished, and nobody else is at it."""
         if self._hold is Hold.UNLOCKED:
             return not self.holds(shard)
-        fd = disk.claim(self.folder / CLAIMS / str(number))
+        fd = disk.claim(self.folder / disk.CLAIMS / str(number))
         if fd is None:
             return False
         if self.holds(shard):
@@ -153,7 +151,7 @@ def placing(folder: Path, *, makes: bool = False) -> Iterator[bool]:
     Raises:
         FileNotFoundError: the directory is gone, OUT has been placed.
     """
-    path = folder / CLAIMS / _PLACE
+    path = folder / disk.CLAIMS / _PLACE
     try:
         fd = disk.claim(path, makes=makes)
     except OSError as error:
@@ -176,7 +174,7 @@ def elected(folder: Path, share: str) -> str:
         FileNotFoundError: the directory is gone, OUT has been placed.
         OSError: the filesystem has no links either.
     """
-    chosen = folder / CLAIMS / _PLACE
+    chosen = folder / disk.CLAIMS / _PLACE
     disk.make_directories(chosen.parent, below=folder)
     mine = chosen.with_name(secrets.token_hex(8))
     fd = disk.create(mine)

@@ -10,7 +10,7 @@ from expo import disk
 from expo.checkpoint.checkpoint import read_shard
 from expo.checkpoint.files import open_directory
 from expo.checkpoint.headers import printable
-from expo.checkpoint.placing import CLAIMS, KEPT, STAGING, is_unsettled
+from expo.checkpoint.placing import KEPT, STAGING, is_unsettled
 from expo.checkpoint.sidecars import CARD, is_one_file, is_part_of_model
 from expo.errors import CheckpointError, OutputError
 from expo.output.manifest import manifest_of
@@ -18,7 +18,7 @@ from expo.planning.findings import listing
 from expo.spec.request import Request
 
 _PARTS = ".expo-parts"
-_NOT_OURS = {STAGING, CLAIMS, *KEPT}
+_NOT_OURS = {STAGING, *KEPT}
 
 
 def staging_path(out: Path, *, inside: bool) -> Path:

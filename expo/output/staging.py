@@ -7,14 +7,15 @@ interruption and a full disk; a lock on it, which dies with the process, keeps a
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from expo import disk
-from expo.checkpoint.placing import CLAIMS, fill, settle
+from expo.checkpoint.placing import fill, settle
 from expo.checkpoint.sidecars import JOURNAL, MANIFEST, PARTIAL, is_one_file, manifest_path
 from expo.errors import BusyError, OutputError
 from expo.output.claim import (
@@ -33,7 +34,6 @@ from expo.output.sink import FinishedShard
 from expo.output.writer import ShardWriter
 from expo.planning.plan import ShardPlan
 from expo.spec.request import Request
-from expo.temporary import lock_directory
 
 WORK = ".expo-work-"
 """The directory of one worker among several: its journal, and shards that are not finished."""
@@ -43,7 +43,7 @@ _OTHERS_WRITE = 0o022
 
 
 class Hold(IntEnum):
-    """How a process holds a staging directory: by `flock`, or not at all where the filesystem has no locks."""
+    """How a process holds a staging directory: by a lock, or not at all where the filesystem has none."""
 
     ALONE = fcntl.LOCK_EX | fcntl.LOCK_NB
     IN_TURN = fcntl.LOCK_EX
@@ -106,7 +106,8 @@ class Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        if self._fd is not None:
+            os.close(self._fd)
 
     def resume(self, print_: Fingerprint) -> tuple[list[FinishedShard], str | None]:
         """The shards that an earlier run of the same plan left, and why there are none, if so."""
@@ -120,14 +121,14 @@ class Staging:
         if others:
             changed = print_.difference(others[0])
             reason = f"an unfinished run was for another plan ({changed} changed): starting afresh"
-        elif any(self.folder.iterdir()):
+        elif any(self._entries()):
             reason = "what an unfinished run left cannot be read: starting afresh"
         self.start_afresh(print_)
         return [], reason
 
     def start_afresh(self, print_: Fingerprint) -> None:
         """Forget what an earlier run left, whatever it was."""
-        self._clear()
+        disk.clear(self.folder)
         self._journal.start(print_)
 
     def complete_manifest(self, print_: Fingerprint) -> Manifest | None:
@@ -169,9 +170,13 @@ class Staging:
 
     def seal(self) -> dict[str, str]:
         """Make everything durable that a library has written here; SHA-256 by name."""
-        paths = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
+        paths = (path for top in self._entries() for path in (top, *top.rglob("*")))
         named = ((path.relative_to(self.folder).as_posix(), path) for path in paths)
-        return {name: seal_file(path) for name, path in named if name != JOURNAL}
+        return {
+            name: seal_file(path)
+            for name, path in sorted(named)
+            if name != JOURNAL and path.is_file()
+        }
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.folder).free
@@ -196,16 +201,12 @@ class Staging:
         if is_one_file(self.out):
             self._place_file()
         elif self.out.is_dir() and (self._overwrite or self._is_inside or is_free(self.out)):
-            locks = self._hold is not Hold.UNLOCKED
-            with (
-                disk.locked(self.out, self.out) if locks else nullcontext()
-            ):  # also under its next name
+            with disk.locked(self.out, self.out):  # also under its next name
                 self._replace()
         else:
             disk.rename(self.folder, self.out)  # which fails where something has come there since
         disk.sync_directory(self.out.parent)
-        if (claims := self.out / CLAIMS).is_dir():
-            disk.remove(claims)
+        disk.let_go(self.out)
         remove_parts(self.out)
 
     def discard(self) -> None:
@@ -227,26 +228,35 @@ class Staging:
             fill(self.out, self.folder)
         else:
             disk.sync_directory(self.out.parent)
-            disk.remove(self.folder)
+            self.discard()
 
-    def _lock(self) -> int:
-        if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
+    def _lock(self) -> int | None:
+        disk.make_directories(self.folder.parent)
+        while True:
+            with suppress(FileExistsError):
+                disk.make_directory(self.folder, _PRIVATE)
+            disk.sync_directory(self.folder.parent)
+            # It may get another name, or go, before it is locked: then a new one is made.
+            with suppress(FileNotFoundError):
+                self._check_folder()
+                if self._hold is Hold.UNLOCKED:
+                    return None
+                fd = disk.hold(self.folder, self._hold)
+                if fd is None:
+                    raise BusyError(f"another run is writing {self.out}: wait for it")
+                return fd
+
+    def _check_folder(self) -> None:
+        found = self.folder.lstat()
+        if not stat.S_ISDIR(found.st_mode):
             raise OutputError(
                 f"{self.folder} is a link or a file, not a run's directory: remove it"
             )
-        disk.make_directories(self.folder.parent)
-        try:
-            fd = lock_directory(self.folder, mode=_PRIVATE, how=self._hold)
-        except BlockingIOError as error:
-            raise BusyError(f"another run is writing {self.out}: wait for it") from error
-        disk.sync_directory(self.folder.parent)
-        if fault := _not_ours_alone(os.fstat(fd), self.folder.parent):
-            os.close(fd)
+        if fault := _not_ours_alone(found, self.folder.parent):
             raise OutputError(
                 f"{self.folder} {fault}, who may change what a run writes there: have it removed, or choose "
                 "another OUT"
             )
-        return fd
 
     def _journals(self) -> Iterator[tuple[dict[str, str], list[FinishedShard]]]:
         """What can be read of this run's journal, and of those of workers."""
@@ -254,9 +264,9 @@ class Staging:
         found = (Journal(path).read() for path in (self.folder / JOURNAL, *own))
         return (journal for journal in found if journal is not None)
 
-    def _clear(self) -> None:
-        for entry in self.folder.iterdir():
-            disk.remove(entry)
+    def _entries(self) -> Iterator[Path]:
+        """What is in the directory but for the locks."""
+        return (entry for entry in self.folder.iterdir() if entry.name != disk.CLAIMS)
 
     def _is_there(self, shard: FinishedShard | ShardPlan) -> bool:
         path = self.folder / shard.file
