@@ -33,12 +33,12 @@ from pathlib import Path
 import expo.compute.compiled
 from expo.planning.build import build_plan
 from expo.spec.request import make_request
-from expo.verbs.merge import run_plan
+from expo.verbs.running import run_plans
 print("ready", flush=True)
 started = time.perf_counter()
 plan = build_plan(make_request(sys.argv[1], sys.argv[2], alpha=1.5))
 planned = time.perf_counter()
-run_plan(plan, Path(sys.argv[3]))
+run_plans([plan], [Path(sys.argv[3])])
 print(json.dumps({"wall": time.perf_counter() - started, "plan": planned - started}))
 """
 

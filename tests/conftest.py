@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,6 +16,9 @@ from safetensors.torch import save_file
 
 import expo as door
 from expo.cli.main import main
+from expo.planning.plan import Plan
+from expo.results import MergeResult
+from expo.verbs.running import run_plans
 
 if TYPE_CHECKING:
     from .clean import Clean
@@ -34,6 +37,13 @@ Tensors = dict[str, torch.Tensor]
 
 extrapolate = partial(door.extrapolate, verify=False)
 """For made-up tensors that no model has."""
+
+
+def run_plan(plan: Plan, out: Path, **how: Any) -> MergeResult:
+    """`run_plans` of one."""
+    (result,) = run_plans([plan], [out], **how)
+    return result
+
 
 CONFIG = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "vocab_size": 12}
 

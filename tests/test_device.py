@@ -33,9 +33,9 @@ from expo.planning.chunks import Piece, buffer_bytes, pieces
 from expo.planning.plan import Plan
 from expo.spec.read import read_request
 from expo.spec.request import Operand, Request, Rounding, Slice, make_request
-from expo.verbs.merge import run_plan, run_plans
+from expo.verbs.running import run_plans
 
-from .conftest import Pair, Ran, Tensors
+from .conftest import Pair, Ran, Tensors, run_plan
 from .devices import PLACES, Full, needs_cuda
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

@@ -23,9 +23,8 @@ from expo.output.manifest import AdapterManifest, Manifest, read_manifest
 from expo.planning.build import build_plan
 from expo.spec.read import read_request
 from expo.verbs.manifests import device_flags
-from expo.verbs.merge import run_plan
 
-from .conftest import Ran
+from .conftest import Ran, run_plan
 from .devices import PLACES, Full, needs_cuda
 from .test_decompose import RULES, SHAPES, noise, reference, spiked
 

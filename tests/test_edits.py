@@ -20,9 +20,8 @@ from expo.operators.rules import parse_keep
 from expo.planning.build import build_plan
 from expo.spec.read import read_spec
 from expo.verbs.laser import _check_halves, perplexity
-from expo.verbs.merge import run_plan
 
-from .conftest import Tensors, write_checkpoint
+from .conftest import Tensors, run_plan, write_checkpoint
 
 Q, UP, NORM, EMBED = (
     "model.layers.{}.self_attn.q_proj.weight",

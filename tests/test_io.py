@@ -162,7 +162,7 @@ def test_the_writer_cuts_its_padding_off(tmp_path: Path) -> None:
 _PEAK = """
 import sys, threading, expo
 from expo.spec.request import make_request
-from expo.verbs.merge import run_plan
+from .conftest import run_plan
 from expo.planning.build import build_plan
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -19,10 +20,11 @@ import pytest
 import torch
 
 import expo as door
+from expo import disk
 from expo.compute.stream import Tuning
 from expo.distribution import shared, working
 from expo.distribution.share import Share, read_share
-from expo.errors import CheckpointError, OutputError, SpecError
+from expo.errors import BusyError, CheckpointError, OutputError, SpecError
 from expo.output.journal import fingerprint, identities
 from expo.output.staging import Staging
 from expo.planning.build import build_plan
@@ -31,9 +33,9 @@ from expo.results import MergeResult, WorkerResult
 from expo.spec.request import make_request
 from expo.verbs import join
 from expo.verbs.join import join_plans
-from expo.verbs.merge import run_plan
+from expo.verbs.several import plans_at
 
-from .conftest import Pair, Ran, nudged, write_checkpoint
+from .conftest import Pair, Ran, nudged, run_plan, write_checkpoint
 from .test_merge import digest
 from .test_safety import wait_for
 
@@ -317,6 +319,79 @@ def test_a_disk_that_is_too_full_for_what_nobody_has_begun(
 
 def _no_locks(fd: int, how: int) -> None:
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def _locks_of_files_only(fd: int, how: int, flock=fcntl.flock) -> None:
+    """As on NFS and Lustre, where a lock on a directory holds on one machine: this one."""
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        flock(fd, how)
+
+
+def test_locks_are_of_files(place: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", _locks_of_files_only)
+    plan = plan_of(place)
+    with shared.SharedStaging(place / "out") as sink:
+        sink.enter(fingerprint(plan, identities(plan)))
+        with pytest.raises(BusyError, match="another run is writing"):
+            Staging(place / "out")
+    with Staging(place / "out"), pytest.raises(BusyError), disk.locked(place / STAGING, place):
+        pass
+    _joined(place)
+    with (
+        disk.locked(place / "out", place),
+        pytest.raises(BusyError),
+        disk.locked(place / "out", place),
+    ):
+        pass
+    assert is_as_alone(place, models)
+
+
+def test_a_link_in_the_place_of_a_lock(place: Path) -> None:
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    (place / STAGING).mkdir(0o700)
+    for target in (elsewhere, place / "nowhere"):
+        link = place / STAGING / disk.CLAIMS
+        link.symlink_to(target)
+        with pytest.raises(OutputError, match="cannot be created or locked: Not a directory"):
+            Staging(place / "out")
+        link.unlink()
+    (place / STAGING / disk.CLAIMS).mkdir()
+    (place / STAGING / disk.CLAIMS / "hold").symlink_to(elsewhere / "file")
+    with pytest.raises(OutputError, match="cannot be created or locked"):
+        Staging(place / "out")
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_placed_directory_that_shows_late(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _joined(place)
+    parts = join._parts([plan_of(place)], [place / "out"], "cpu", hash_inputs=False)
+    states = [parts, parts, []]
+    monkeypatch.setattr(join, "_left", lambda parts: states.pop(0))
+    monkeypatch.setattr(join, "_POLL_SECONDS", 0.01)
+    with join._faults(parts, removes=True):
+        raise FileNotFoundError(errno.ENOENT, "claims/3")
+    assert not states
+
+
+def test_a_run_by_itself_removes_what_dead_workers_were_at(place: Path) -> None:
+    plan = plan_of(place)
+    print_ = fingerprint(plan, identities(plan))
+    with shared.SharedStaging(place / "out") as sink:
+        sink.enter(print_)
+        sink.open(plan.shards[0]).close()
+    with Staging(place / "out") as staging:
+        assert staging.resume(print_) == ([], None)
+    assert not list(place.glob(f"{STAGING}/**/*.partial"))
+
+
+def test_several_outputs_need_room_together(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(place)
+    alphas = (1.2, 1.3)
+    plans, outs = plans_at(plan.request, alphas, place / "out", interpolate=False)
+    monkeypatch.setattr(Staging, "free_bytes", lambda self: plan.held_on_disk() * 3 // 2)
+    with pytest.raises(OutputError, match="is too full"):
+        join_plans(plans, outs, tuning=SMALL)
 
 
 def test_a_disk_without_locks_is_told_from_others(

@@ -15,9 +15,8 @@ from expo.checkpoint.reader import FileReader, read_buffer
 from expo.compute.stream import Tuning
 from expo.planning.build import build_plan
 from expo.spec.request import make_request
-from expo.verbs.merge import run_plan
 
-from .conftest import Pair, extrapolate, nudged, write_checkpoint
+from .conftest import Pair, extrapolate, nudged, run_plan, write_checkpoint
 from .test_merge import digest
 
 _FEW = """

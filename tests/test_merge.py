@@ -16,9 +16,18 @@ import expo as door
 from expo.compute.stream import Tuning
 from expo.planning.build import build_plan
 from expo.spec.request import make_request
-from expo.verbs.merge import run_plan
 
-from .conftest import CONFIG, Pair, Ran, Tensors, extrapolate, nudged, weights, write_checkpoint
+from .conftest import (
+    CONFIG,
+    Pair,
+    Ran,
+    Tensors,
+    extrapolate,
+    nudged,
+    run_plan,
+    weights,
+    write_checkpoint,
+)
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 

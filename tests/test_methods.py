@@ -240,7 +240,8 @@ def test_the_bytes_do_not_depend_on_threads_or_chunks(
     name: str, models: Path, tmp_path: Path
 ) -> None:
     from expo.compute.stream import Tuning
-    from expo.verbs.merge import run_plan
+
+    from .conftest import run_plan
 
     spec = {
         "merge_method": "expo",
@@ -261,7 +262,8 @@ def test_the_bytes_do_not_depend_on_threads_or_chunks(
 
 def test_a_tensor_larger_than_any_buffer_is_prepared_whole(tmp_path: Path) -> None:
     from expo.compute.stream import Tuning
-    from expo.verbs.merge import run_plan
+
+    from .conftest import run_plan
 
     generator = torch.Generator().manual_seed(0)
     for name in ("base", "a"):
@@ -448,7 +450,7 @@ def test_a_later_document_that_would_be_refused_stops_all_before_the_first(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a document ran")
 
-    monkeypatch.setattr(merge_verb, "run_plan", never)
+    monkeypatch.setattr(merge_verb, "run_plans", never)
     with pytest.raises(CheckpointError, match="no alpha for"):
         door.merge(tmp_path / "spec.yml", tmp_path / "out", verify=False)
     assert not list(tmp_path.glob(".*"))

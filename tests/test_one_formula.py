@@ -24,9 +24,9 @@ from expo.planning.plan import Plan, ShardPlan
 from expo.planning.rows import RowMatch, RowRun, SharedRows, share_rows
 from expo.spec.read import read_spec
 from expo.spec.request import make_request
-from expo.verbs.merge import run_plan, run_plans
+from expo.verbs.running import run_plans
 
-from .conftest import CONFIG, Pair, nudged, weights, write_checkpoint
+from .conftest import CONFIG, Pair, nudged, run_plan, weights, write_checkpoint
 from .test_merge import assert_same, digest, load, naive
 from .test_plan import tokenizer
 

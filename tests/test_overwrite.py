@@ -9,9 +9,8 @@ import expo as door
 from expo.demo.toy import MODELS
 from expo.planning.build import build_plan
 from expo.spec.request import make_request
-from expo.verbs.merge import run_plan
 
-from .conftest import Pair, Ran, extrapolate, write_checkpoint
+from .conftest import Pair, Ran, extrapolate, run_plan, write_checkpoint
 
 SFT, ALIGNED = MODELS / "sft", MODELS / "aligned"
 

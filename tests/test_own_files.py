@@ -16,9 +16,8 @@ from expo.output.staging import Staging
 from expo.planning.build import build_plan
 from expo.planning.plan import Plan
 from expo.spec.request import make_request
-from expo.verbs.merge import run_plan
 
-from .conftest import Pair, Ran
+from .conftest import Pair, Ran, run_plan
 from .test_merge import digest
 
 STAGING = ".out.expo-staging"

@@ -20,9 +20,8 @@ from expo.distribution.share import Share
 from expo.planning.build import build_plan
 from expo.spec.request import make_request
 from expo.verbs.join import join_plans
-from expo.verbs.merge import run_plan
 
-from .conftest import extrapolate, nudged, write_checkpoint
+from .conftest import extrapolate, nudged, run_plan, write_checkpoint
 from .crashes import Recording, cut
 from .test_merge import digest
 

@@ -23,9 +23,8 @@ from expo.compute.stream import Tuning
 from expo.output.journal import Journal
 from expo.planning.build import build_plan
 from expo.spec.request import make_request
-from expo.verbs.merge import run_plan
 
-from .conftest import Pair, Ran, nudged
+from .conftest import Pair, Ran, nudged, run_plan
 from .test_merge import digest
 
 STAGING = ".out.expo-staging"
@@ -34,12 +33,12 @@ _RUN = """
 import sys
 from pathlib import Path
 from expo.cli import entry
-from expo.verbs import merge
-original = merge.run_plan  # the command line itself, with small chunks to make it slow
+from expo.verbs import running
+original = running.run_plans  # the command line itself, with small chunks to make it slow
 def slow(*args, tuning, **more):
-    tuning = merge.Tuning(threads=2, chunk_bytes=4096, block_elements=2048)
+    tuning = running.Tuning(threads=2, chunk_bytes=4096, block_elements=2048)
     return original(*args, tuning=tuning, **more)
-merge.run_plan = slow
+running.run_plans = slow
 entry.run()
 """
 
@@ -217,7 +216,7 @@ def test_concurrent_runs_one_wins_and_nothing_is_torn(pair: Pair, tmp_path: Path
 def test_out_that_is_taken_after_the_check_is_not_overwritten(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from expo.verbs import merge
+    from expo.verbs import running
 
     plan = build_plan(make_request(str(pair.sft), str(pair.aligned), alpha=1.5))
 
@@ -225,7 +224,7 @@ def test_out_that_is_taken_after_the_check_is_not_overwritten(
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs").touch()
 
-    monkeypatch.setattr(merge, "fetch", fetch_while_another_run_ends)
+    monkeypatch.setattr(running, "fetch", fetch_while_another_run_ends)
     with pytest.raises(door.OutputError, match="exists and is not empty"):
         run_plan(plan, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["theirs"]

@@ -93,7 +93,7 @@ def _runner(
 
         yield partial(join_plans, share=options.share)
         return
-    from expo.verbs.merge import run_plans
+    from expo.verbs.running import run_plans
 
     if options.engine is None:
         yield run_plans

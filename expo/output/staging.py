@@ -115,6 +115,8 @@ class Staging:
         others = [parts for parts, _ in journals if parts != print_.parts]
         if journals and not others:
             self._journal.go_on(print_)
+            for partial in self.folder.glob(f"{WORK}*/**/*{PARTIAL}"):  # of workers that are gone
+                disk.remove_file(partial)
             done = {shard.file: shard for _, shards in journals for shard in shards}
             return [shard for shard in done.values() if self._is_there(shard)], None
         reason = None

@@ -12,7 +12,7 @@ from expo.planning.build import build_plan
 from expo.planning.findings import listing
 from expo.results import DemoPoint, DemoResult
 from expo.spec.request import make_request, paper_alpha
-from expo.verbs.merge import run_plans
+from expo.verbs.running import run_plans
 from expo.verbs.verify import verify
 
 _PLOT = "reward.png"

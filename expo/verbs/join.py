@@ -16,13 +16,19 @@ from expo.errors import BusyError, CheckpointError, OutputError, SpecError
 from expo.output.claim import check_out, staging_of
 from expo.output.durable import is_of_the_process, unwritable
 from expo.output.journal import Fingerprint, fingerprint
-from expo.output.manifest import Manifest
+from expo.output.manifest import Identities, Manifest
 from expo.output.staging import Hold, Staging
-from expo.planning.findings import room
 from expo.planning.one_file import placed
 from expo.planning.plan import Plan
 from expo.results import MergeResult, WorkerResult
-from expo.verbs.merge import check_plan, known_identities, merge_result, placed_manifest, run_plans
+from expo.verbs.producing import check_space, needed_bytes
+from expo.verbs.running import (
+    check_plan,
+    known_identities,
+    merge_result,
+    placed_manifest,
+    run_plans,
+)
 
 Say = Callable[[str], None]
 Place = Callable[[Sequence["Part"]], object]
@@ -35,10 +41,11 @@ _GONE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Part:
-    """One output, and the fingerprint that all who make it have in common."""
+    """One output, what its inputs are known by, and the fingerprint that all who make it have in common."""
 
     plan: Plan
     out: Path
+    known: Identities
     print_: Fingerprint
 
     @property
@@ -83,9 +90,10 @@ def join_plans(
             [part.plan for part in left],
             [part.out for part in left],
             overwrite=overwrite,
-            hash_inputs=hash_inputs,
+            known=left[0].known,
             verify=verify,
             tuning=tuning,
+            progress=progress,
             checking=checking,
             hold=hold,
         )
@@ -124,8 +132,10 @@ def _parts(
             )
     fetch(plans[0])
     known = known_identities(plans[0], hash_inputs=hash_inputs)
-    prints = (fingerprint(plan, known, backend) for plan in plans)
-    return [Part(*one) for one in zip(plans, outs, prints, strict=True)]
+    return [
+        Part(plan, out, known, fingerprint(plan, known, backend))
+        for plan, out in zip(plans, outs, strict=True)
+    ]
 
 
 def _left(parts: Sequence[Part]) -> list[Part]:
@@ -157,6 +167,7 @@ def _team(
         for part in parts:
             if (sink := _entered(part, overwrite, worker)) is not None:
                 left.append((part.plan, stack.enter_context(sink)))
+        check_space([(sink, _not_begun(plan, sink)) for plan, sink in left])
         yield Team(left, tuning=tuning, progress=progress)
 
 
@@ -170,21 +181,16 @@ def _entered(part: Part, overwrite: bool, worker: str | None) -> SharedStaging |
             ):  # it was placed meanwhile, and this directory is a new one
                 sink.leave_empty()
             elif sink.enter(part.print_):
-                _check_space(part, sink)
                 stack.pop_all()
                 return sink
         time.sleep(_POLL_SECONDS)  # without the lock, for which the one that places it waits
     return None
 
 
-def _check_space(part: Part, sink: SharedStaging) -> None:
-    """Whether there is room for what nobody has begun."""
-    done = {shard.file for shard in part.plan.shards if sink.holds(shard)}
-    needed = part.plan.held_on_disk(done=done) - sink.begun_bytes()
-    if needed > (free := sink.free_bytes()):
-        raise OutputError(
-            f"the disk of {part.out} is too full: {room(needed, free)}; make room, or name an OUT on another disk"
-        )
+def _not_begun(plan: Plan, sink: SharedStaging) -> int:
+    """The bytes of what nobody has begun."""
+    done = {shard.file for shard in plan.shards if sink.holds(shard)}
+    return needed_bytes(plan, done) - sink.begun_bytes()
 
 
 @contextmanager
@@ -202,11 +208,21 @@ def _faults(parts: Sequence[Part], *, removes: bool) -> Iterator[None]:
                     staging.discard()
         raise
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not _left(parts):
+        if isinstance(error, FileNotFoundError) and _has_appeared(parts):
             return
         if is_of_the_process(error):
             raise
         raise unwritable(error, parts[0].out, kept="finished shards") from error
+
+
+def _has_appeared(parts: Sequence[Part]) -> bool:
+    """Whether the directories that are gone have become their OUT, which may show only after a while."""
+    until = time.monotonic() + _GONE_SECONDS
+    while left := _left(parts):
+        if all(map(staging_of, (part.out for part in left))) or time.monotonic() > until:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
 
 
 def _place_in_turn(parts: Sequence[Part], place: Place, say: Say) -> None:

@@ -127,7 +127,7 @@ def plan_reports(
 
 def _tuning(plan: Plan, device: str, threads: int) -> "Tuning":
     from expo.compute.stream import Tuning
-    from expo.verbs.merge import check_engine
+    from expo.verbs.running import check_engine
 
     check_engine(plan)
     return Tuning.on(device, threads)

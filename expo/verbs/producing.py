@@ -2,7 +2,7 @@
 mergekit's engine."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -222,21 +222,43 @@ def _changed(before: Identities, after: Identities) -> str | None:
     return None
 
 
-def _check_space(runs: Sequence[Run], finished: Sequence[Sequence[FinishedShard]]) -> None:
-    """Whether all outputs have room together. What has nothing finished is removed where they have not."""
-    needed: Counter[int] = Counter()
-    for run, shards in zip(runs, finished, strict=True):
-        beside = sum(sidecar.files.sizes[sidecar.name] for sidecar in run.plan.sidecars)
-        done = {shard.file for shard in shards}
-        needed[run.staging.disk] += run.plan.held_on_disk(run.shards_at_once, done) + beside
-    for run in runs:
-        wanted, free = needed[run.staging.disk], run.staging.free_bytes()
-        if wanted > free:
-            for one, shards in zip(runs, finished, strict=True):
-                if not shards:
-                    one.staging.discard()
-            where = "name an OUT" if run.shards_at_once is None else "run it in a directory"
+def needed_bytes(plan: Plan, done: Collection[str], at_once: int | None = None) -> int:
+    """What an output still takes of its disk, with `at_once` shards there at a time."""
+    beside = sum(sidecar.files.sizes[sidecar.name] for sidecar in plan.sidecars)
+    return plan.held_on_disk(at_once, done) + beside
+
+
+def check_space(
+    needs: Sequence[tuple[Staging, int]], cure: str = "name an OUT on another disk"
+) -> None:
+    """Whether outputs have room together, each of them so many bytes.
+
+    Raises:
+        OutputError: a disk has not so much left.
+    """
+    by_disk: Counter[int] = Counter()
+    for staging, nbytes in needs:
+        by_disk[staging.disk] += nbytes
+    for staging, _ in needs:
+        needed, free = by_disk[staging.disk], staging.free_bytes()
+        if needed > free:
             raise OutputError(
-                f"the disk of {run.staging.out} is too full: {room(wanted, free)}; "
-                f"make room, or {where} on another disk"
+                f"the disk of {staging.out} is too full: {room(needed, free)}; make room, or {cure}"
             )
+
+
+def _check_space(runs: Sequence[Run], finished: Sequence[Sequence[FinishedShard]]) -> None:
+    """As `check_space`; what has nothing finished is removed."""
+    done = [{shard.file for shard in shards} for shards in finished]
+    needs = [
+        (run.staging, needed_bytes(run.plan, files, run.shards_at_once))
+        for run, files in zip(runs, done, strict=True)
+    ]
+    where = "name an OUT" if runs[0].shards_at_once is None else "run it in a directory"
+    try:
+        check_space(needs, f"{where} on another disk")
+    except OutputError:
+        for run, files in zip(runs, done, strict=True):
+            if not files:
+                run.staging.discard()
+        raise

@@ -36,9 +36,9 @@ from expo.spec.stages import read_stages
 from expo.temporary import temporary_folder
 from expo.threads import DEFAULT_THREADS
 from expo.verbs.manifests import streamed_manifest
-from expo.verbs.merge import check_plan, known_identities, merge_result
 from expo.verbs.producing import Run, produce, with_card
 from expo.verbs.publish import send
+from expo.verbs.running import check_plan, known_identities, merge_result
 from expo.verification.check import GONE, UNREAD
 
 
