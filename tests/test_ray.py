@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -91,6 +92,12 @@ def test_a_fault_of_the_system_may_be_mended_elsewhere(
     result = compute(job, Task(0, (0,)), lambda *_: None)
     assert isinstance(result, Fault)
     assert result.is_of_system
+
+
+def test_a_fault_without_words_has_a_name(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("expo.distribution.ray_task.stream", Mock(side_effect=MemoryError))
+    result = compute(job, Task(0, (0,)), lambda *_: None)
+    assert result == Fault(f"node {os.uname().nodename}: MemoryError", is_of_system=True)
 
 
 def test_it_needs_ray(
@@ -227,6 +234,32 @@ def test_a_cluster_that_is_not_there(address: str, words: str) -> None:
         door.ExpoError, match=f"no Ray cluster at {address} {words}: see `ray status` there"
     ):
         RayEngine(address)
+
+
+@pytest.mark.slow
+def test_a_client_of_a_cluster_is_refused() -> None:
+    from expo.distribution.ray_engine import RayEngine
+
+    with pytest.raises(door.ExpoError, match="not a client of it: give its head's HOST:PORT"):
+        RayEngine("ray://127.0.0.1:10001")
+
+
+@pytest.mark.slow
+def test_a_mistake_on_a_node_stays_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    from expo.distribution import ray_engine
+
+    def fails_by(cause: Exception) -> None:
+        error = ray_engine.RayTaskError("task", f"Traceback\n{cause!r}", cause)
+        monkeypatch.setattr(ray_engine.ray, "get", Mock(side_effect=error))
+
+    fails_by(KeyError("a mistake"))
+    with pytest.raises(KeyError, match="a mistake"):
+        ray_engine._result(Mock())
+    for cause in (ray_engine.RaySystemError("x"), RuntimeError(ray_engine._NOT_IMPORTED)):
+        fails_by(cause)
+        result = ray_engine._result(Mock())
+        assert isinstance(result, Fault)
+        assert "a node cannot run expo (" in result.text
 
 
 @pytest.mark.slow

@@ -8,14 +8,14 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import NodeDiedError, RayError
+from ray.exceptions import NodeDiedError, RayError, RaySystemError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import expo
@@ -32,6 +32,7 @@ Done = list[dict[str, FinishedShard]]
 
 _POLL_SECONDS = 0.5
 _REACHED_SECONDS = 10.0
+_NOT_IMPORTED = "The remote function failed to import"
 _TRIES = 3
 """Of a shard that the disk, the network or the memory of a node fails. Nodes may be lost any number of times."""
 
@@ -49,14 +50,13 @@ class RayEngine:
         """Connect to a cluster.
 
         Args:
-            address: as `ray.init` takes it; None starts one on this machine, unless RAY_ADDRESS names one.
+            address: HOST:PORT of the cluster's head, or "auto"; None starts one on this machine, unless RAY_ADDRESS names one.
             say: called with what happens to nodes.
 
         Raises:
             ExpoError: there is no such cluster.
         """
         self._say = say
-        self._open = ExitStack()
         with ExitStack() as stack:
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(redirect_stdout(nowhere))
@@ -113,24 +113,27 @@ class RayEngine:
         remote, common = ray.remote(_compute).options(**how), ray.put(job)
         under_way = {remote.remote(common, task, tally.actor): (task, 1) for task in tasks}
         nodes = _nodes()
-        while under_way:
-            ready, _ = ray.wait(list(under_way), timeout=_POLL_SECONDS)
-            tally.tell()
-            before, nodes = nodes, _nodes()
-            if gone := before - nodes:
-                self._say(lost(len(gone), len(nodes)))
-            for reference in ready:
-                task, tries = under_way.pop(reference)
-                result = _result(reference)
-                if isinstance(result, list):
-                    yield task, result
-                    continue
-                if result is not None:
-                    if tries == _TRIES or not result.is_of_system:
-                        raise _error(result)
-                    self._say(f"{result.text}; trying again")
-                again = remote.remote(common, task, tally.actor)
-                under_way[again] = task, tries + (result is not None)
+        try:
+            while under_way:
+                ready, _ = ray.wait(list(under_way), timeout=_POLL_SECONDS)
+                tally.tell()
+                before, nodes = nodes, _nodes()
+                if gone := before - nodes:
+                    self._say(lost(len(gone), len(nodes)))
+                for reference in ready:
+                    task, tries = under_way.pop(reference)
+                    result = _result(reference)
+                    if isinstance(result, list):
+                        yield task, result
+                        continue
+                    if result is not None:
+                        if tries == _TRIES or not result.is_of_system:
+                            raise _error(result)
+                        self._say(f"{result.text}; trying again")
+                    again = remote.remote(common, task, tally.actor)
+                    under_way[again] = task, tries + (result is not None)
+        finally:
+            _end(list(under_way))
 
 
 def _compute(job: Job, task: Task, tally: ActorHandle) -> list[FinishedShard] | Fault:
@@ -144,12 +147,26 @@ def lost(gone: int, left: int) -> str:
     return f"{what} gone, {left} left: what was computed there is computed again"
 
 
+def _end(under_way: list[ray.ObjectRef]) -> None:
+    """Have no task write any more: the staging directory may go now."""
+    for reference in under_way:
+        ray.cancel(reference, force=True)
+    if under_way:
+        ray.wait(under_way, num_returns=len(under_way), timeout=_REACHED_SECONDS)
+
+
 def _result(reference: ray.ObjectRef) -> list[FinishedShard] | Fault | None:
-    """What a task gave; None where its node is lost."""
+    """What a task gave; None where its node is lost. A mistake in expo stays what it is."""
     try:
         return ray.get(reference)
     except NodeDiedError:
         return None
+    except RayTaskError as error:
+        if not (isinstance(error.cause, RaySystemError) or _NOT_IMPORTED in str(error)):
+            raise error.as_instanceof_cause() from None
+        why = str(error).strip().splitlines()[-1]
+        what = f"a node cannot run expo ({why}): install expo {expo.__version__} on all nodes"
+        return Fault(what, is_of_system=True)
     except RayError as error:  # its process has died, of memory as a rule
         said = str(error).strip().splitlines() or [type(error).__name__]
         return Fault(f"a process of a node has ended: {said[0]}", is_of_system=True)
@@ -196,6 +213,10 @@ class _Tally:
         self._before = self._finished()
 
     def tell(self) -> None:
+        with suppress(RayError):  # progress is not worth a run
+            self._tell()
+
+    def _tell(self) -> None:
         if self._progress:
             told: Any = ray.get(self.actor.written.remote())
             written = self._before + told
@@ -206,6 +227,11 @@ class _Tally:
 
 
 def _connect(address: str | None) -> None:
+    if address and "://" in address:
+        raise ExpoError(
+            f"--address {address}: this process is to be on a machine of the cluster, not a client of it: give its "
+            "head's HOST:PORT, or `auto`"
+        )
     host, _, port = (address or "").rpartition(":")
     try:
         if host and port.isdigit():  # Ray itself would try for a quarter of an hour

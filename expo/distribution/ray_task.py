@@ -15,7 +15,7 @@ from expo.compute.stream import Tuning, stream
 from expo.distribution.shared import SharedStaging
 from expo.errors import CheckpointError, ExpoError, OutputError
 from expo.output.claim import staging_of
-from expo.output.journal import Fingerprint, Journal, fingerprint, identities
+from expo.output.journal import Fingerprint, fingerprint, identities
 from expo.output.sink import FinishedShard
 from expo.planning.build import build_plan
 from expo.planning.one_file import placed
@@ -66,7 +66,7 @@ def compute(job: Job, task: Task, tell: Tell) -> list[FinishedShard] | Fault:
         return _computed(job, task, tell)
     except (ExpoError, OSError, MemoryError) as error:
         cause = error.__cause__ if isinstance(error, ExpoError) else error
-        text = f"node {socket.gethostname()}: {error or type(error).__name__}"
+        text = f"node {socket.gethostname()}: {str(error) or type(error).__name__}"
         return Fault(text, isinstance(cause, OSError | MemoryError))
 
 
@@ -130,18 +130,17 @@ def _entered(job: Job, task: Task) -> Iterator[list[SharedStaging]]:
     """This task's part in the making of every output that lacks the shard."""
     with ExitStack() as stack:
         yield [
-            stack.enter_context(_part(job.outs[output], f"ray-{task.number}"))
+            stack.enter_context(_part(job.outs[output], job.prints[output], f"ray-{task.number}"))
             for output in task.wanted
         ]
 
 
-def _part(out: Path, worker: str) -> SharedStaging:
+def _part(out: Path, print_: Fingerprint, worker: str) -> SharedStaging:
     folder = staging_of(out)
-    known = None if folder is None else Journal(folder / JOURNAL).read()
-    if known is None:
+    if folder is None or not (folder / JOURNAL).exists():
         raise OutputError(
             f"does not see what the driver has begun for {out}: name an OUT on a disk that all nodes share"
         )
     sink = SharedStaging(out, worker=worker)
-    sink.enter(Fingerprint(known[0]))
+    sink.enter(print_)
     return sink
