@@ -8,7 +8,8 @@ from expo.distribution.shared import SharedStaging
 from expo.output.sink import FinishedShard
 from expo.planning.plan import Plan
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS, _LONGEST_SECONDS = 0.2, 1.0
+"""Between two looks at what others are at: more and more, since every look asks a network filesystem for locks."""
 
 
 class Team:
@@ -46,9 +47,10 @@ class Team:
         Args:
             waits: called with the number of shards that are waited for, when it changes.
         """
-        waited_for = 0
+        waited_for, pause = 0, _POLL_SECONDS
         while left := self.left():
             if self.work(left):
+                pause = _POLL_SECONDS
                 continue
             if len(left) != waited_for:
                 waited_for = len(left)
@@ -57,7 +59,8 @@ class Team:
                 there = (shard for both in self._both for shard in _there(*both))
                 total = sum(plan.write_bytes for plan, _ in self._both)
                 self._progress(sum(shard.file_bytes for shard in there), total)
-            time.sleep(_POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_SECONDS)
 
     def _compute(self, number: int) -> bool:
         """Compute one shard into the outputs that lack it, unless others are at it."""
