@@ -181,6 +181,29 @@ def test_every_form_of_scales(form: str, tmp_path: Path) -> None:
     assert same(held(tmp_path / "half"), {n: t.bfloat16() for n, t in want.items()})
 
 
+def test_parameters_that_are_called_as_scales_are(tmp_path: Path) -> None:
+    """Gemma 3n has one that is learned; whose name is that of a scale decides nothing alone."""
+    names = ("model.layers.0.altup.correct_output_scale", "head.k_scale", "other.input_scale")
+    learned = {name: torch.randn(4, generator=torch.Generator().manual_seed(3)) for name in names}
+    left = {"model.layers.0.mlp.up_proj.output_scale": torch.ones(1), "model.layers.0.mlp.k_scale": torch.ones(1)}  # fmt: skip
+    stored, want, section = FORMS["a row"]
+    write_quantized(tmp_path / "model", stored | learned | left, section)
+    spec = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "model")}]}
+    door.merge(spec | {"dtype": "float32"}, tmp_path / "out", verify=False)
+    assert same(held(tmp_path / "out"), want | learned)
+
+
+def test_a_plain_model_may_call_its_parameters_scales(tmp_path: Path) -> None:
+    names = ("layers.0.residual_scales", "layers.0.scales", "layers.0.logit_blocks")
+    plain = weights() | {name: torch.ones(4).bfloat16() for name in names}
+    write_checkpoint(tmp_path / "model", plain)
+    spec = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "model")}]}
+    door.merge(spec, tmp_path / "out", verify=False)
+    assert same(held(tmp_path / "out"), plain)
+    checks = {check.name: check for check in door.verify(tmp_path / "out").checks}
+    assert checks["codes"].status == "pass"
+
+
 def experts(seed: int, change: float = 0.0) -> Tensors:
     """[2, 6, 96] and [3, 5, 64] experts, one of them in FP8 with a scale a row of every expert."""
     generator = torch.Generator().manual_seed(9)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from expo.checkpoint.codes import MXFP4_BLOCK, SCALE_DTYPES, Codes, Format
+from expo.checkpoint.dtypes import FLOATS
 from expo.checkpoint.headers import Shard, TensorInfo, printable
 from expo.checkpoint.parsing import shown
 from expo.errors import CheckpointError
@@ -22,11 +23,14 @@ _READ = ("fp8", "fbgemm_fp8", "compressed-tensors", "mxfp4")
 
 _SCALES = ("_scale_inv", "_scale")
 _BLOCKS, _BLOCK_SCALES = "_blocks", "_scales"
-_OF_ACTIVATIONS = re.compile(r"[._](input|activation|output)_scale$|\.[qkv]_scale$")
+_OF_ACTIVATIONS = re.compile(r"(?P<of>.+)[._](input|activation|output)_scale$")
+_OF_THE_CACHE = re.compile(r"(?P<of>.+)\.[qkv]_scale$")
 _LEFT = re.compile(
-    r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|quant_state\..*|SCB|weight_scale"
-    r"|weight_scale_inv|weight_packed|weight_zero_point|input_scale)$|_(blocks|scales)$"
+    r"\.(qweight|qzeros|quant_map|quant_state\..*|SCB|weight_scale|weight_scale_inv|weight_packed"
+    r"|weight_zero_point|weight_g_idx)$"
 )
+_PERHAPS = re.compile(r"\.(scales|g_idx|absmax)$|_(blocks|scales)$")
+"""What parameters of plain models may be called as well."""
 _CURE = "name the unquantized original, or dequantize it first (model.dequantize() in transformers)"
 
 Block = tuple[int, int]
@@ -61,8 +65,8 @@ def coding(label: str, shards: Iterable[Shard], config: dict) -> Coding:
     finder = _Finder(label, stored, stated)
     codes = dict(finder.found())
     beside = {made.scale.name for made in codes.values()}
-    beside |= {name for name in stored if codes and _OF_ACTIVATIONS.search(name)} - codes.keys()
-    finder.refuse_others(codes.keys() | beside)
+    beside |= {name for name in stored if _is_of_activations(name, codes)} - codes.keys()
+    finder.refuse_others(codes.keys() | beside, is_said=said is not None)
     if said is not None and not codes:
         raise CheckpointError(
             f"{label}: config.json says that it is quantized ({_method(said)}), and no tensor holds codes: if its "
@@ -71,9 +75,25 @@ def coding(label: str, shards: Iterable[Shard], config: dict) -> Coding:
     return Coding(codes, frozenset(beside), _notes(label, codes, len(beside) - len(codes)))
 
 
-def is_coded(tensor: TensorInfo) -> bool:
-    """Whether a stored tensor looks like codes or scales, of whatever kind."""
-    return tensor.dtype.startswith("F8_") or bool(_LEFT.search(tensor.name))
+def coded_among(tensors: Iterable[TensorInfo], *, is_said: bool) -> list[TensorInfo]:
+    """The tensors of a model that look like codes or scales, of whatever kind.
+
+    Args:
+        is_said: whether config.json speaks of codes. Where it does not, and no tensor is of codes for sure, one that is
+            only called as scales are is a parameter like any other.
+    """
+    found = [t for t in tensors if _is_sure(t) or _PERHAPS.search(t.name)]
+    return found if is_said or any(map(_is_sure, found)) else []
+
+
+def _is_sure(tensor: TensorInfo) -> bool:
+    is_integer = tensor.dtype not in FLOATS and bool(_PERHAPS.search(tensor.name))
+    return tensor.dtype.startswith("F8_") or bool(_LEFT.search(tensor.name)) or is_integer
+
+
+def is_quantized(config: dict) -> bool:
+    """Whether a configuration speaks of codes."""
+    return _section(config) is not None
 
 
 def without_quantization(config: dict) -> dict:
@@ -86,9 +106,8 @@ def without_quantization(config: dict) -> dict:
 
 
 def _said(label: str, config: dict) -> dict | None:
-    """What config.json says of the codes, if anything; of a model of several parts any of them."""
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    found = next((part[key] for part in parts for key in _KEYS if part.get(key)), None)
+    """What config.json says of the codes, if anything."""
+    found = _section(config)
     if found is None:
         return None
     if not isinstance(found, dict) or found.get("quant_method") not in _READ:
@@ -96,6 +115,12 @@ def _said(label: str, config: dict) -> dict | None:
     if found.get("transform_config"):
         _refuse(label, f"{_method(found)} with a transform of its weights")
     return found
+
+
+def _section(config: dict) -> object:
+    """What says how weights are coded; of a model of several parts any of them."""
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    return next((part[key] for part in parts for key in _KEYS if part.get(key)), None)
 
 
 def _method(said: object) -> str:
@@ -155,9 +180,10 @@ class _Finder:
                 if scale is not None:
                     yield name, self._mxfp4(tensor, scale)
 
-    def refuse_others(self, known: Collection[str]) -> None:
+    def refuse_others(self, known: Collection[str], *, is_said: bool) -> None:
         """Refuse what looks like codes or scales and is neither, codes first."""
-        strange = [t for name, t in self._stored.items() if name not in known and is_coded(t)]
+        left = (tensor for name, tensor in self._stored.items() if name not in known)
+        strange = coded_among(left, is_said=is_said or bool(known))
         for tensor in sorted(strange, key=lambda tensor: not tensor.dtype.startswith("F8_")):
             what = f"{printable(tensor.name)} is {tensor.dtype}"
             _refuse(self._label, what, _why_not(tensor))
@@ -207,21 +233,33 @@ class _Finder:
     def _misfit(self, tensor: TensorInfo, scale: TensorInfo) -> NoReturn:
         shapes = f"{shown(list(scale.shape))} for {printable(tensor.name)} of {shown(list(tensor.shape))}"
         stated, cure = "", "download the model again"
-        if tensor.dtype == "F8_E4M3" and self._stated:
+        rows = [*tensor.shape[:-1], 1]
+        if tensor.dtype == "F8_E4M3" and len(scale.shape) != len(tensor.shape):
+            cure = f"a scale a row has the shape {shown(rows)}"
+        elif tensor.dtype == "F8_E4M3" and self._stated:
             stated = f", and config.json says a scale {' or '.join(map(_words, self._stated))}"
         elif tensor.dtype == "F8_E4M3":
-            cure = (
-                "config.json says the size of blocks that are no power of two (weight_block_size)"
-            )
+            cure = "a size of blocks that is no power of two has to stand in config.json (weight_block_size)"
         raise CheckpointError(
             f"{self._label} is quantized, and {printable(scale.name)} is {shapes}{stated}: these do not fit each "
             f"other; {cure}"
         )
 
 
+def _is_of_activations(name: str, codes: Mapping[str, Codes]) -> bool:
+    """Whether a tensor holds the scale of what goes into or comes out of coded weights, or of the cache of keys and
+    values beside them. Parameters of plain modules are called so, too."""
+    if found := _OF_ACTIVATIONS.fullmatch(name):
+        return found["of"] in codes or f"{found['of']}.weight" in codes
+    found = _OF_THE_CACHE.fullmatch(name)
+    return found is not None and any(code.startswith(f"{found['of']}.") for code in codes)
+
+
 def _why_not(tensor: TensorInfo) -> str:
     """Why a tensor that looks like codes or scales is neither."""
     name = printable(tensor.name)
+    if tensor.name.endswith(".weight_g_idx"):
+        return "its columns are in groups of another order (actorder)"
     if tensor.name.endswith((*_SCALES, _BLOCK_SCALES)):
         return "no codes that it could be the scale of are beside it"
     if tensor.dtype == "F8_E4M3":

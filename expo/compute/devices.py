@@ -19,7 +19,7 @@ def device_name(text: str) -> str:
     Raises:
         SpecError: it is none of them.
     """
-    if not _NAME.fullmatch(text):
+    if not _NAME.fullmatch(str(text)):
         raise SpecError(f"device {text!r} is none of cpu, cuda, cuda:N")
     return text
 
@@ -47,11 +47,18 @@ def for_models(given: str | None) -> "torch.device":
     """Where a model runs: the device asked for, or CUDA where there is one. It is tried before anything is loaded.
 
     Raises:
+        SpecError: it is no name of a device.
         ExpoError: as `usable`.
     """
     import torch
 
-    return usable(given or ("cuda" if torch.cuda.is_available() else PROCESSOR))
+    if given is None:
+        return usable("cuda" if torch.cuda.is_available() else PROCESSOR)
+    try:
+        torch.device(given)
+    except RuntimeError:
+        raise SpecError(f"device {given!r} is none of cpu, cuda, cuda:N, mps") from None
+    return usable(given)
 
 
 def _reason(name: str, error: Exception) -> str:

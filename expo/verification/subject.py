@@ -6,6 +6,7 @@ reports why.
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from expo.checkpoint.checkpoint import INDEX, SINGLE, Checkpoint, bare_weights, 
 from expo.checkpoint.files import Directory, Files, read_json
 from expo.checkpoint.headers import Shard, TensorInfo
 from expo.checkpoint.names import INPUTS
-from expo.checkpoint.quantized import is_coded
+from expo.checkpoint.quantized import coded_among, is_quantized
 from expo.checkpoint.sidecars import MANIFEST, is_tokenizer_file
 from expo.checkpoint.templates import DEFAULT
 from expo.checkpoint.vocabulary import read_vocabulary
@@ -296,7 +297,11 @@ class Subject:
     @cached_property
     def coded(self) -> list[str]:
         """The tensors that hold codes or scales of a quantized model: what they stand for is not looked at."""
-        return [t.name for shard in self.shards.values() for t in shard.tensors if is_coded(t)]
+        tensors = [tensor for shard in self.shards.values() for tensor in shard.tensors]
+        is_said = False
+        with suppress(Skipped):
+            is_said = is_quantized(self.json("config.json"))
+        return [tensor.name for tensor in coded_among(tensors, is_said=is_said)]
 
     def require_numbers(self) -> None:
         """As `require_all_read`, for what is asked of values."""
