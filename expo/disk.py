@@ -148,6 +148,11 @@ def exchange(a: Path, b: Path) -> bool:
     return renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
 
 
+def touch(path: Path) -> None:
+    """Give a file that is there the time of now."""
+    os.utime(path)
+
+
 def remove_file(path: Path) -> None:
     path.unlink(missing_ok=True)
 

@@ -111,17 +111,15 @@ class MergeResult:
 
 @dataclass(frozen=True)
 class WorkerResult:
-    """What one worker of several has done, where it is not the one that places OUT.
+    """What one worker of several has done, where others are still to come.
 
-    Of all `shards` so many are `missing`, which are others' to compute; where none is, OUT is placed by the
-    worker of that name.
+    Of all `shards` of an output so many are `missing`, which are others' to compute.
     """
 
-    out: Path
+    outs: tuple[Path, ...]
     worker: str
     shards: int
     missing: int
-    placed_by: str | None
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,52 @@ def test_a_file_of_a_killed_run_is_finished_by_the_next(
     assert not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.parametrize("goes_on", [(), ("--join",), ("--worker", "0/1")])
+def test_a_file_that_a_killed_run_was_to_replace(
+    goes_on: tuple[str, ...],
+    files: tuple[Path, Path],
+    tensors: tuple[Tensors, Tensors],
+    tmp_path: Path,
+    expo: Expo,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out.safetensors"
+    door.extrapolate(*files, out, alpha=1.2)
+    asked = ("extrapolate", *files, out, "--alpha", 1.3, "--overwrite")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", _killed)
+        assert expo(*asked).code == 130
+    assert_extrapolated(load_file(out), tensors, 1.2)
+    ran = expo(*asked, *goes_on)
+    assert ran.code == 0, ran.err
+    assert_extrapolated(load_file(out), tensors, 1.3)
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("goes_on", [(), ("--join",), ("--worker", "0/1")])
+def test_a_run_that_was_killed_when_its_file_was_placed(
+    goes_on: tuple[str, ...],
+    files: tuple[Path, Path],
+    tensors: tuple[Tensors, Tensors],
+    tmp_path: Path,
+    expo: Expo,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out.safetensors"
+    asked = ("extrapolate", *files, out, "--alpha")
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "discard", lambda _: None)
+        assert expo(*asked, 1.3).code == 0
+    assert list(tmp_path.glob(".out*"))
+    ran = expo(*asked, 1.3, *goes_on)
+    assert ran.code == 0, ran.err
+    assert not list(tmp_path.glob(".out*"))
+    ran = expo(*asked, 1.4, *goes_on)
+    assert ran.code == 1
+    assert "exists: choose another, or add --overwrite" in ran.err
+    assert_extrapolated(load_file(out), tensors, 1.3)
+
+
 def test_a_manifest_without_its_file_is_not_taken_for_it(
     files: tuple[Path, Path],
     tensors: tuple[Tensors, Tensors],

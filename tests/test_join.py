@@ -100,8 +100,11 @@ def plan_of(place: Path, alpha: float = 1.3) -> Plan:
     return build_plan(make_request(str(place / "sft"), str(place / "aligned"), alpha=alpha))
 
 
-def share(place: Path, index: int, count: int) -> MergeResult | WorkerResult:
-    done = join_plans([plan_of(place)], [place / "out"], share=Share(index, count), tuning=SMALL)
+def share(
+    place: Path, index: int, count: int, say: Callable[[str], None] | None = None
+) -> MergeResult | WorkerResult:
+    plan, worker = plan_of(place), Share(index, count)
+    done = join_plans([plan], [place / "out"], share=worker, tuning=SMALL, say=say)
     return done if isinstance(done, WorkerResult) else done[0]
 
 
@@ -244,8 +247,8 @@ def test_five_at_once(
     assert is_as_alone(place, models)
 
 
-def _joined(place: Path) -> tuple[MergeResult, ...]:
-    done = join_plans([plan_of(place)], [place / "out"], tuning=SMALL)
+def _joined(place: Path, *, overwrite: bool = False) -> tuple[MergeResult, ...]:
+    done = join_plans([plan_of(place)], [place / "out"], overwrite=overwrite, tuning=SMALL)
     assert isinstance(done, tuple)
     return done
 
@@ -277,7 +280,7 @@ def test_another_plan_is_refused(place: Path, expo: Callable[..., Ran]) -> None:
     ran = _run(expo, place, "--join")
     assert ran.code == 1
     assert ran.err == (
-        f"expo: {place / STAGING} holds the work of another plan (values changed): give all workers the same command "
+        f"expo: {place / STAGING} holds the work of another plan (alpha or other numbers changed): give all workers the same command "
         "and inputs; remove the directory if that plan is given up\n"
     )
     assert (place / STAGING).is_dir()
@@ -306,7 +309,7 @@ def test_who_was_to_place_it_gave_up(place: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(join, "run_plans", gives_up)
     parts = join._parts([plan_of(place)], [place / "out"], "cpu", hash_inputs=False)
     with pytest.raises(OutputError, match="was given up by the worker that was to place it"):
-        join._place_in_turn(parts, lambda *_: None, print)
+        join._place_in_turn(parts, shared.placing, lambda *_: None, print)
 
 
 def test_a_disk_that_is_too_full_for_what_nobody_has_begun(
@@ -419,9 +422,7 @@ def test_the_last_of_the_shares_places(
     *before, last = order
     for number, index in enumerate(before, 1):
         result = share(place, index, 3)
-        assert result == WorkerResult(
-            place / "out", f"{index}/3", SHARDS, SHARDS - 4 * number, None
-        )
+        assert result == WorkerResult((place / "out",), f"{index}/3", SHARDS, SHARDS - 4 * number)
     assert isinstance(share(place, last, 3), MergeResult)
     assert is_as_alone(place, models)
     assert isinstance(share(place, 0, 3), MergeResult)  # run again, it finds OUT
@@ -439,17 +440,127 @@ def test_two_processes_of_one_share_do_no_harm(place: Path, models: Path) -> Non
     assert is_as_alone(place, models)
 
 
-def test_the_elected_share_is_named_and_may_die(place: Path, models: Path) -> None:
-    plan = plan_of(place)
-    with shared.SharedStaging(place / "out", worker="1-of-2") as sink:
-        sink.enter(fingerprint(plan, identities(plan)))
-        assert shared.elected(sink.folder, "1/2") == "1/2"
-    result = share(place, 1, 2)
-    assert isinstance(result, WorkerResult)
-    assert result.missing == SHARDS // 2
-    assert share(place, 0, 2) == WorkerResult(place / "out", "0/2", SHARDS, 0, "1/2")
-    assert isinstance(share(place, 1, 2), MergeResult)
+def _asked_first(place: Path, share_: str, age: float) -> None:
+    """As if a share had placed OUT next, and had given no sign of life for so many seconds."""
+    folder = place / STAGING
+    with shared.Turns(share_).turn(folder) as is_mine:
+        assert is_mine
+    path = folder / disk.CLAIMS / "placer"
+    assert path.read_text() == share_
+    then = time.time() - age
+    os.utime(path, (then, then))
+
+
+@pytest.mark.parametrize("name", ["1/2", "2/3"])
+def test_who_was_to_place_it_is_dead(name: str, place: Path, models: Path) -> None:
+    """Run again under its own name or another: a smaller array takes over."""
+    assert isinstance(share(place, 1, 2), WorkerResult)
+    _asked_first(place, name, age=1000)
+    assert isinstance(share(place, 0, 2), MergeResult)
     assert is_as_alone(place, models)
+
+
+def test_who_is_to_place_it_is_waited_for(
+    place: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_BEAT_SECONDS", 0.05)
+    assert isinstance(share(place, 1, 2), WorkerResult)
+    _asked_first(place, "1/2", age=0)
+    remarks: list[str] = []
+
+    def place_it(remark: str) -> None:
+        remarks.append(remark)
+        assert isinstance(share(place, 1, 2), MergeResult)
+
+    assert isinstance(share(place, 0, 2, say=place_it), MergeResult)
+    assert remarks == ["another worker verifies and places out"]
+    assert is_as_alone(place, models)
+
+
+def test_signs_of_life(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "_BEAT_SECONDS", 0.01)
+    folder = place / STAGING
+    folder.mkdir()
+    path = folder / disk.CLAIMS / "placer"
+    with shared.Turns("0/2").turn(folder):
+        os.utime(path, (1, 1))
+        assert _soon(lambda: path.stat().st_mtime > 1)
+        other = shared.Turns("1/2")
+        with other.turn(folder) as is_mine:
+            assert not is_mine
+    os.utime(path, (1, 1))
+    with other.turn(folder) as is_mine:  # it asks now and then only
+        assert not is_mine or path.read_text() == "1/2"
+    assert [entry.name for entry in path.parent.iterdir() if len(entry.name) == 16] == []
+
+
+def _soon(holds: Callable[[], bool]) -> bool:
+    return any(holds() or time.sleep(0.01) for _ in range(3000))
+
+
+def test_by_locks_first_and_then_by_shares(place: Path, models: Path) -> None:
+    """A run with --join was killed: a lock on a file says nothing of shares."""
+    with shared.SharedStaging(place / "out") as sink:
+        sink.enter(fingerprint(plan_of(place), identities(plan_of(place))))
+    assert isinstance(share(place, 0, 1), MergeResult)
+    assert is_as_alone(place, models)
+
+
+@pytest.mark.parametrize("goes_on", [
+    lambda place: _joined(place),
+    lambda place: share(place, 0, 1),
+    lambda place: run_plan(plan_of(place), place / "out", tuning=SMALL),
+])  # fmt: skip
+@pytest.mark.parametrize("by", ["itself", "locks", "a share"])
+def test_what_a_killed_run_was_at_is_not_placed(
+    by: str, goes_on: Callable[[Path], object], place: Path, models: Path
+) -> None:
+    plan = plan_of(place)
+    print_ = fingerprint(plan, identities(plan))
+    if by == "itself":
+        with Staging(place / "out") as staging:
+            staging.start_afresh(print_)
+            staging.open(plan.shards[3]).close()
+    else:
+        worker = None if by == "locks" else "1-of-2"
+        with shared.SharedStaging(place / "out", worker=worker) as sink:
+            sink.enter(print_)
+            sink.open(plan.shards[3]).close()
+    goes_on(place)
+    assert is_as_alone(place, models)
+
+
+def test_a_worker_that_comes_when_it_is_placed_leaves_nothing(
+    place: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(place)
+    share(place, 1, 2)
+    open_up = disk.open_up
+
+    def come_late(folder: Path) -> None:
+        late = shared.SharedStaging(place / "out", worker="1-of-2")
+        late.enter(fingerprint(plan, identities(plan)))
+        open_up(folder)
+
+    monkeypatch.setattr(disk, "open_up", come_late)  # when the directories of workers are gone
+    share(place, 0, 2)
+    assert is_as_alone(place, models)
+
+
+def test_a_damaged_output_is_not_done(place: Path, models: Path) -> None:
+    _joined(place)
+    (place / "out" / plan_of(place).shards[2].file).unlink()
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        _joined(place)
+    _joined(place, overwrite=True)
+    assert is_as_alone(place, models)
+
+
+def test_a_full_disk_leaves_no_directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Staging, "free_bytes", lambda self: 1000)
+    with pytest.raises(OutputError, match="is too full"):
+        _joined(place)
+    assert not (place / STAGING).exists()
 
 
 @pytest.mark.slow
@@ -514,8 +625,8 @@ def test_who_is_late_by_a_share_finds_the_directory_gone(place: Path, models: Pa
 def test_a_worker_says_what_it_leaves(place: Path, expo: Callable[..., Ran]) -> None:
     ran = _run(expo, place, "--worker", "0/2")
     assert ran.out == (
-        f"worker 0/2: its part of {place / 'out'} is done; 6 of 12 shards are still to come from others, the last "
-        "places it\n"
+        f"worker 0/2: its part of {place / 'out'} is done; 6 of 12 shards are still to come from others, and the "
+        "last of them places it\n"
     )
 
 
@@ -587,9 +698,13 @@ def test_the_share_that_a_scheduler_gives(
     ("auto", {"JOB_COMPLETION_INDEX": "5"}, "Kubernetes gives an index and no count: say auto/N"),
     ("auto/5", {"JOB_COMPLETION_INDEX": "5"}, "worker 5/5: of 5 workers the numbers are 0 … 4"),
     ("auto", {"RANK": "x", "WORLD_SIZE": "4"}, "RANK is 'x', which is no number"),
-    ("auto", SLURM | {"SLURM_ARRAY_TASK_ID": "16"}, "worker 5/5"),
+    ("auto", SLURM | {"SLURM_ARRAY_TASK_ID": "16"}, "the array's numbers are not evenly spaced, so task 16 cannot tell which of 5 it is: give an array like 0-4"),
+    ("auto", SLURM | {"SLURM_ARRAY_TASK_STEP": "5"}, "not evenly spaced"),
+    ("auto", SLURM | {"SLURM_ARRAY_TASK_STEP": "x"}, "SLURM_ARRAY_TASK_STEP is 'x', which is no number"),
+    ("auto", {"SLURM_ARRAY_TASK_ID": "1"}, "SLURM_ARRAY_TASK_MIN is not set"),
+    ("0/0", {}, "worker 0/0: there has to be one worker at least"),
+    ("auto/0", {}, "worker 'auto/0': say auto, or auto/8"),
     ("auto/", {"RANK": "0", "WORLD_SIZE": "4"}, "say auto, or auto/8 for one of 8"),
-    ("0/0", {}, "worker 0/0"),
     ("-1/4", {}, "say I/N"),
     ("1/2/3", {}, "say I/N"),
     ("٣/8", {}, "say I/N"),

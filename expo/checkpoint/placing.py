@@ -19,6 +19,9 @@ from expo.errors import OutputError
 STAGING = ".expo-staging"
 """How the name of a directory ends that a run works in."""
 
+WORK = ".expo-work-"
+"""How the name of the directory of one worker among several begins: its journal, and shards that are not finished."""
+
 OLD, NEW = ".expo-old", ".expo-new"
 
 KEPT = frozenset({OLD, NEW, disk.CLAIMS, "lost+found"})
@@ -74,10 +77,16 @@ def settle(out: Path) -> bool:
 
 
 def sweep(out: Path) -> None:
-    """Remove the locks that came along to OUT, unless somebody is at it or nothing can be changed here."""
-    if (out / disk.CLAIMS).is_dir() and not out.name.endswith(STAGING):
-        with suppress(OSError, OutputError), disk.locked(out, out):
-            pass
+    """Remove what came along to OUT of processes that made it together, locks and what one was at that came when OUT
+    was placed, unless somebody is at it or nothing can be changed here."""
+    if out.name.endswith(STAGING):
+        return
+    with suppress(OSError, OutputError):
+        left = list(out.glob(f"{WORK}*"))
+        if left or (out / disk.CLAIMS).is_dir():
+            with disk.locked(out, out):
+                for work in left:
+                    disk.remove(work)
 
 
 def _finish(out: Path) -> None:

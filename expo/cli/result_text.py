@@ -30,10 +30,13 @@ def result_text(result: "MergeResult", plan: "Plan", out: str) -> str:
 
 def worker_text(result: "WorkerResult") -> str:
     """Of one worker among several, what it leaves to others."""
-    done = f"worker {result.worker}: its part of {result.out} is done"
-    if result.missing:
-        return f"{done}; {result.missing} of {result.shards} shards are still to come from others, the last places it"
-    return f"{done}, as are all others; worker {result.placed_by} places it: run that again if it has died"
+    first, *more = result.outs
+    what = f"{first} and {len(more)} more" if more else str(first)
+    missing = f"{result.missing} of {result.shards} shards"
+    return (
+        f"worker {result.worker}: its part of {what} is done; {missing} are still to come from others, and the last of "
+        "them places it"
+    )
 
 
 def _asked(result: "MergeResult", plan: "Plan") -> str:

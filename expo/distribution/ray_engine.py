@@ -227,6 +227,8 @@ class _Tally:
 
 
 def _connect(address: str | None) -> None:
+    if address == "":
+        raise ExpoError("--address is empty: give the HOST:PORT of the cluster's head, or `auto`")
     if address and "://" in address:
         raise ExpoError(
             f"--address {address}: this process is to be on a machine of the cluster, not a client of it: give its "

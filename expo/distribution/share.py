@@ -48,9 +48,9 @@ def read_share(text: str, environment: Mapping[str, str] = os.environ) -> Share:
 
 def _found(count: int | None, text: str, environment: Mapping[str, str]) -> Share:
     """What a scheduler says: the innermost first, since each starts the next."""
-    if count is None and text != AUTO:
+    if (count is None and text != AUTO) or count == 0:
         raise SpecError(f"worker {text!r}: say {AUTO}, or {AUTO}/8 for one of 8")
-    known = next(filter(None, (_torchrun(environment), _slurm(environment))), None)
+    known = next(filter(None, (find(environment) for find in (_torchrun, _slurm))), None)
     if known is None and "JOB_COMPLETION_INDEX" in environment:
         index = _number(environment, "JOB_COMPLETION_INDEX")
         if count is None:
@@ -79,8 +79,14 @@ def _slurm(environment: Mapping[str, str]) -> Share | None:
         number, first, count = (
             _number(environment, f"SLURM_ARRAY_TASK_{what}") for what in ("ID", "MIN", "COUNT")
         )
-        by = int(environment.get("SLURM_ARRAY_TASK_STEP") or 1)
-        array = Share((number - first) // max(by, 1), count)
+        by = "SLURM_ARRAY_TASK_STEP"
+        steps = max(_number(environment, by) if environment.get(by) else 1, 1)
+        array = Share((number - first) // steps, count)
+        if (number - first) % steps or array.index >= count:
+            raise SpecError(
+                f"worker {AUTO}: the array's numbers are not evenly spaced, so task {number} cannot tell which of "
+                f"{count} it is: give an array like 0-{count - 1}, or say I/N"
+            )
     if "SLURM_STEP_NUM_TASKS" in environment:
         step = Share(
             _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_STEP_NUM_TASKS")
@@ -91,6 +97,8 @@ def _slurm(environment: Mapping[str, str]) -> Share | None:
 
 
 def _checked(share: Share) -> Share:
+    if share.count == 0:
+        raise SpecError(f"worker {share}: there has to be one worker at least, 0/1")
     if not 0 <= share.index < share.count:
         raise SpecError(
             f"worker {share}: of {share.count} workers the numbers are 0 … {share.count - 1}"
@@ -101,7 +109,8 @@ def _checked(share: Share) -> Share:
 def _number(environment: Mapping[str, str], name: str) -> int:
     found = environment.get(name, "")
     if not _is_number(found):
-        raise SpecError(f"worker {AUTO}: {name} is {found!r}, which is no number: say I/N")
+        what = f"is {found!r}, which is no number" if found else "is not set"
+        raise SpecError(f"worker {AUTO}: {name} {what}: say I/N")
     return int(found)
 
 

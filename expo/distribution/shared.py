@@ -6,28 +6,35 @@
                       .expo-work-NAME-x/alive             locked while it lives
                       .expo-claims/2                      locked by whoever is at the third shard
                       .expo-claims/place                  locked by whoever verifies and places OUT
+                      .expo-claims/placer                 which share of the work does, and that it lives
 
 What is claimed by a lock is free again when its process is gone, however it ended. Without locks the work is
-divided beforehand, and `place` names the worker that places OUT.
+divided beforehand, and who places OUT is known by its signs of life.
 """
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from expo import disk
+from expo.checkpoint.placing import WORK
 from expo.checkpoint.sidecars import JOURNAL, PARTIAL
 from expo.errors import OutputError
 from expo.output.durable import write_all
 from expo.output.journal import Fingerprint, Journal
 from expo.output.sink import FinishedShard
-from expo.output.staging import WORK, Hold, Staging
+from expo.output.staging import Hold, Staging
 from expo.output.writer import ShardWriter
 from expo.planning.plan import ShardPlan
+from expo.threads import Crew
 
-_PLACE, _ALIVE = "place", "alive"
+_PLACE, _PLACER, _ALIVE = "place", "placer", "alive"
+_BEAT_SECONDS, _SILENT_SECONDS = 5.0, 60.0
+"""Between two signs of life, and how long there may be none."""
 
 
 class SharedStaging(Staging):
@@ -88,9 +95,8 @@ class SharedStaging(Staging):
         if self._hold is Hold.TOGETHER and (fd := disk.claim(self._work / _ALIVE)) is not None:
             self._locks[_ALIVE] = fd
         self._journal.start(print_)
-        for dead in self._dead():
-            for partial in dead.rglob(f"*{PARTIAL}"):
-                disk.remove_file(partial)
+        for left in self._left_by_dead():
+            disk.remove_file(left)
 
     def holds(self, shard: ShardPlan) -> bool:
         """Whether a shard is finished, by whoever."""
@@ -127,16 +133,23 @@ class SharedStaging(Staging):
         if (fd := self._locks.pop(shard.file, None)) is not None:
             os.close(fd)
 
-    def _dead(self) -> Iterator[Path]:
-        """The directories of processes that have ended: of this share, where there are no locks to tell."""
+    def _left_by_dead(self) -> Iterator[Path]:
+        """What processes were at that have ended: of this share, where there are no locks to tell."""
+        if self._hold is Hold.TOGETHER:  # so no run by itself is alive
+            for path in self.folder.rglob(f"*{PARTIAL}"):
+                if not path.relative_to(self.folder).parts[0].startswith(WORK):
+                    yield path
         for work in self.folder.glob(f"{WORK}{self._worker}-*"):
-            if work == self._work:
-                continue
-            if self._hold is Hold.UNLOCKED:
-                yield work
-            elif (fd := disk.claim(work / _ALIVE)) is not None:
-                yield work
-                os.close(fd)
+            if work != self._work and self._is_dead(work):
+                yield from work.rglob(f"*{PARTIAL}")
+
+    def _is_dead(self, work: Path) -> bool:
+        if self._hold is Hold.UNLOCKED:
+            return True
+        fd = disk.claim(work / _ALIVE)
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
 
     def _temporary(self, file: str) -> Path:
         return self._work / super()._temporary(file).relative_to(self.folder)
@@ -146,7 +159,7 @@ class SharedStaging(Staging):
 def placing(folder: Path, *, makes: bool = False) -> Iterator[bool]:
     """Whether nobody else enters a staging directory or places OUT, and this process may, until it leaves.
 
-    Always, where the filesystem has no locks: there one share is elected. `makes` the lock, where there is none yet.
+    Always, where the filesystem has no locks. `makes` the lock, where there is none yet.
 
     Raises:
         FileNotFoundError: the directory is gone, OUT has been placed.
@@ -167,24 +180,66 @@ def placing(folder: Path, *, makes: bool = False) -> Iterator[bool]:
             os.close(fd)
 
 
-def elected(folder: Path, share: str) -> str:
-    """The share whose worker places OUT, where there are no locks: the first to ask, and the same for ever.
+class Turns:
+    """Whose turn it is to place OUT where the work was divided beforehand, and there may be no locks: who asked first,
+    as long as it gives signs of life.
 
-    Raises:
-        FileNotFoundError: the directory is gone, OUT has been placed.
-        OSError: the filesystem has no links either.
+    The text of the file `placer` is a share, and its time changes while that is at it.
     """
-    chosen = folder / disk.CLAIMS / _PLACE
-    disk.make_directories(chosen.parent, below=folder)
-    mine = chosen.with_name(secrets.token_hex(8))
-    fd = disk.create(mine)
+
+    def __init__(self, share: str) -> None:
+        self._share = share
+        self._asks_at: dict[Path, float] = {}
+
+    @contextmanager
+    def turn(self, folder: Path) -> Iterator[bool]:
+        """Whether it is this share's, until it leaves. Two processes of one share exclude each other if there are locks.
+
+        Raises:
+            FileNotFoundError: the directory is gone, OUT has been placed.
+            OSError: the filesystem has no links either.
+        """
+        now = time.monotonic()
+        if now < self._asks_at.get(folder, now) or not self._is_mine(folder):
+            self._asks_at.setdefault(folder, now + _BEAT_SECONDS)
+            yield False
+            return
+        with placing(folder, makes=True) as is_alone, Crew() as crew:
+            if is_alone:
+                crew.start(partial(_beat, crew, folder / disk.CLAIMS / _PLACER))
+            yield is_alone
+
+    def _is_mine(self, folder: Path) -> bool:
+        self._asks_at.pop(folder, None)
+        path = folder / disk.CLAIMS / _PLACER
+        disk.make_directories(path.parent, below=folder)
+        mine = path.with_name(secrets.token_hex(8))
+        try:
+            _write(mine, self._share)
+            with suppress(FileExistsError):
+                disk.link(mine, path)
+            if path.read_text() == self._share:
+                return True
+            if mine.stat().st_mtime - path.stat().st_mtime < _SILENT_SECONDS:
+                return False
+            disk.rename(mine, path)
+            return True
+        finally:
+            disk.remove_file(mine)
+            disk.sync_directory(path.parent)
+
+
+def _write(path: Path, text: str) -> None:
+    fd = disk.create(path)
     try:
-        write_all(fd, share.encode(), 0)
+        write_all(fd, text.encode(), 0)
         disk.sync(fd)
     finally:
         os.close(fd)
-    with suppress(FileExistsError):
-        disk.link(mine, chosen)
-    disk.remove_file(mine)
-    disk.sync_directory(chosen.parent)
-    return chosen.read_text()
+
+
+def _beat(crew: Crew, path: Path) -> None:
+    with suppress(OSError):  # it is gone when OUT is placed
+        while True:
+            disk.touch(path)
+            crew.pause(_BEAT_SECONDS)

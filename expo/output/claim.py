@@ -11,7 +11,7 @@ from expo.checkpoint.checkpoint import read_shard
 from expo.checkpoint.files import open_directory
 from expo.checkpoint.headers import printable
 from expo.checkpoint.placing import KEPT, STAGING, is_unsettled
-from expo.checkpoint.sidecars import CARD, is_one_file, is_part_of_model
+from expo.checkpoint.sidecars import CARD, JOURNAL, is_one_file, is_part_of_model
 from expo.errors import CheckpointError, OutputError
 from expo.output.manifest import manifest_of
 from expo.planning.findings import listing
@@ -89,7 +89,8 @@ def check_free(out: Path, *, overwrite: bool) -> None:
 
 def _check_file(out: Path, *, overwrite: bool) -> None:
     """As `check_free`, of a model in one file."""
-    if not out.exists():
+    work = staging_of(out)
+    if not out.exists() or (work and not overwrite and _is_spent(work, out)):
         return
     if not overwrite:
         raise OutputError(f"{out} exists: choose another, or add --overwrite")
@@ -99,6 +100,11 @@ def _check_file(out: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"{out} holds no model ({error}); --overwrite replaces models only: move it away"
         ) from error
+
+
+def _is_spent(work: Path, out: Path) -> bool:
+    """Whether a run was cut when it had placed its file, and had only its directory left to remove."""
+    return not (work / JOURNAL).exists() and not (work / out.name).exists()
 
 
 def leftovers(out: Path) -> Iterator[str]:

@@ -24,6 +24,9 @@ from expo.planning.plan import Plan
 
 FORMAT = 5  # of the journal and of the bytes of the output: a change starts every run afresh
 
+_IN_WORDS = {"values": "alpha or other numbers", "files": "names of other files"}
+"""Of parts whose own names would say less."""
+
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -38,7 +41,8 @@ class Fingerprint:
     def difference(self, other: dict[str, str]) -> str:
         """The names of the parts that changed, for a message."""
         names = sorted(self.parts.keys() | other.keys())
-        return listing(printable(name) for name in names if self.parts.get(name) != other.get(name))
+        changed = (name for name in names if self.parts.get(name) != other.get(name))
+        return listing(printable(_IN_WORDS.get(name, name)) for name in changed)
 
 
 def fingerprint(plan: Plan, identities: Identities, backend: str = "cpu") -> Fingerprint:

@@ -4,6 +4,7 @@ It lies beside OUT, or inside where OUT is an empty directory or a mount point. 
 interruption and a full disk; a lock on it, which dies with the process, keeps a second run out.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from expo import disk
-from expo.checkpoint.placing import fill, settle
+from expo.checkpoint.placing import WORK, fill, settle, sweep
 from expo.checkpoint.sidecars import JOURNAL, MANIFEST, PARTIAL, is_one_file, manifest_path
 from expo.errors import BusyError, OutputError
 from expo.output.claim import (
@@ -35,9 +36,6 @@ from expo.output.writer import ShardWriter
 from expo.planning.plan import ShardPlan
 from expo.spec.request import Request
 
-WORK = ".expo-work-"
-"""The directory of one worker among several: its journal, and shards that are not finished."""
-
 _PRIVATE = 0o700  # until it is placed
 _OTHERS_WRITE = 0o022
 
@@ -55,14 +53,23 @@ class Staging:
     """One run's claim on OUT, and the sink that its bytes go to. Use as a context manager: leaving releases the
     lock, nothing else."""
 
-    def __init__(self, out: Path, *, overwrite: bool = False, hold: Hold = Hold.ALONE) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        overwrite: bool = False,
+        hold: Hold = Hold.ALONE,
+        makes: bool = True,
+    ) -> None:
         """Lock the staging directory of an OUT that may be written (see `check_out`), after what a cut has left
         of an earlier placement is settled.
 
         Args:
             hold: alone, and at once or not at all; alone, when others are done; with others.
+            makes: the directory, where there is none.
 
         Raises:
+            FileNotFoundError: there is none, and it is not to be made.
             OutputError: another run is writing OUT, or the directory cannot be made.
         """
         self.out = out.resolve()
@@ -70,13 +77,19 @@ class Staging:
         beside = staging_path(self.out, inside=False)
         self.folder = beside
         try:
-            self._may_be_done = settle(self.out) or is_part(self.out)
+            self._may_be_done = (
+                settle(self.out)
+                or is_part(self.out)
+                or (is_one_file(self.out) and self.out.exists())
+            )
             self._is_inside = self.out.is_dir() and (
                 os.path.ismount(self.out) or (is_free(self.out) and not beside.is_dir())
             )
             self.folder = staging_path(self.out, inside=self._is_inside)
-            self._fd = self._lock()
+            self._fd = self._lock(makes=makes)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not makes:
+                raise
             cure = (
                 "; its filesystem has no locks: --worker 0/1 does without"
                 if error.errno in disk.NO_LOCKS
@@ -115,7 +128,7 @@ class Staging:
         others = [parts for parts, _ in journals if parts != print_.parts]
         if journals and not others:
             self._journal.go_on(print_)
-            for partial in self.folder.glob(f"{WORK}*/**/*{PARTIAL}"):  # of workers that are gone
+            for partial in self.folder.rglob(f"*{PARTIAL}"):  # of runs that are gone
                 disk.remove_file(partial)
             done = {shard.file: shard for _, shards in journals for shard in shards}
             return [shard for shard in done.values() if self._is_there(shard)], None
@@ -137,8 +150,10 @@ class Staging:
         """The manifest, if an earlier run of the same plan finished all but the placement, or all but its end."""
         for folder in (self.folder, *([self.out] if self._may_be_done else [])):
             manifest = Manifest.of_folder(folder)
-            if manifest is not None and manifest.plan == print_.digest:
-                return manifest if is_whole(folder, manifest) else None
+            if manifest is None or manifest.plan != print_.digest:
+                continue
+            if is_whole(folder, manifest):
+                return manifest
         return None
 
     def open(self, shard: ShardPlan) -> ShardWriter:
@@ -160,7 +175,8 @@ class Staging:
 
     def commit(self, manifest: Manifest) -> None:
         """Write the manifest, unless it is there, and place the output, unless that is done."""
-        if self._may_be_done and Manifest.of_folder(self.out) == manifest:
+        holds_file = is_one_file(self.out) and (self.folder / self.out.name).exists()
+        if self._may_be_done and not holds_file and Manifest.of_folder(self.out) == manifest:
             self.discard()
             return
         if Manifest.of_folder(self.folder) != manifest:
@@ -209,6 +225,7 @@ class Staging:
             disk.rename(self.folder, self.out)  # which fails where something has come there since
         disk.sync_directory(self.out.parent)
         disk.let_go(self.out)
+        sweep(self.out)
         remove_parts(self.out)
 
     def discard(self) -> None:
@@ -232,11 +249,12 @@ class Staging:
             disk.sync_directory(self.out.parent)
             self.discard()
 
-    def _lock(self) -> int | None:
+    def _lock(self, *, makes: bool) -> int | None:
         disk.make_directories(self.folder.parent)
-        while True:
+        while makes or self.folder.is_dir():
             with suppress(FileExistsError):
-                disk.make_directory(self.folder, _PRIVATE)
+                if makes:
+                    disk.make_directory(self.folder, _PRIVATE)
             disk.sync_directory(self.folder.parent)
             # It may get another name, or go, before it is locked: then a new one is made.
             with suppress(FileNotFoundError):
@@ -247,6 +265,7 @@ class Staging:
                 if fd is None:
                     raise BusyError(f"another run is writing {self.out}: wait for it")
                 return fd
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
 
     def _check_folder(self) -> None:
         found = self.folder.lstat()
@@ -291,9 +310,11 @@ def claimed(
         hold: as `Staging` has it.
 
     Raises:
+        FileNotFoundError: OUT has been placed by another of those that share its directory.
         OutputError: as `check_out` and `Staging`.
     """
-    with Staging(out, overwrite=overwrite, hold=hold) as staging:
+    makes = hold is Hold.ALONE  # the others come where there is something to place
+    with Staging(out, overwrite=overwrite, hold=hold, makes=makes) as staging:
         if staging.is_taken and not overwrite and not staging.is_done(print_):
             staging.discard()
             check_out(out, request, overwrite=False)

@@ -1,8 +1,8 @@
 """`--join` and `--worker I/N`: several processes make one output, on one machine or on many that see the same disk."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from expo.compute.inputs import fetch
 from expo.compute.stream import Progress, Tuning
 from expo.distribution.share import Share
-from expo.distribution.shared import SharedStaging, elected, placing
+from expo.distribution.shared import SharedStaging, Turns, placing
 from expo.distribution.working import Team
 from expo.errors import BusyError, CheckpointError, OutputError, SpecError
 from expo.output.claim import check_out, staging_of
@@ -33,6 +33,9 @@ from expo.verbs.running import (
 Say = Callable[[str], None]
 Place = Callable[[Sequence["Part"]], object]
 """Verifies and places outputs whose shards are all there."""
+
+Turn = Callable[[Path], AbstractContextManager[bool]]
+"""Whether it is this process that places what a staging directory becomes."""
 
 _POLL_SECONDS = 0.2
 _GONE_SECONDS = 60.0
@@ -73,8 +76,8 @@ def join_plans(
     """As `run_plans`, together with every other process that does the same.
 
     Without a `share` shards are claimed by locks, and all processes come back when OUT is placed, by one of them.
-    With one no locks are needed: a process comes back when its share is computed, and one that finds all
-    shares computed places OUT. Any of them may die and be run again; the bytes are those of one process.
+    With one no locks are needed: a process comes back when its share is computed, and those that find all
+    shares computed when one of them has placed OUT. Any may die and be run again; the bytes are those of one process.
 
     Raises:
         SpecError: the merge takes mergekit's engine, which knows no shards.
@@ -104,15 +107,14 @@ def join_plans(
         if share is None:
             with _team(parts, None, overwrite, tuning, progress) as team:
                 team.work_to_the_end(lambda n: say(f"waiting for {_shards(n)} of other workers"))
-            _place_in_turn(parts, partial(place, hold=Hold.IN_TURN), say)
+            _place_in_turn(parts, placing, partial(place, hold=Hold.IN_TURN), say)
         else:
             with _team(parts, share, overwrite, tuning, progress) as team:
                 team.work(filter(share.has, team.left()))
                 missing = len(team.left())
-            placed_by = None if missing else _placed_by(parts, place, share, say)
-            if missing or placed_by:
-                shards = len(plans[0].shards)
-                return WorkerResult(parts[0].out, str(share), shards, missing, placed_by)
+            if missing:
+                return WorkerResult(tuple(outs), str(share), len(plans[0].shards), missing)
+            _place_in_turn(parts, Turns(str(share)).turn, place, say)
     seconds = time.monotonic() - started
     return tuple(_result(part, seconds) for part in parts)
 
@@ -167,7 +169,12 @@ def _team(
         for part in parts:
             if (sink := _entered(part, overwrite, worker)) is not None:
                 left.append((part.plan, stack.enter_context(sink)))
-        check_space([(sink, _not_begun(plan, sink)) for plan, sink in left])
+        try:
+            check_space([(sink, _not_begun(plan, sink)) for plan, sink in left])
+        except OutputError:
+            stack.close()
+            _discard_unless_begun(part.out for part in parts)
+            raise
         yield Team(left, tuning=tuning, progress=progress)
 
 
@@ -225,17 +232,22 @@ def _has_appeared(parts: Sequence[Part]) -> bool:
     return True
 
 
-def _place_in_turn(parts: Sequence[Part], place: Place, say: Say) -> None:
+def _place_in_turn(parts: Sequence[Part], turn: Turn, place: Place, say: Say) -> None:
     """Place what is not placed, unless another process is at it; then wait, since it may die."""
     waits, gone_since = False, None
     while left := _left(parts):
         try:
             with ExitStack() as stack:
-                if all(stack.enter_context(placing(_folder(part))) for part in left):
-                    place(left)
-                    return
+                mine = [part for part in left if stack.enter_context(turn(_folder(part)))]
+                if mine:
+                    place(mine)
+                    continue
             gone_since = None
-        except FileNotFoundError:
+        except (FileNotFoundError, OutputError) as error:
+            if isinstance(error, OutputError) and not isinstance(
+                error.__cause__, FileNotFoundError
+            ):
+                raise
             gone_since = gone_since or time.monotonic()
             if time.monotonic() - gone_since > _GONE_SECONDS:
                 raise OutputError(
@@ -248,14 +260,6 @@ def _place_in_turn(parts: Sequence[Part], place: Place, say: Say) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _placed_by(parts: Sequence[Part], place: Place, share: Share, say: Say) -> str | None:
-    """Place what this share is elected for; the name of another share that places the rest."""
-    chosen = [(part, elected(_folder(part), str(share))) for part in _left(parts)]
-    if mine := [part for part, name in chosen if name == str(share)]:
-        _place_in_turn(mine, place, say)  # a scheduler may have started it twice
-    return next((name for _, name in chosen if name != str(share)), None)
-
-
 def _folder(part: Part) -> Path:
     """The staging directory. Raises FileNotFoundError: it is gone."""
     found = staging_of(part.out)
@@ -264,11 +268,16 @@ def _folder(part: Part) -> Path:
     return found
 
 
-def _result(part: Part, seconds: float) -> MergeResult:
-    if staging_of(part.out):  # one that was killed had no time to remove what OUT was before
-        with suppress(OutputError), Staging(part.out) as staging:
+def _discard_unless_begun(outs: Iterable[Path]) -> None:
+    """Remove staging directories in which there is no shard, and nobody at work."""
+    for out in outs:
+        with suppress(OutputError, FileNotFoundError), Staging(out, makes=False) as staging:
             if not staging.has_shards:
                 staging.discard()
+
+
+def _result(part: Part, seconds: float) -> MergeResult:
+    _discard_unless_begun([part.out])  # who was killed had no time to remove what OUT was before
     manifest = part.manifest
     if manifest is None:
         raise OutputError(

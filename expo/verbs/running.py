@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from expo.checkpoint.checkpoint import hash_file
+from expo.checkpoint.sidecars import is_one_file
 from expo.compute.inputs import fetch
 from expo.compute.stream import Progress, Tuning, stream
 from expo.errors import CheckpointError, ExpoError, SpecError
-from expo.output.claim import check_out
+from expo.output.claim import check_out, staging_of
 from expo.output.durable import is_of_the_process, unwritable
 from expo.output.journal import Fingerprint, fingerprint, identities
-from expo.output.manifest import Identities, Manifest
+from expo.output.manifest import Identities, Manifest, is_whole
 from expo.output.staging import Hold, claimed
 from expo.planning.one_file import placed
 from expo.planning.plan import Plan
@@ -113,9 +114,12 @@ def _there(
 
 
 def placed_manifest(out: Path, print_: Fingerprint) -> Manifest | None:
-    """OUT's manifest, where OUT is the output of this very plan."""
+    """OUT's manifest, where OUT is the output of this very plan, and whole."""
     manifest = Manifest.of_folder(out) if out.exists() else None
-    return manifest if manifest is not None and manifest.plan == print_.digest else None
+    if manifest is None or manifest.plan != print_.digest or not is_whole(out, manifest):
+        return None
+    work = staging_of(out) if is_one_file(out) else None
+    return manifest if work is None or not (work / out.name).exists() else None  # which goes last
 
 
 def _claimed_run(
