@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 import expo as door
 from expo.demo.toy import MODELS
 from expo.errors import CheckpointError, OutputError
+from expo.verbs import extract_lora
 
 from .conftest import extrapolate, nudged, weights, write_checkpoint
 
@@ -168,3 +169,30 @@ def test_what_cannot_be_extracted(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="overlaps the input"):
         door.extract_lora(base, base / "in", minus=tmp_path / "same", rank=2)
     assert {path.name for path in tmp_path.iterdir()} == {"base", "same", "wide", "broken"}
+
+
+def test_stacks_of_experts_are_no_linear_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are read an expert at a time."""
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    sft = weights() | {name: torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(1))}
+    aligned = sft | {name: sft[name] * 1.01}
+    for side, held in (("sft", sft), ("aligned", aligned)):
+        write_checkpoint(tmp_path / side, held)
+    counts, read = [], extract_lora.read_tensor
+
+    def counted(inputs: object, side: object, count: int, *more: object, **named: object) -> object:
+        counts.append(count)
+        return read(inputs, side, count, *more, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(extract_lora, "read_tensor", counted)
+    why = rf"nothing to put in an adapter; what differs is {name} \(is a stack of experts, which is no linear module\)"
+    with pytest.raises(CheckpointError, match=why):
+        door.extract_lora(tmp_path / "aligned", tmp_path / "out", minus=tmp_path / "sft", rank=2)
+    assert counts.count(32) == 12
+    sft["model.layers.0.mlp.up_proj.weight"] = sft["model.layers.0.mlp.up_proj.weight"] * 2
+    write_checkpoint(tmp_path / "other", sft)
+    result = door.extract_lora(tmp_path / "aligned", tmp_path / "out", minus=tmp_path / "other", rank=10)  # fmt: skip
+    (stack,) = result.others
+    assert stack.relative_delta == pytest.approx(0.01, rel=1e-3)

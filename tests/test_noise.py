@@ -184,6 +184,19 @@ def test_mostly_noise_is_not_extrapolated(small: Pairs, tmp_path: Path, expo: Ex
     assert expo("diff", *pair, "--json").code == 0
 
 
+def test_an_adapter_of_mostly_noise(small: Pairs, tmp_path: Path, expo: Expo) -> None:
+    sft, aligned = small.path("sft", "fp8"), small.path("aligned", "fp8")
+    asked = ("extract-lora", aligned, tmp_path / "out", "--minus", sft, "--rank", 2, "--alpha")
+    ran = expo(*asked, 1.5, "-q")
+    assert ran.code == 1
+    assert "more than 5 times is refused" in ran.err
+    assert not (tmp_path / "out").exists()
+    assert "stack of experts" in expo(*asked, 1.5, "--force", "-q").err  # so far it gets
+    assert "stack of experts" in expo(*asked, 1, "-q").err
+    ran = expo("spectrum", aligned, "--minus", sft)
+    assert ran.err.count("is dequantized as it is read: ") == 2
+
+
 def test_a_run_that_is_forced_says_so(small: Pairs, tmp_path: Path) -> None:
     spec = {"merge_method": "expo", "base_model": str(small.path("sft", "fp8")),
             "models": [{"model": str(small.path("aligned", "fp8")), "parameters": {"alpha": 1.5}}]}  # fmt: skip

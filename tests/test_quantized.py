@@ -1,6 +1,7 @@
 """Quantized models as inputs: whatever reads a model reads what its codes stand for."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +17,12 @@ from expo.checkpoint.checkpoint import open_checkpoint
 from expo.checkpoint.memory import Memory
 from expo.checkpoint.reference import parse_reference
 from expo.compute.stream import Tuning, tensors
+from expo.demo.toy import MODELS
 from expo.operators.rounding import round_nearest
 from expo.planning.build import build_plan, plan_of
 from expo.planning.plan import Plan
-from expo.spec.request import make_request
+from expo.spec.request import laser_request, make_request, matrix_edit
+from expo.verbs.laser import accept
 
 from .conftest import CONFIG, Ran, Tensors, nudged, weights, write_checkpoint
 from .quantized import FP8, fp8, mxfp4, plain, quantized, unpacked, write_quantized
@@ -202,6 +205,25 @@ def test_a_plain_model_may_call_its_parameters_scales(tmp_path: Path) -> None:
     assert same(held(tmp_path / "out"), plain)
     checks = {check.name: check for check in door.verify(tmp_path / "out").checks}
     assert checks["codes"].status == "pass"
+
+
+def test_edits_are_tried_on_numbers(tmp_path: Path) -> None:
+    """With the model that is written, not with codes, nor as a library dequantizes them."""
+    tensors_ = load_file(MODELS / "aligned" / "model.safetensors")
+    config = json.loads((MODELS / "aligned" / "config.json").read_text())
+    coded = quantized(tensors_, (48, 48))
+    write_quantized(tmp_path / "coded", coded, FP8 | {"weight_block_size": [48, 48]}, config=config)
+    for file in MODELS.glob("aligned/*token*"):
+        shutil.copy(file, tmp_path / "coded")
+    spec = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "coded")}]}
+    door.merge(spec, tmp_path / "plain", verify=False)
+    (tmp_path / "texts").write_text("yes\nno\nmaybe\nsure\n")
+    said = []
+    for name in ("coded", "plain"):
+        edit = matrix_edit("rank=12", target="mlp")
+        request = laser_request(str(tmp_path / name), edit)
+        said.append(accept(request, tmp_path / "texts", device="cpu").summary())
+    assert said[0] == said[1]
 
 
 def experts(seed: int, change: float = 0.0) -> Tensors:

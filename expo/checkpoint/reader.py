@@ -241,9 +241,16 @@ def read_direct(path: Path, begin: int, buffer: Bytes) -> int:
     Raises:
         OSError: the file cannot be read.
     """
-    fd = open_direct(path, os.O_RDONLY)
-    if fd is None:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    direct = open_direct(path, os.O_RDONLY)
+    if direct is not None:
+        try:
+            return os.preadv(direct, [buffer.data], begin)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # which some filesystems say only now
+                raise
+        finally:
+            os.close(direct)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.preadv(fd, [buffer.data], begin)
     finally:

@@ -56,6 +56,7 @@ Examples:
 @click.option(
     "--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="Workers."
 )
+@flags.forcing
 @flags.device
 @flags.amount
 @flags.talk
@@ -68,6 +69,7 @@ def extract_lora(
     save_whole: bool,
     dtype: str,
     overwrite: bool,
+    force: bool,
     threads: int,
     device: str,
     alpha: float | None,
@@ -94,6 +96,7 @@ def extract_lora(
             dtype=dtype,
             save_whole=save_whole,
             overwrite=overwrite,
+            force=force,
             threads=threads,
             device=device,
             progress=progress,

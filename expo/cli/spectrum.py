@@ -93,6 +93,7 @@ def spectrum(
             stream_inputs=stream_inputs,
             device=device,
             progress=progress,
+            say=output.say,
             values=values,
         )
     if plot is not None and values is not None:

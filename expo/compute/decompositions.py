@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -26,48 +26,51 @@ class Decompositions:
     what is asked for comes back there.
 
     A matrix for which the device has no room is tried again when no other one is there, and then goes to the
-    processor, as does one that the device's library cannot take apart. Those are in `fell_back`: the last bits of a
-    decomposition are its library's.
+    processor, as does one that the device's library cannot take apart. Whether it did is the second that is given: the
+    last bits of a decomposition are its library's.
     """
 
     device: Device | None = None
-    fell_back: set[str] = field(default_factory=set)
 
-    def cut(self, matrix: Tensor, keep: Keep, *, seed: int = 0, name: str = "") -> Cut:
+    def cut(self, matrix: Tensor, keep: Keep, *, seed: int = 0, name: str = "") -> tuple[Cut, bool]:
         """As `decompose.cut`: where nothing goes, the very matrix."""
 
         def work(there: Tensor, library: Library) -> Cut:
             done = decompose.cut(there, keep, seed=seed, name=name, library=library)
-            return replace(
-                done, matrix=matrix if done.matrix is there else self.brought(done.matrix)
-            )
+            return replace(done, matrix=matrix if done.matrix is there else done.matrix.cpu())
 
-        return self.of(matrix, work, name)
+        return self.of(matrix, work)
 
-    def singular_values(self, matrix: Tensor, name: str = "") -> Tensor:
-        return self.of(matrix, decompose.singular_values, name)
+    def singular_values(self, matrix: Tensor) -> tuple[Tensor, bool]:
+        return self.of(matrix, decompose.singular_values)
 
-    def of(self, matrix: Tensor, work: Work[T], name: str) -> T:
-        """What `work` gives. What of it is needed here, it has to bring along (`brought`)."""
+    def of(self, matrix: Tensor, work: Work[T]) -> tuple[T, bool]:
+        """What `work` gives. What of it is needed here, it has to bring along."""
         if self.device is None:
-            return work(matrix, LAPACK)
+            return work(matrix, LAPACK), False
         for alone in (False, True):
             try:
-                with self.device.gate.entered(alone=alone), self.device.lane(), _full_precision:
+                with (
+                    self.device.turnstile.entered(alone=alone),
+                    self.device.lane(),
+                    _full_precision,
+                ):
                     _load_linear_algebra(self.device.place)
-                    return work(matrix.to(self.device.place), self.device.library)
+                    return work(matrix.to(self.device.place), self.device.library), False
             except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
                 break
             except RuntimeError as error:
                 if not is_full(error):
+                    if _cannot(error):
+                        break
                     raise
             self.device.make_room()
-        self.fell_back.add(name)
-        return work(matrix, LAPACK)
+        return work(matrix, LAPACK), True
 
-    def brought(self, tensor: Tensor) -> Tensor:
-        """A result in this machine's memory, once `of` returns."""
-        return tensor if self.device is None else self.device.brought(tensor)
+
+def _cannot(error: RuntimeError) -> bool:
+    """Whether cuSOLVER gave up: torch has no error of its own for most of its codes."""
+    return "cusolver" in str(error).lower()
 
 
 class _FullPrecision:

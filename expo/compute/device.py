@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from expo.checkpoint.headers import ALIGNMENT
 from expo.checkpoint.reader import Bytes, aligned_buffer
@@ -22,7 +21,8 @@ _GOOD_AT_DOUBLES = frozenset({(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)})
 """Compute capabilities with float64 at half the rate of float32 (P100, V100, A100, H100 and H200, B200); on others it
 is a 32nd or a 64th."""
 
-_FULL = ("out of memory", "ALLOC_FAILED")  # of the allocator and of CUDA; of cuBLAS and cuSOLVER
+_FULL = ("out of memory", "ALLOC_FAILED", "NOT_INITIALIZED", "cublasCreate", "cusolverDnCreate")
+"""Of the allocator and of CUDA; of cuBLAS and cuSOLVER, which also fail to start in a thread where there is no room."""
 
 
 class Device:
@@ -41,7 +41,7 @@ class Device:
 
     def __init__(self, place: torch.device, library: Library | None = None) -> None:
         self.place, self.library = place, library or _library(place)
-        self.gate = Gate()
+        self.turnstile = Turnstile()
         self._streams = PerThread(lambda: torch.cuda.Stream(place))
 
     @property
@@ -81,13 +81,6 @@ class Device:
         gap = -room.ctypes.data % ALIGNMENT
         return room[gap : gap + nbytes]
 
-    def brought(self, there: Tensor) -> Tensor:
-        """A tensor of the device in this machine's memory, when the lane is left."""
-        if there.device.type == "cpu":
-            return there
-        room = torch.from_numpy(self.buffer(there.numel() * there.element_size()))
-        return room.view(there.dtype).view(there.shape).copy_(there, non_blocking=True)
-
     def make_room(self) -> None:
         """Give back what is kept for later. Not from a handler: the error holds what filled the device."""
         if self.place.type == "cuda":
@@ -108,7 +101,7 @@ class Device:
             ) from error
 
 
-class Gate:
+class Turnstile:
     """Many go through at once, or one alone."""
 
     def __init__(self) -> None:

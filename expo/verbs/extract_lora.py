@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -31,6 +31,7 @@ from expo.planning.build import build_plan
 from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
 from expo.planning.edits import rank_above
 from expo.planning.findings import fell_back, listing
+from expo.planning.gate import noise_refusal
 from expo.planning.jobs import Blend, TensorJob
 from expo.planning.matrices import is_router_gate
 from expo.planning.plan import Plan
@@ -79,6 +80,7 @@ def extract_lora(
     dtype: str = "float32",
     save_whole: bool = False,
     overwrite: bool = False,
+    force: bool = False,
     threads: int = 2,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -91,6 +93,7 @@ def extract_lora(
         interpolate: allow 0 < alpha < 1.
         dtype: of the adapter: "float32", "bfloat16" or "float16".
         save_whole: save norms, embeddings and head whole (`modules_to_save`).
+        force: extrapolate quantized models whose noise outweighs the change.
         device: "cpu", "cuda" or "cuda:1": where matrices are taken apart.
         progress: called with (tensors done, tensors in all).
 
@@ -104,7 +107,7 @@ def extract_lora(
     keep = parse_keep(f"rank={rank}" if energy is None else f"energy={energy}")
     alpha = resolve_alpha(alpha, None, interpolate=interpolate) or 0.0
     pair = parse_reference(str(minus), role="SFT"), parse_reference(str(aligned), role="ALIGNED")
-    how = _How(keep, alpha, getattr(torch, name), save_whole)
+    how = _How(keep, alpha, getattr(torch, name), save_whole, force)
     return _run(
         expo_request(*pair, None),
         Path(out),
@@ -123,6 +126,7 @@ class _How:
     scale: float
     dtype: torch.dtype
     save_whole: bool
+    force: bool
 
     def flags(self) -> tuple[str, ...]:
         """On the command line."""
@@ -137,7 +141,8 @@ class _How:
             "--dtype",
             dtype,
         )
-        return (*flags, "--save-whole") if self.save_whole else flags
+        more = {"--save-whole": self.save_whole, "--force": self.force}
+        return (*flags, *(flag for flag, is_given in more.items() if is_given))
 
 
 def _run(
@@ -156,8 +161,8 @@ def _run(
             f"{plan.sources['sft'].label} and {plan.donor.label} do not hold the same tensors "
             f"({listing(map(printable, names))}): is --minus the model that the other was trained from?"
         )
-    if plan.refusals:
-        raise CheckpointError("; ".join(plan.refusals))
+    if refusals := (*plan.refusals, *noise_refusal(plan.noise, (how.scale,), force=how.force)):
+        raise CheckpointError("; ".join(refusals))
     fetch(plan)
     known = identities(plan)
     jobs = [job for job in plan.jobs if isinstance(job.rule, Blend)]
@@ -178,29 +183,28 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How, by: Decomposit
     if job.rows:
         return _Piece({}, 0.0, 0.0, OtherTensor(job.name, None, False, "has other rows in SFT"))
     assert isinstance(job.rule, Blend)
-    sides = (job.rule.terms[0].weight, job.rule.start)
-    aligned, base = (
-        torch.from_numpy(read_tensor(inputs, side, job.count, arithmetic_for(job))).view(job.shape)
-        for side in sides
-    )
-    delta = aligned - base
-    square, norm = _square_sum(delta), _square_sum(base)
+    why = _why_not(job.name, job.shape)
+    tied = plan.donor.ties_embeddings and is_of_kind(job.name, ("embeddings", "head"))
+    saves = why is not None and how.save_whole and not tied and is_of_kind(job.name, _SAVED)
+    aligned = base = delta = torch.empty(0)
+    square = norm = 0.0
+    for aligned, base in _sides(job, inputs, whole=why is None or saves):
+        delta = aligned - base
+        square, norm = square + _square_sum(delta), norm + _square_sum(base)
     if not math.isfinite(square):
         raise CheckpointError(f"{printable(job.name)} holds NaN or Inf: it is damaged")
     if square == 0.0:
         return _Piece({}, 0.0, 0.0, None)
     relative = math.sqrt(square / norm) if norm else None
-    why = _why_not(job.name, job.shape)
     if why is not None:
-        tied = plan.donor.ties_embeddings and is_of_kind(job.name, ("embeddings", "head"))
-        saves = how.save_whole and not tied and is_of_kind(job.name, _SAVED)
         report = OtherTensor(job.name, relative, saves, why)
         # What is saved whole takes its place unscaled: at scale α, it is the extrapolated tensor.
         whole = {PREFIX + job.name: (base + how.scale * delta).to(how.dtype)} if saves else {}
         return _Piece(whole, square, 0.0 if saves else square, report)
     matrix = delta.T.contiguous() if plan.donor.config.get("model_type") in _CONV1D else delta
     work = partial(_product, how=how, seed=plan.request.seed, name=job.name)
-    b, a, missed = by.of(matrix, work, job.name)
+    (b, a, missed), fell_back = by.of(matrix, work)
+    on_processor = frozenset([job.name] if fell_back else [])
     module = job.name.removesuffix(".weight")
     entries = {
         f"{PREFIX}{module}.lora_A.weight": a.contiguous(),
@@ -208,7 +212,20 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How, by: Decomposit
     }
     error = math.sqrt(missed / square)
     report = AdaptedModule(module, a.shape[0], error, relative)
-    return _Piece(entries, square, missed, report, tuple(matrix.shape), frozenset(by.fell_back))
+    return _Piece(entries, square, missed, report, tuple(matrix.shape), on_processor)
+
+
+def _sides(job: TensorJob, inputs: Inputs, *, whole: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """The tensor of both models, aligned first: `whole`, or where that is not needed a stack of matrices one by one."""
+    assert isinstance(job.rule, Blend)
+    shape = job.shape if whole or len(job.shape) < 3 else job.shape[-2:]
+    count, arithmetic = math.prod(shape), arithmetic_for(job)
+    for first in range(0, job.count, max(count, 1)):
+        aligned, base = (
+            torch.from_numpy(read_tensor(inputs, side, count, arithmetic, first=first)).view(shape)
+            for side in (job.rule.terms[0].weight, job.rule.start)
+        )
+        yield aligned, base
 
 
 def _product(
@@ -238,6 +255,15 @@ def _why_not(name: str, shape: tuple[int, ...]) -> str | None:
     return None if len(shape) == 2 and name.endswith(".weight") else "is no matrix"
 
 
+def _nothing(others: list[OtherTensor]) -> str:
+    """Why there is no adapter."""
+    text = "no linear module differs between aligned and SFT: there is nothing to put in an adapter"
+    if not others:
+        return text
+    names = [f"{printable(other.tensor)} ({other.why})" for other in others]
+    return f"{text}; what differs is {listing(names)}: only `expo extrapolate` takes that along"
+
+
 def _write(
     folder: Path,
     plan: Plan,
@@ -250,9 +276,7 @@ def _write(
     modules = [p.report for p in pieces if isinstance(p.report, AdaptedModule)]
     others = [p.report for p in pieces if isinstance(p.report, OtherTensor)]
     if not modules:
-        raise CheckpointError(
-            "no linear module differs between aligned and SFT: there is nothing to put in an adapter"
-        )
+        raise CheckpointError(_nothing(others))
     entries = {key: tensor for piece in pieces for key, tensor in piece.entries.items()}
     hashes = {WEIGHTS: write_file(folder / WEIGHTS, save(entries, metadata={"format": "pt"}))}
     hashes |= write_beside(folder, _config(plan, modules, others, how.scale), plan.sidecars)

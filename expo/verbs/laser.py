@@ -5,12 +5,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.headers import printable
 from expo.compute.decompositions import Decompositions
 from expo.compute.devices import for_models
@@ -19,7 +18,7 @@ from expo.compute.stream import Tuning
 from expo.errors import CheckpointError, SpecError
 from expo.planning.build import build_plan
 from expo.planning.jobs import MatrixJob
-from expo.planning.plan import Plan
+from expo.sampling.live import Live, build
 from expo.spec.request import Request
 
 if TYPE_CHECKING:
@@ -80,10 +79,12 @@ def accept(
         raise SpecError("a model that is streamed cannot be tried: bring it to this disk first")
     if plan.donor.adapter is not None:
         raise SpecError("a model+adapter cannot be tried: merge the adapter first")
-    model, halves = _load(plan, lines, where)
+    fetch(plan)
+    live = build(build_plan(replace(request, edits=())), device=where)
+    model, halves = live.model, _halves(live, lines)
     _check_halves(halves, texts)  # a text of one token says nothing
     matrices = [(job.name, matrix) for job in plan.jobs for matrix in job.matrices]
-    places = [_place(model, plan.donor, name, matrix) for name, matrix in matrices]
+    places = [_place(live, name, matrix) for name, matrix in matrices]
     before = [perplexity(model, half) for half in halves]
     best, labels = before[0], []
     for number, ((_, matrix), place) in enumerate(zip(matrices, places, strict=True)):
@@ -134,49 +135,30 @@ def perplexity(model: "PreTrainedModel", texts: list[Tensor]) -> float:
     return math.exp(min(total / max(count, 1), 700.0))
 
 
-def _load(
-    plan: Plan, lines: list[str], device: Any
-) -> tuple["PreTrainedModel", tuple[list[Tensor], ...]]:
-    """The model in its own dtype, and the tokens of the lines: those that decide, the others."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    files = plan.donor.files
-    fetch(plan)
-    folder = files.local_path("config.json").parent
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, ImportError) as error:
-        said = printable(str(error).strip().splitlines()[0], 200)
-        raise CheckpointError(f"transformers cannot load {plan.donor.label}: {said}") from error
+def _halves(live: Live, lines: list[str]) -> tuple[list[Tensor], ...]:
+    """The tokens of the lines: those that decide, the others."""
     tokens = [
-        tokenizer(line, return_tensors="pt", truncation=True, max_length=_LONGEST)["input_ids"].to(device)
+        live.tokenizer(line, return_tensors="pt", truncation=True, max_length=_LONGEST)["input_ids"]
         for line in lines
-    ]  # fmt: skip
-    halves = ([ids for ids in half if ids.shape[1] > 1] for half in (tokens[::2], tokens[1::2]))
-    return model.eval().to(device), tuple(halves)
+    ]
+    there = [ids.to(live.model.device) for ids in tokens]
+    return tuple([ids for ids in half if ids.shape[1] > 1] for half in (there[::2], there[1::2]))
 
 
-def _place(model: "PreTrainedModel", donor: Checkpoint, name: str, matrix: MatrixJob) -> Tensor:
+def _place(live: Live, name: str, matrix: MatrixJob) -> Tensor:
     """Where the loaded model holds a matrix, as a view."""
-    parameters = dict(model.named_parameters())
-    shape = donor.weights[name].shape
-    held = parameters.get(name)
-    if held is None or tuple(held.shape) != tuple(shape):
+    held = live.slots.get(name)
+    if held is None:
         raise CheckpointError(
             f"{printable(name)} is laid out differently in the loaded model: its edit cannot be tried"
         )
     end = matrix.begin + matrix.count
-    return held.data.view(-1)[matrix.begin : end].view(matrix.shape)
+    return held.view(-1)[matrix.begin : end].view(matrix.shape)
 
 
 def _cut(original: Tensor, matrix: MatrixJob, seed: int, by: Decompositions) -> Tensor:
     """As `editing.edit_matrix` cuts a result."""
     values = original.float().cpu()
     for number, keep in enumerate(matrix.result):
-        values = by.cut(values, keep, seed=seed, name=f"{matrix.label}/{number}").matrix
+        values = by.cut(values, keep, seed=seed, name=f"{matrix.label}/{number}")[0].matrix
     return values.to(original)

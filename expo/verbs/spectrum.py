@@ -47,6 +47,7 @@ def spectrum(
     stream_inputs: bool = False,
     device: str = "cpu",
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
     values: dict[str, Tensor] | None = None,
 ) -> tuple[MatrixSpectrum, ...]:
     """Singular values of every matrix, summed up; of the change since `minus`, if that is given.
@@ -58,6 +59,7 @@ def spectrum(
         stream_inputs: read weights on the Hub by range, without a download.
         device: "cpu", "cuda" or "cuda:1": where they are taken apart.
         progress: called with (matrices done, matrices in all).
+        say: called with each remark about the models.
         values: where to leave the singular values, float64 in descending order, by tensor.
 
     Raises:
@@ -71,6 +73,9 @@ def spectrum(
     )
     checkpoint, *others = (open_checkpoint(one, streams=stream_inputs) for one in references)
     base = others[0] if others else None
+    for remark in (note for one in (checkpoint, *others) for note in one.coding.notes):
+        if say:
+            say(f"note: {remark}")
     chosen = list(matrices(checkpoint, target))
     if not chosen:
         raise CheckpointError(_nothing(checkpoint, target))
@@ -84,14 +89,14 @@ def spectrum(
         inputs, by = Inputs(readers, buffer_bytes(CHUNK_BYTES)), Decompositions(tuning.device)
         loaded = _load(matrix, matrix.weight, inputs)
         if base is None:
-            found = by.singular_values(loaded, matrix.label)
-            result = _summary(matrix, found, fell_back=bool(by.fell_back))
+            found, fell_back = by.singular_values(loaded)
+            result = _summary(matrix, found, fell_back=fell_back)
         else:
             before = base.weights[matrix.tensor]
             noise = one_rounding(loaded.reshape(-1).numpy(), matrix.weight, before)
             change = loaded.sub_(_load(matrix, before, inputs))
-            found = by.singular_values(change, matrix.label)
-            sums = _summary(matrix, found, fell_back=bool(by.fell_back))
+            found, fell_back = by.singular_values(change)
+            sums = _summary(matrix, found, fell_back=fell_back)
             result = ChangeSpectrum(**vars(sums), ulp_ratio=noise and sums.noise_sigma / noise)
         if values is not None:
             values[matrix.label] = found
