@@ -18,7 +18,7 @@ from expo.checkpoint.headers import ALIGNMENT
 from expo.checkpoint.memory import state_dict_checkpoint
 from expo.compute.blending import Target
 from expo.compute.choice import arithmetic_for, plain_arithmetic
-from expo.compute.device import Device, Gate, is_full
+from expo.compute.device import Device, Turnstile, is_full
 from expo.compute.device_worker import DeviceWorker
 from expo.compute.devices import device_name
 from expo.compute.inputs import Inputs, Readers
@@ -292,26 +292,26 @@ def test_other_errors_are_not_taken_for_a_full_device(small: list[Plan]) -> None
 
 
 def test_one_that_is_alone_waits_for_those_inside_and_others_wait_for_it() -> None:
-    gate, order = Gate(), []
+    turnstile, order = Turnstile(), []
     inside, leave = threading.Event(), threading.Event()
 
     def first() -> None:
-        with gate.entered(alone=False):
+        with turnstile.entered(alone=False):
             inside.set()
             leave.wait(20)
             order.append("first")
 
     def alone() -> None:
-        with gate.entered(alone=True):
+        with turnstile.entered(alone=True):
             order.append("alone")
 
     threads = [threading.Thread(target=work) for work in (first, alone)]
     threads[0].start()
     inside.wait(20)
     threads[1].start()
-    while not gate._want_all:  # it is there, and waits
+    while not turnstile._want_all:  # it is there, and waits
         pass
-    threads.append(threading.Thread(target=lambda: _enter(gate, order)))
+    threads.append(threading.Thread(target=lambda: _enter(turnstile, order)))
     threads[2].start()
     leave.set()
     for thread in threads:
@@ -319,8 +319,8 @@ def test_one_that_is_alone_waits_for_those_inside_and_others_wait_for_it() -> No
     assert order == ["first", "alone", "later"]
 
 
-def _enter(gate: Gate, order: list[str]) -> None:
-    with gate.entered(alone=False):
+def _enter(turnstile: Turnstile, order: list[str]) -> None:
+    with turnstile.entered(alone=False):
         order.append("later")
 
 

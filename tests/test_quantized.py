@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,10 @@ from safetensors.torch import load_file, save_file
 import expo as door
 from expo.checkpoint.checkpoint import open_checkpoint
 from expo.checkpoint.memory import Memory
+from expo.checkpoint.reader import Bytes
 from expo.checkpoint.reference import parse_reference
+from expo.checkpoint.weight import Weight
+from expo.compute.inputs import Readers
 from expo.compute.stream import Tuning, tensors
 from expo.demo.toy import MODELS
 from expo.operators.rounding import round_nearest
@@ -297,6 +301,24 @@ class Elsewhere(Memory):
 
     def is_local(self, name: str) -> bool:
         return not name.endswith(".safetensors")
+
+
+def test_matrices_of_codes_are_read_once(stacks: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though pieces are cut anywhere in them, and given to any worker."""
+    read = Counter[tuple[str, int]]()
+    whole = Readers._whole_matrix
+
+    def counted(readers: Readers, weight: Weight, begin: int) -> Bytes:
+        read[weight.files.label, begin] += 1
+        return whole(readers, weight, begin)
+
+    monkeypatch.setattr(Readers, "_whole_matrix", counted)
+    got = dict(
+        tensors(planned(stacks), tuning=Tuning(threads=3, chunk_bytes=128, block_elements=16))
+    )
+    assert same(got, dict(tensors(planned(stacks))))
+    assert set(read.values()) == {2}  # by either run once
+    assert len(read) == 4
 
 
 @pytest.mark.parametrize("which", ["twins", "stacks"])

@@ -1,6 +1,8 @@
 """One worker's view of the inputs: ranges of weights, block by block, in stored form or widened."""
 
 import threading
+from collections import OrderedDict
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +41,10 @@ def fetch_weights(*checkpoints: Checkpoint) -> None:
                 files.local_path(shard.file)
 
 
+_MATRICES = 8
+"""Of codes that workers share: those at hand of both sides, and the next ones."""
+
+
 class Readers:
     """A reader for every file of a run, opened when first needed and shared by all workers.
 
@@ -49,6 +55,7 @@ class Readers:
         self._readers: dict[tuple[int, str], Reader] = {}
         self._lock = threading.Lock()
         self._ahead: ReadAhead | None = None
+        self._matrices: OrderedDict[tuple[int, int], Future[Bytes]] = OrderedDict()
 
     def __enter__(self) -> "Readers":
         return self
@@ -77,6 +84,37 @@ class Readers:
     def reader(self, files: Files, name: str) -> Reader:
         ahead = None if self._ahead is None else self._ahead.reader(files, name)
         return self._direct(files, name) if ahead is None else ahead
+
+    def matrix(self, weight: Weight, begin: int) -> Bytes:
+        """The matrix of codes that begins at a byte of its file: read once, though several pieces and workers take it
+        one soon after the other.
+
+        Raises:
+            CheckpointError: the file ends before, or cannot be read.
+        """
+        key = id(weight), begin
+        with self._lock:
+            is_mine = key not in self._matrices
+            shared = self._matrices.setdefault(key, Future())
+            if len(self._matrices) > _MATRICES:
+                self._matrices.popitem(last=False)
+        if is_mine:
+            try:
+                shared.set_result(self._whole_matrix(weight, begin))
+            except BaseException as error:  # which all who wait for it raise
+                shared.set_exception(error)
+        return shared.result()
+
+    def _whole_matrix(self, weight: Weight, begin: int) -> Bytes:
+        assert weight.codes is not None
+        nbytes = weight.codes.whole_bytes
+        reader, buffer = self.reader(weight.files, weight.stored.file), read_buffer(nbytes)
+        found = reader.open_range(begin, nbytes, buffer)
+        if found is None:
+            found = buffer[:nbytes]
+            reader.copy(begin, found)
+        # what was fetched ahead does not stay
+        return found if np.may_share_memory(found, buffer) else found.copy()
 
     def _direct(self, files: Files, name: str) -> Reader:
         key = (id(files), name)
@@ -111,29 +149,25 @@ class Inputs:
             )
         reader = self._readers.reader(weight.files, weight.stored.file)
         at, nbytes = weight.span(begin, count)
-        buffer = self._buffer(side, nbytes)
         if weight.codes is not None and weight.codes.whole_bytes:
-            whole = self._matrices(weight, reader, at, nbytes, side)
+            buffer, whole = _NOTHING, self._matrices(weight, begin, count, side)
         else:
-            self._held.pop(side, None)
+            buffer = self._buffer(side, nbytes)
             whole = reader.open_range(at, nbytes, buffer) if nbytes else _NOTHING
         if whole is not None and whole.ctypes.data % weight.stored.item_bytes:
             whole = whole.copy()
         return Range(weight, begin, reader, at, whole, buffer, scales, factors)
 
-    def _matrices(self, weight: Weight, reader: Reader, at: int, nbytes: int, side: int) -> Bytes:
-        """Codes of whole matrices, in the side's buffer: the next piece often takes the same."""
+    def _matrices(self, weight: Weight, begin: int, count: int, side: int) -> Bytes:
+        """The codes of all matrices that elements begin … take; the last of each side are kept."""
+        assert weight.codes is not None
+        at, nbytes = weight.span(begin, count)
         known = self._held.get(side)
         if known is not None and known[0] is weight and known[1:3] == (at, nbytes):
             return known[3]
-        buffer = self._buffers[side]
-        found = reader.open_range(at, nbytes, buffer) if nbytes else _NOTHING
-        if found is None:
-            found = buffer[:nbytes]
-            reader.copy(at, found)
-        elif not np.may_share_memory(found, buffer):  # what was fetched ahead does not stay
-            buffer[:nbytes] = found
-            found = buffer[:nbytes]
+        each = weight.codes.whole_bytes
+        parts = [self._readers.matrix(weight, at + n) for n in range(0, nbytes, each)]
+        found = parts[0] if len(parts) == 1 else np.concatenate([_NOTHING, *parts])
         self._held[side] = weight, at, nbytes, found
         return found
 
