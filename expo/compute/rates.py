@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expo.checkpoint.dtypes import FLOATS, ITEM_BYTES, TORCH_NAMES
+from expo.checkpoint.dtypes import ITEM_BYTES, TORCH_NAMES
 from expo.checkpoint.reader import aligned_buffer, read_direct
-from expo.compute.arithmetic import Stored
-from expo.compute.choice import arithmetic_for
+from expo.compute.arithmetic import Coded, Stored
+from expo.compute.choice import arithmetic_for, working_dtype
 from expo.planning.chunks import BLOCK_ELEMENTS
 from expo.planning.jobs import Blend, TensorJob
 from expo.threads import PerThread, side_by_side
@@ -59,19 +59,32 @@ def hash_rate() -> float:
 
 
 def pair_rate(job: TensorJob) -> float:
-    """Elements a second of the pair's formula over a block that stays in the cache, by one core."""
+    """Elements a second of the pair's formula over a block that stays in the cache, codes decoded, by one core."""
     assert isinstance(job.rule, Blend)
     weights = (job.rule.start, job.rule.terms[-1].weight)
-    stored = [weight.stored.dtype for weight in weights if weight.stored.dtype in FLOATS]
-    dtypes = (
-        *stored,
-        *[job.dtype] * (3 - len(stored)),
-    )  # the formula sees floats, whatever lies there
+    codes = [weight.codes for weight in weights if weight.codes is not None]
+    count = min([BLOCK_ELEMENTS, *(one.rows * one.columns for one in codes)])
+    dtypes = [weight.stored.dtype if weight.codes is None else "F32" for weight in weights]
     base, aligned, out = (
-        Stored(np.zeros(BLOCK_ELEMENTS * ITEM_BYTES[dtype], np.uint8), dtype) for dtype in dtypes
+        Stored(np.zeros(count * ITEM_BYTES[dtype], np.uint8), dtype)
+        for dtype in (*dtypes, job.dtype)
     )
-    arithmetic = arithmetic_for(job)
-    return _rate(lambda: arithmetic.extrapolate(base, aligned, 1.5, out, None), BLOCK_ELEMENTS)
+    arithmetic, decoded = arithmetic_for(job), np.empty(count, np.float32)
+    coded = [
+        Coded(
+            np.zeros(max(one.whole_bytes, count), np.uint8),
+            np.ones(one.scales_each, np.float32),
+            one,
+        )
+        for one in codes
+    ]
+
+    def once() -> None:
+        for one in coded:
+            arithmetic.decode(one, 0, decoded)
+        arithmetic.extrapolate(base, aligned, 1.5, out, None)
+
+    return _rate(once, count)
 
 
 def pair_rate_on(device: "Device", job: TensorJob) -> float:
@@ -81,13 +94,15 @@ def pair_rate_on(device: "Device", job: TensorJob) -> float:
     from expo.compute.pairs import extrapolated, pair_of
     from expo.operators.rounding import round_nearest
 
-    dtype = getattr(torch, TORCH_NAMES[job.dtype])
+    dtype, working = getattr(torch, TORCH_NAMES[job.dtype]), torch.float32
+    if working_dtype(job) is np.float64:
+        working = torch.float64
     with device.lane():
         side = torch.zeros(_ELEMENTS, dtype=dtype, device=device.place)
 
     def once() -> None:
         with device.lane():
-            pair = pair_of(side, side, torch.float32, BLOCK_ELEMENTS)
+            pair = pair_of(side, side, working, BLOCK_ELEMENTS)
             extrapolated(pair, 1.5, lambda exact: round_nearest(exact, dtype), BLOCK_ELEMENTS)
 
     return _rate(once, _ELEMENTS)
