@@ -248,7 +248,7 @@ def test_a_first_line_without_a_configuration_is_a_start(head: str, tmp_path: Pa
 WRONG = [
     ({"alphas": []}, "alphas : give first:last:step"),
     ({"decoding": {"temprature": 1}}, "there is no setting temprature: one of temperature, top_k"),
-    ({"device": "foo"}, "device foo cannot be used: "),
+    ({"device": "foo"}, "device 'foo' is none of cpu, cuda, cuda:N, mps"),
     ({"device": "cuda:99"}, "device cuda:99 cannot be used: "),
     ({"more": {"turns": ["a", "b"]}}, "prompt 8 has 2 turns, a sweep answers one"),
     ({"more": {"prompt": "x" * 99}}, r"prompt 8 has \d+ tokens, the model's context 64: leave"),
