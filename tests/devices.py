@@ -24,7 +24,7 @@ class Full(Device):
         self,
         refuses: Callable[[int, int], bool],
         library: Library | None = None,
-        error: type[RuntimeError] = torch.OutOfMemoryError,
+        error: Callable[[str], RuntimeError] = torch.OutOfMemoryError,
         place: str = "cpu",
     ) -> None:
         super().__init__(torch.device(place), library)

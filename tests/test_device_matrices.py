@@ -133,9 +133,34 @@ def test_a_matrix_without_room_is_tried_alone_and_then_goes_to_the_processor(
     assert whole.done > 50
 
 
-def test_a_library_that_fails_leaves_the_matrix_to_the_processor() -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
+    ],
+)
+def test_a_library_without_room_for_its_handle_is_a_full_device(said: str) -> None:
     matrix, keep = spiked(64, 96), parse_keep("mp")
-    failing = Full(lambda done, _: done == 9, error=torch.linalg.LinAlgError)
+    ever = Full(lambda done, _: done >= 9, error=lambda _: RuntimeError(said))
+    by = Decompositions(ever)
+    assert torch.equal(by.cut(matrix, keep, name="m").matrix, cut(matrix, keep).matrix)
+    assert by.fell_back == {"m"}
+    assert ever.refused == 2  # among others, and alone
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.linalg.LinAlgError,  # pyright: ignore[reportPrivateImportUsage]
+        lambda _: RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `x`"),
+    ],
+)
+def test_a_library_that_fails_leaves_the_matrix_to_the_processor(
+    error: Callable[[str], RuntimeError],
+) -> None:
+    matrix, keep = spiked(64, 96), parse_keep("mp")
+    failing = Full(lambda done, _: done == 9, error=error)
     by = Decompositions(failing)
     assert torch.equal(by.cut(matrix, keep, name="m").matrix, cut(matrix, keep).matrix)
     assert by.fell_back == {"m"}

@@ -56,11 +56,11 @@ class Decompositions:
                 with self.device.gate.entered(alone=alone), self.device.lane(), _full_precision:
                     _load_linear_algebra(self.device.place)
                     return work(matrix.to(self.device.place), self.device.library)
-            except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
-                break
             except RuntimeError as error:
                 if not is_full(error):
-                    raise
+                    if not _is_of_library(error):
+                        raise
+                    break
             self.device.make_room()
         self.fell_back.add(name)
         return work(matrix, LAPACK)
@@ -68,6 +68,12 @@ class Decompositions:
     def brought(self, tensor: Tensor) -> Tensor:
         """A result in this machine's memory, once `of` returns."""
         return tensor if self.device is None else self.device.brought(tensor)
+
+
+def _is_of_library(error: RuntimeError) -> bool:
+    """Whether the device's library could not take a matrix apart: torch has a class for some of what it says only."""
+    is_known = isinstance(error, torch.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage]
+    return is_known or "cusolver" in str(error).lower()
 
 
 class _FullPrecision:

@@ -22,7 +22,8 @@ _GOOD_AT_DOUBLES = frozenset({(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)})
 """Compute capabilities with float64 at half the rate of float32 (P100, V100, A100, H100 and H200, B200); on others it
 is a 32nd or a 64th."""
 
-_FULL = ("out of memory", "ALLOC_FAILED")  # of the allocator and of CUDA; of cuBLAS and cuSOLVER
+_FULL = ("out of memory", "ALLOC_FAILED", "NOT_INITIALIZED", "cublasCreate", "cusolverDnCreate")
+"""What the allocator and CUDA say, and what cuBLAS and cuSOLVER do: their handles need memory, too."""
 
 
 class Device:
