@@ -161,8 +161,8 @@ def matrices(device: Device, rounds: int, *, small: bool) -> None:
 def matrix_ways(what: str, matrix: Tensor, device: Device) -> dict[str, Callable[[], object]]:
     def lent(by: Decompositions) -> Tensor:
         if what == "spectrum":
-            return by.singular_values(matrix)
-        return by.cut(matrix, parse_keep(what)).matrix
+            return by.singular_values(matrix)[0]
+        return by.cut(matrix, parse_keep(what))[0].matrix
 
     def usual() -> Tensor:
         there = matrix.to(device.place)

@@ -120,16 +120,18 @@ def test_a_matrix_without_room_is_tried_alone_and_then_goes_to_the_processor(
     rule: str, every: int
 ) -> None:
     matrix, keep, whole = spiked(64, 96), parse_keep(rule), Full(lambda *_: False)
-    there = Decompositions(whole).cut(matrix, keep, name="m")
+    there, _ = Decompositions(whole).cut(matrix, keep, name="m")
     for number in range(1, whole.done + 1, every):
         once = Decompositions(Full(lambda done, _, at=number: done == at))
-        assert torch.equal(once.cut(matrix, keep, name="m").matrix, there.matrix)
-        assert not once.fell_back
+        done, fell_back = once.cut(matrix, keep, name="m")
+        assert torch.equal(done.matrix, there.matrix)
+        assert not fell_back
     here = cut(matrix, keep, name="m")
     for number in range(1, whole.done, 15):
         ever = Decompositions(Full(lambda done, _, at=number: done >= at))
-        assert torch.equal(ever.cut(matrix, keep, name="m").matrix, here.matrix)
-        assert ever.fell_back == {"m"}
+        done, fell_back = ever.cut(matrix, keep, name="m")
+        assert torch.equal(done.matrix, here.matrix)
+        assert fell_back
     assert whole.done > 50
 
 
@@ -143,9 +145,9 @@ def test_a_matrix_without_room_is_tried_alone_and_then_goes_to_the_processor(
 def test_a_library_without_room_for_its_handle_is_a_full_device(said: str) -> None:
     matrix, keep = spiked(64, 96), parse_keep("mp")
     ever = Full(lambda done, _: done >= 9, error=lambda _: RuntimeError(said))
-    by = Decompositions(ever)
-    assert torch.equal(by.cut(matrix, keep, name="m").matrix, cut(matrix, keep).matrix)
-    assert by.fell_back == {"m"}
+    done, fell_back = Decompositions(ever).cut(matrix, keep)
+    assert torch.equal(done.matrix, cut(matrix, keep).matrix)
+    assert fell_back
     assert ever.refused == 2  # among others, and alone
 
 
@@ -161,16 +163,16 @@ def test_a_library_that_fails_leaves_the_matrix_to_the_processor(
 ) -> None:
     matrix, keep = spiked(64, 96), parse_keep("mp")
     failing = Full(lambda done, _: done == 9, error=error)
-    by = Decompositions(failing)
-    assert torch.equal(by.cut(matrix, keep, name="m").matrix, cut(matrix, keep).matrix)
-    assert by.fell_back == {"m"}
+    done, fell_back = Decompositions(failing).cut(matrix, keep)
+    assert torch.equal(done.matrix, cut(matrix, keep).matrix)
+    assert fell_back
     assert failing.refused == 1
 
 
 def test_where_nothing_goes_the_matrix_comes_back_itself() -> None:
     matrix = spiked(64, 96)
     by = Decompositions(Device(torch.device("cpu")))
-    assert by.cut(matrix, parse_keep("energy=1")).matrix is matrix
+    assert by.cut(matrix, parse_keep("energy=1"))[0].matrix is matrix
 
 
 def test_products_are_of_all_bits_whatever_the_program_has_set() -> None:
@@ -183,7 +185,7 @@ def test_products_are_of_all_bits_whatever_the_program_has_set() -> None:
             seen.append(known.fp32_precision)
             return matrix @ matrix
 
-        Decompositions(Device(torch.device("cpu"))).of(torch.eye(3), work, "m")
+        Decompositions(Device(torch.device("cpu"))).of(torch.eye(3), work)
         assert (seen, known.fp32_precision) == (["ieee"], "tf32")
     finally:
         known.fp32_precision = before
@@ -300,7 +302,7 @@ def test_tensorfloat_is_off_on_a_device() -> None:
     try:
         for library in (ON_DEVICE, ON_DEVICE_DOUBLE):
             by = Decompositions(Device(torch.device("cuda"), library))
-            got = by.cut(matrix, keep).matrix
+            got = by.cut(matrix, keep)[0].matrix
             assert float((got - cut(matrix, keep).matrix).norm()) < 1e-4 * float(got.norm())
     finally:
         torch.backends.cuda.matmul.fp32_precision = "none"
@@ -308,4 +310,6 @@ def test_tensorfloat_is_off_on_a_device() -> None:
 
 def test_lapack_is_what_the_processor_takes() -> None:
     matrix = spiked(64, 96)
-    assert torch.equal(Decompositions().cut(matrix, parse_keep("mp")).matrix, cut(matrix, parse_keep("mp"), library=LAPACK).matrix)  # fmt: skip
+    done, fell_back = Decompositions().cut(matrix, parse_keep("mp"))
+    assert torch.equal(done.matrix, cut(matrix, parse_keep("mp"), library=LAPACK).matrix)
+    assert not fell_back

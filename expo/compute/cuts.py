@@ -69,8 +69,7 @@ def edit_matrix(
     is_edited = deltas is not None
     for number, keep in enumerate(matrix.result):
         whole = torch.from_numpy(result).view(matrix.shape)
-        name = f"{matrix.label}/{number}"
-        done = by.cut(whole, keep, seed=seed, name=name)
+        done, fell_back = by.cut(whole, keep, seed=seed, name=f"{matrix.label}/{number}")
         if not done.rank and bool(whole.any()):
             raise CheckpointError(
                 f"keep {keep} keeps nothing of {printable(matrix.label)}: all of it lies below the edge "
@@ -78,7 +77,6 @@ def edit_matrix(
             )
         is_edited = is_edited or done.matrix is not whole
         result = done.matrix.reshape(-1).numpy()
-        fell_back = name in by.fell_back
         reports.append(_report(matrix, "result", keep, done, fell_back=fell_back))
     return EditedMatrix(matrix.begin, result if is_edited else None), tuple(reports)
 
@@ -112,15 +110,14 @@ def _cut_delta(
     assert base is not None
     theta = load(term.weight)
     delta = torch.from_numpy(theta - load(base)).view(matrix.shape)
-    name = f"{matrix.label}#{number}"
-    done = by.cut(delta, edit.keep, seed=seed, name=name)
+    done, fell_back = by.cut(delta, edit.keep, seed=seed, name=f"{matrix.label}#{number}")
     ratio = None
     if done.noise_sigma is not None:
         noise = one_rounding(theta, term.weight, base)
         ratio = noise and done.noise_sigma / noise
     if ratio is not None and edit.keep.is_automatic and not edit.force:
         _gate(matrix, edit.keep, ratio)
-    report = _report(matrix, label, edit.keep, done, ratio, fell_back=name in by.fell_back)
+    report = _report(matrix, label, edit.keep, done, ratio, fell_back=fell_back)
     return done.matrix.reshape(-1).numpy(), done.matrix is not delta, report
 
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -23,51 +23,43 @@ Work = Callable[[Tensor, Library], T]
 @dataclass(frozen=True)
 class Decompositions:
     """The operators of `decompose`, on `device` where there is one; matrices come from this machine's memory, and
-    what is asked for comes back there.
+    what is asked for comes back there, with whether the processor took the place of the device.
 
     A matrix for which the device has no room is tried again when no other one is there, and then goes to the
-    processor, as does one that the device's library cannot take apart. Those are in `fell_back`: the last bits of a
+    processor, as does one that the device's library cannot take apart. Whoever asks has to say so: the last bits of a
     decomposition are its library's.
     """
 
     device: Device | None = None
-    fell_back: set[str] = field(default_factory=set)
 
-    def cut(self, matrix: Tensor, keep: Keep, *, seed: int = 0, name: str = "") -> Cut:
+    def cut(self, matrix: Tensor, keep: Keep, *, seed: int = 0, name: str = "") -> tuple[Cut, bool]:
         """As `decompose.cut`: where nothing goes, the very matrix."""
 
         def work(there: Tensor, library: Library) -> Cut:
             done = decompose.cut(there, keep, seed=seed, name=name, library=library)
-            return replace(
-                done, matrix=matrix if done.matrix is there else self.brought(done.matrix)
-            )
+            return replace(done, matrix=matrix if done.matrix is there else done.matrix.cpu())
 
-        return self.of(matrix, work, name)
+        return self.of(matrix, work)
 
-    def singular_values(self, matrix: Tensor, name: str = "") -> Tensor:
-        return self.of(matrix, decompose.singular_values, name)
+    def singular_values(self, matrix: Tensor) -> tuple[Tensor, bool]:
+        return self.of(matrix, decompose.singular_values)
 
-    def of(self, matrix: Tensor, work: Work[T], name: str) -> T:
-        """What `work` gives. What of it is needed here, it has to bring along (`brought`)."""
+    def of(self, matrix: Tensor, work: Work[T]) -> tuple[T, bool]:
+        """What `work` gives, which has to bring its results along, and whether a device could not."""
         if self.device is None:
-            return work(matrix, LAPACK)
+            return work(matrix, LAPACK), False
         for alone in (False, True):
             try:
                 with self.device.gate.entered(alone=alone), self.device.lane(), _full_precision:
                     _load_linear_algebra(self.device.place)
-                    return work(matrix.to(self.device.place), self.device.library)
+                    return work(matrix.to(self.device.place), self.device.library), False
             except RuntimeError as error:
                 if not is_full(error):
                     if not _is_of_library(error):
                         raise
                     break
             self.device.make_room()
-        self.fell_back.add(name)
-        return work(matrix, LAPACK)
-
-    def brought(self, tensor: Tensor) -> Tensor:
-        """A result in this machine's memory, once `of` returns."""
-        return tensor if self.device is None else self.device.brought(tensor)
+        return work(matrix, LAPACK), True
 
 
 def _is_of_library(error: RuntimeError) -> bool:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from expo.checkpoint.headers import ALIGNMENT
 from expo.checkpoint.reader import Bytes, aligned_buffer
@@ -81,13 +80,6 @@ class Device:
             return aligned_buffer(nbytes)
         gap = -room.ctypes.data % ALIGNMENT
         return room[gap : gap + nbytes]
-
-    def brought(self, there: Tensor) -> Tensor:
-        """A tensor of the device in this machine's memory, when the lane is left."""
-        if there.device.type == "cpu":
-            return there
-        room = torch.from_numpy(self.buffer(there.numel() * there.element_size()))
-        return room.view(there.dtype).view(there.shape).copy_(there, non_blocking=True)
 
     def make_room(self) -> None:
         """Give back what is kept for later. Not from a handler: the error holds what filled the device."""

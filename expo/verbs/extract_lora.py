@@ -56,15 +56,15 @@ _CONV1D = frozenset({"gpt2"})  # model types whose linear modules hold the trans
 
 @dataclass(frozen=True)
 class _Piece:
-    """What came of one tensor: entries of the adapter, the squares of Δ and of what is missed, and the shape of
-    the matrix that was taken apart, by the processor where a device `fell_back` to it."""
+    """What came of one tensor: entries of the adapter, the squares of Δ and of what is missed, the shape of the
+    matrix that was taken apart, and its name where that `fell_back` from a device to the processor."""
 
     entries: dict[str, Tensor]
     delta_square: float
     missed_square: float
     report: AdaptedModule | OtherTensor | None
     shape: tuple[int, ...] = ()
-    fell_back: frozenset[str] = frozenset()
+    fell_back: tuple[str, ...] = ()
 
 
 def extract_lora(
@@ -161,11 +161,11 @@ def _run(
     fetch(plan)
     known = identities(plan)
     jobs = [job for job in plan.jobs if isinstance(job.rule, Blend)]
-    readers = Readers()
+    readers, by = Readers(), Decompositions(tuning.device)
 
     def one(job: TensorJob) -> _Piece:
         inputs = Inputs(readers, buffer_bytes(CHUNK_BYTES))
-        return _piece(job, plan, inputs, how, Decompositions(tuning.device))
+        return _piece(job, plan, inputs, how, by)
 
     with readers, adapter_staging(plan, out, known, overwrite=overwrite) as staging:
         pieces = list(side_by_side(one, jobs, tuning.threads, progress))
@@ -200,7 +200,7 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How, by: Decomposit
         return _Piece(whole, square, 0.0 if saves else square, report)
     matrix = delta.T.contiguous() if plan.donor.config.get("model_type") in _CONV1D else delta
     work = partial(_product, how=how, seed=plan.request.seed, name=job.name)
-    b, a, missed = by.of(matrix, work, job.name)
+    (b, a, missed), is_processors = by.of(matrix, work)
     module = job.name.removesuffix(".weight")
     entries = {
         f"{PREFIX}{module}.lora_A.weight": a.contiguous(),
@@ -208,7 +208,8 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How, by: Decomposit
     }
     error = math.sqrt(missed / square)
     report = AdaptedModule(module, a.shape[0], error, relative)
-    return _Piece(entries, square, missed, report, tuple(matrix.shape), frozenset(by.fell_back))
+    fallen = (job.name,) if is_processors else ()
+    return _Piece(entries, square, missed, report, tuple(matrix.shape), fallen)
 
 
 def _product(

@@ -178,5 +178,5 @@ def _cut(original: Tensor, matrix: MatrixJob, seed: int, by: Decompositions) -> 
     """As `editing.edit_matrix` cuts a result."""
     values = original.float().cpu()
     for number, keep in enumerate(matrix.result):
-        values = by.cut(values, keep, seed=seed, name=f"{matrix.label}/{number}").matrix
+        values = by.cut(values, keep, seed=seed, name=f"{matrix.label}/{number}")[0].matrix
     return values.to(original)

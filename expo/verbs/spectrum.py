@@ -77,21 +77,21 @@ def spectrum(
     for matrix in chosen if base is not None else ():
         _check_pair(matrix, checkpoint, base)
     fetch_weights(checkpoint, *([base] if base is not None else []))
-    readers = Readers()
+    readers, by = Readers(), Decompositions(tuning.device)
 
     def one(numbered: tuple[int, Matrix]) -> MatrixSpectrum:
         number, matrix = numbered
-        inputs, by = Inputs(readers, buffer_bytes(CHUNK_BYTES)), Decompositions(tuning.device)
+        inputs = Inputs(readers, buffer_bytes(CHUNK_BYTES))
         loaded = _load(matrix, matrix.weight, inputs)
         if base is None:
-            found = by.singular_values(loaded, matrix.label)
-            result = _summary(matrix, found, fell_back=bool(by.fell_back))
+            found, fell_back = by.singular_values(loaded)
+            result = _summary(matrix, found, fell_back=fell_back)
         else:
             before = base.weights[matrix.tensor]
             noise = one_rounding(loaded.reshape(-1).numpy(), matrix.weight, before)
             change = loaded.sub_(_load(matrix, before, inputs))
-            found = by.singular_values(change, matrix.label)
-            sums = _summary(matrix, found, fell_back=bool(by.fell_back))
+            found, fell_back = by.singular_values(change)
+            sums = _summary(matrix, found, fell_back=fell_back)
             result = ChangeSpectrum(**vars(sums), ulp_ratio=noise and sums.noise_sigma / noise)
         if values is not None:
             values[matrix.label] = found
