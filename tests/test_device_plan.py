@@ -1,8 +1,12 @@
 """What `expo plan --device` finds: rates that were measured, and what follows from them."""
 
+import errno
+import fcntl
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,6 +105,26 @@ def test_inputs_that_lie_elsewhere_leave_the_disk_out(monkeypatch: pytest.Monkey
     check(bound)
     assert "disk" not in bound.seconds
     assert bound.says.startswith("the inputs are not all on this disk, and how fast they come was not measured; of the rest, ")  # fmt: skip
+
+
+@pytest.mark.parametrize("begins_with", ["open", "preadv"])
+def test_a_disk_that_is_read_by_way_of_the_page_cache_only(
+    begins_with: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filesystems refuse O_DIRECT when a file is opened, or take it and refuse the read."""
+    real = {"open": os.open, "preadv": os.preadv}
+
+    def refusing(*given: Any, **more: Any) -> int:
+        flags = given[1] if begins_with == "open" else fcntl.fcntl(given[0], fcntl.F_GETFL)
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real[begins_with](*given, **more)
+
+    plan = build_plan(make_request(SFT, ALIGNED, alpha=1.5))
+    monkeypatch.setattr(os, begins_with, refusing)
+    bound = measured_bound([plan], Tuning())
+    check(bound)
+    assert "disk" in bound.seconds
 
 
 def test_nothing_is_measured_of_what_would_be_refused(pair: Pair, tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from expo.checkpoint.dtypes import FLOATS, ITEM_BYTES, TORCH_NAMES
-from expo.checkpoint.reader import aligned_buffer, read_direct
+from expo.checkpoint.reader import FileReader, read_buffer
 from expo.compute.arithmetic import Stored
 from expo.compute.choice import arithmetic_for
 from expo.planning.chunks import BLOCK_ELEMENTS
@@ -33,17 +34,20 @@ def disk_rate(files: Sequence[Path], threads: int) -> float:
     """Bytes a second, read around the page cache at places all over the files, so many at once.
 
     Raises:
-        OSError: a file cannot be read.
+        CheckpointError: a file cannot be read.
     """
     places = [(f, begin) for f in files for begin in range(0, f.stat().st_size, _READ_BYTES)]
-    buffer = PerThread(lambda: aligned_buffer(_READ_BYTES))
+    buffer = PerThread(lambda: read_buffer(_READ_BYTES))
     started = time.perf_counter()
     ends = [started]
 
     def read(place: tuple[Path, int]) -> int:
         if ends[-1] - started > _DISK_SECONDS:
             return 0
-        count = read_direct(*place, buffer())
+        file, begin = place
+        count = min(_READ_BYTES, file.stat().st_size - begin)
+        with closing(FileReader(file, file.name)) as reader:
+            reader.read_around(begin, count, buffer())
         ends.append(time.perf_counter())
         return count
 
