@@ -13,6 +13,7 @@ from expo.operators import decompose
 from expo.operators.decompose import Cut
 from expo.operators.rules import Keep
 from expo.operators.spectra import LAPACK, Library
+from expo.threads import WhileInside
 
 T = TypeVar("T")
 
@@ -68,28 +69,16 @@ def _is_of_library(error: RuntimeError) -> bool:
     return is_known or "cusolver" in str(error).lower()
 
 
-class _FullPrecision:
-    """Products of float32 with all of its bits while anybody is inside: a program may have set TensorFloat-32, whose
-    ten bits no rule here allows for."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._before = threading.Lock(), 0, ""
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._before = torch.backends.cuda.matmul.fp32_precision
-                torch.backends.cuda.matmul.fp32_precision = "ieee"
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                torch.backends.cuda.matmul.fp32_precision = self._before
+def _set_full_precision() -> Callable[[], None]:
+    products = torch.backends.cuda.matmul
+    before, products.fp32_precision = products.fp32_precision, "ieee"
+    return lambda: setattr(products, "fp32_precision", before)
 
 
-_full_precision = _FullPrecision()
+_full_precision = WhileInside(_set_full_precision)
+"""Products of float32 with all of its bits: a program may have set TensorFloat-32, whose ten bits no rule here allows
+for."""
+
 _loading, _loaded = threading.Lock(), set[torch.device]()
 
 
