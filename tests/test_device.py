@@ -18,7 +18,7 @@ from expo.checkpoint.headers import ALIGNMENT
 from expo.checkpoint.memory import state_dict_checkpoint
 from expo.compute.blending import Target
 from expo.compute.choice import arithmetic_for, plain_arithmetic
-from expo.compute.device import Device, Gate, is_full
+from expo.compute.device import Device, Turnstile, is_full
 from expo.compute.device_worker import DeviceWorker
 from expo.compute.devices import device_name
 from expo.compute.inputs import Inputs, Readers
@@ -33,6 +33,7 @@ from expo.planning.chunks import Piece, buffer_bytes, pieces
 from expo.planning.plan import Plan
 from expo.spec.read import read_request
 from expo.spec.request import Operand, Request, Rounding, Slice, make_request
+from expo.threads import side_by_side
 from expo.verbs.merge import run_plan, run_plans
 
 from .conftest import Pair, Ran, Tensors
@@ -295,26 +296,26 @@ def test_other_errors_are_not_taken_for_a_full_device(small: list[Plan]) -> None
 
 
 def test_one_that_is_alone_waits_for_those_inside_and_others_wait_for_it() -> None:
-    gate, order = Gate(), []
+    turnstile, order = Turnstile(), []
     inside, leave = threading.Event(), threading.Event()
 
     def first() -> None:
-        with gate.entered(alone=False):
+        with turnstile.entered(alone=False):
             inside.set()
             leave.wait(20)
             order.append("first")
 
     def alone() -> None:
-        with gate.entered(alone=True):
+        with turnstile.entered(alone=True):
             order.append("alone")
 
     threads = [threading.Thread(target=work) for work in (first, alone)]
     threads[0].start()
     inside.wait(20)
     threads[1].start()
-    while not gate._want_all:  # it is there, and waits
+    while not turnstile._want_all:  # it is there, and waits
         pass
-    threads.append(threading.Thread(target=lambda: _enter(gate, order)))
+    threads.append(threading.Thread(target=lambda: _enter(turnstile, order)))
     threads[2].start()
     leave.set()
     for thread in threads:
@@ -322,8 +323,8 @@ def test_one_that_is_alone_waits_for_those_inside_and_others_wait_for_it() -> No
     assert order == ["first", "alone", "later"]
 
 
-def _enter(gate: Gate, order: list[str]) -> None:
-    with gate.entered(alone=False):
+def _enter(turnstile: Turnstile, order: list[str]) -> None:
+    with turnstile.entered(alone=False):
         order.append("later")
 
 
@@ -444,16 +445,22 @@ class Stream:
         self.waits += 1
 
 
-def test_a_lane_waits_for_its_stream_however_it_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[Stream] = []
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[Stream]:
+    """The stream of every lane, in their order."""
+    streams: list[Stream] = []
 
     @contextmanager
     def stream(one: Stream) -> Iterator[None]:
-        used.append(one)
+        streams.append(one)
         yield
 
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", stream)
+    return streams
+
+
+def test_a_lane_waits_for_its_stream_however_it_is_left(used: list[Stream]) -> None:
     device = Device(torch.device("cuda:0"), ON_DEVICE_DOUBLE)
     with device.lane():
         assert used[0].waits == 0
@@ -472,10 +479,22 @@ def test_a_lane_waits_for_its_stream_however_it_is_left(monkeypatch: pytest.Monk
         raise torch.AcceleratorError("CUDA error: out of memory")
     assert {id(one) for one in used} == {id(used[0])}
     assert used[0].waits == 5
-    thread = threading.Thread(target=lambda: device.lane().__enter__())
-    thread.start()
-    thread.join(20)
-    assert used[-1] is not used[0]  # another thread has a stream of its own
+
+
+def test_a_stream_is_of_one_lane_at_a_time_and_then_of_the_next(used: list[Stream]) -> None:
+    device = Device(torch.device("cuda:0"), ON_DEVICE_DOUBLE)
+
+    def work(_: int) -> None:
+        with device.lane():
+            pass
+
+    for _ in range(20):  # a crew for every shard
+        list(side_by_side(work, range(3), 1))
+    assert len(set(used)) == 1
+    with device.lane():
+        list(side_by_side(work, range(3), 1))
+    assert used[-1] is not used[-4]
+    assert len(set(used)) == 2
 
 
 @needs_cuda

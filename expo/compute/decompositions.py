@@ -51,7 +51,8 @@ class Decompositions:
             return work(matrix, LAPACK), False
         for alone in (False, True):
             try:
-                with self.device.gate.entered(alone=alone), self.device.lane(), _full_precision:
+                inside = self.device.turnstile.entered(alone=alone)
+                with inside, self.device.lane(), _full_precision:
                     _load_linear_algebra(self.device.place)
                     return work(matrix.to(self.device.place), self.device.library), False
             except RuntimeError as error:

@@ -33,7 +33,8 @@ class DeviceWorker:
 
     Over there: widen, subtract, multiply, add, each a kernel of its own and so rounded as on the processor, and one
     rounding to the target's dtype. The bytes are those of `BlockWorker`. Sums are of the same blocks, but added in
-    another order, so that their last digits differ; they are the same in every run on the device.
+    another order, so that their last digits differ; they are the same in every run on the device, unless its memory
+    ran out: halves add in another order again.
 
     A piece for which there is no room goes through in halves, in quarters, …, and by the processor where not even
     a block fits. The processor also has what is more than a pair's formula, and every piece that is not finite
