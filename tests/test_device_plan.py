@@ -14,8 +14,10 @@ import yaml
 
 import expo as door
 from expo.checkpoint.files import Directory
+from expo.compute import pairs, rates
 from expo.compute.bounds import measured_bound
 from expo.compute.device import Device
+from expo.compute.pairs import pair_of
 from expo.compute.stream import Tuning
 from expo.demo.toy import MODELS
 from expo.planning.build import build_plan
@@ -87,6 +89,23 @@ def test_what_crosses_the_bus_and_what_is_computed(place: str) -> None:
     expected = sum(amount / rates[name] for name, amount in computed.items())
     assert seconds["compute"] == pytest.approx(expected)
     assert "elementwise" not in bound.says
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_device_is_measured_by_the_formula_of_the_run(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = (write_checkpoint(tmp_path / name, {"w": torch.ones(8, 8, dtype=dtype)}) for name in "ab")  # fmt: skip
+    (job,) = build_plan(make_request(*map(str, sides), alpha=1.5)).jobs
+    seen: list[torch.dtype] = []
+
+    def watched(base: torch.Tensor, aligned: torch.Tensor, dtype: torch.dtype, block: int) -> pairs.Pair:  # fmt: skip
+        seen.append(dtype)
+        return pair_of(base, aligned, dtype, block)
+
+    monkeypatch.setattr(pairs, "pair_of", watched)
+    rates.pair_rate_on(Device(torch.device("cpu")), job)
+    assert set(seen) == {torch.promote_types(dtype, torch.float32)}
 
 
 def test_several_alphas_read_once_and_write_each() -> None:

@@ -82,7 +82,7 @@ def pair_rate_on(device: "Device", job: TensorJob) -> float:
     """Elements a second of the pair's formula over what is on the device already."""
     import torch
 
-    from expo.compute.pairs import extrapolated, pair_of
+    from expo.compute.pairs import extrapolated, pair_of, working
     from expo.operators.rounding import round_nearest
 
     dtype = getattr(torch, TORCH_NAMES[job.dtype])
@@ -91,7 +91,7 @@ def pair_rate_on(device: "Device", job: TensorJob) -> float:
 
     def once() -> None:
         with device.lane():
-            pair = pair_of(side, side, torch.float32, BLOCK_ELEMENTS)
+            pair = pair_of(side, side, working(job), BLOCK_ELEMENTS)
             extrapolated(pair, 1.5, lambda exact: round_nearest(exact, dtype), BLOCK_ELEMENTS)
 
     return _rate(once, _ELEMENTS)
