@@ -9,7 +9,6 @@ from torch import Tensor
 
 from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.compute.arithmetic import Coded, Done, Draws, Stored
-from expo.operators.decompose import square_sum
 from expo.operators.extrapolate import beyond
 from expo.operators.keep import rounding_sigma
 from expo.operators.merging import add_task_vectors
@@ -115,9 +114,6 @@ class Plain:
             normalize=bool(block.shared.get("normalize")),
             scale=block.shared.get("lambda", 1.0),
         ).numpy()
-
-    def square_sum(self, values: Array) -> float:
-        return square_sum(torch.from_numpy(values))
 
     def ulp_square_sum(self, values: Array, dtype: str) -> float:
         sigma = rounding_sigma(torch.from_numpy(values), getattr(torch, TORCH_NAMES[dtype]))

@@ -16,7 +16,7 @@ from expo.checkpoint.adapter import PREFIX, WEIGHTS
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import is_of_kind
 from expo.checkpoint.reference import parse_reference
-from expo.compute.choice import arithmetic_for, arithmetic_of
+from expo.compute.choice import arithmetic_for
 from expo.compute.decompositions import Decompositions
 from expo.compute.inputs import Inputs, Readers, fetch, read_tensor
 from expo.compute.stream import Tuning
@@ -184,7 +184,7 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How, by: Decomposit
         for side in sides
     )
     delta = aligned - base
-    square, norm = _square_sum(delta), _square_sum(base)
+    square, norm = square_sum(delta), square_sum(base)
     if not math.isfinite(square):
         raise CheckpointError(f"{printable(job.name)} holds NaN or Inf: it is damaged")
     if square == 0.0:
@@ -220,11 +220,6 @@ def _product(
     strength = found.right.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
     b, a = (found.left * strength).to(how.dtype), (found.right / strength[:, None]).to(how.dtype)
     return b.cpu(), a.cpu(), square_sum(matrix - b.float() @ a.float())
-
-
-def _square_sum(tensor: Tensor) -> float:
-    values = tensor.reshape(-1).numpy()
-    return arithmetic_of(values).square_sum(values)
 
 
 def _why_not(name: str, shape: tuple[int, ...]) -> str | None:
