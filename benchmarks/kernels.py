@@ -147,7 +147,6 @@ def _preparations() -> Iterator[tuple[str, Callable[[], object]]]:
     )
     yield "magnitude_sums, random", lambda: masks.magnitude_sums(delta, random, begin=0)
     yield "arc_sums, F32", lambda: measures.arc_sums(delta, other)
-    yield "square_sum", lambda: measures.square_sum(delta)
     yield "ulp_square_sum", lambda: measures.ulp_square_sum(delta, "BF16")
 
 

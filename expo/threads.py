@@ -132,6 +132,29 @@ class PerThread(Generic[T]):
         return self._local.one
 
 
+class WhileInside:
+    """A setting of the whole process, made by the first thread that comes and undone by the last that leaves.
+
+    Args:
+        begin: makes it, and gives what undoes it.
+    """
+
+    def __init__(self, begin: Callable[[], Callable[[], None]]) -> None:
+        self._begin, self._lock, self._inside = begin, threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._undo = self._begin()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._undo()
+
+
 def side_by_side(
     work: Callable[[Item], Result],
     items: Iterable[Item],

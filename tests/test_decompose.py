@@ -239,13 +239,13 @@ def test_blas_has_one_thread_in_any_thread_that_asks_for_it() -> None:
     seen: list[set[int]] = []
 
     def first() -> None:
-        with one_thread():
+        with one_thread:
             second_is_in.wait(20)
             seen.append(_blas_threads())
         first_is_out.set()
 
     def second() -> None:
-        with one_thread():
+        with one_thread:
             second_is_in.set()
             first_is_out.wait(20)
             seen.append(_blas_threads())

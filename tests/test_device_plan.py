@@ -1,8 +1,12 @@
 """What `expo plan --device` finds: rates that were measured, and what follows from them."""
 
+import errno
+import fcntl
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +14,10 @@ import yaml
 
 import expo as door
 from expo.checkpoint.files import Directory
+from expo.compute import pairs, rates
 from expo.compute.bounds import measured_bound
 from expo.compute.device import Device
+from expo.compute.pairs import pair_of
 from expo.compute.stream import Tuning
 from expo.demo.toy import MODELS
 from expo.planning.build import build_plan
@@ -85,6 +91,23 @@ def test_what_crosses_the_bus_and_what_is_computed(place: str) -> None:
     assert "elementwise" not in bound.says
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_device_is_measured_by_the_formula_of_the_run(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = (write_checkpoint(tmp_path / name, {"w": torch.ones(8, 8, dtype=dtype)}) for name in "ab")  # fmt: skip
+    (job,) = build_plan(make_request(*map(str, sides), alpha=1.5)).jobs
+    seen: list[torch.dtype] = []
+
+    def watched(base: torch.Tensor, aligned: torch.Tensor, dtype: torch.dtype, block: int) -> pairs.Pair:  # fmt: skip
+        seen.append(dtype)
+        return pair_of(base, aligned, dtype, block)
+
+    monkeypatch.setattr(pairs, "pair_of", watched)
+    rates.pair_rate_on(Device(torch.device("cpu")), job)
+    assert set(seen) == {torch.promote_types(dtype, torch.float32)}
+
+
 def test_several_alphas_read_once_and_write_each() -> None:
     plans, _ = plans_at(make_request(SFT, ALIGNED), (1.2, 1.5), Path("out"))
     bound = measured_bound(plans, Tuning())
@@ -101,6 +124,26 @@ def test_inputs_that_lie_elsewhere_leave_the_disk_out(monkeypatch: pytest.Monkey
     check(bound)
     assert "disk" not in bound.seconds
     assert bound.says.startswith("the inputs are not all on this disk, and how fast they come was not measured; of the rest, ")  # fmt: skip
+
+
+@pytest.mark.parametrize("begins_with", ["open", "preadv"])
+def test_a_disk_that_is_read_by_way_of_the_page_cache_only(
+    begins_with: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filesystems refuse O_DIRECT when a file is opened, or take it and refuse the read."""
+    real = {"open": os.open, "preadv": os.preadv}
+
+    def refusing(*given: Any, **more: Any) -> int:
+        flags = given[1] if begins_with == "open" else fcntl.fcntl(given[0], fcntl.F_GETFL)
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real[begins_with](*given, **more)
+
+    plan = build_plan(make_request(SFT, ALIGNED, alpha=1.5))
+    monkeypatch.setattr(os, begins_with, refusing)
+    bound = measured_bound([plan], Tuning())
+    check(bound)
+    assert "disk" in bound.seconds
 
 
 def test_nothing_is_measured_of_what_would_be_refused(pair: Pair, tmp_path: Path) -> None:

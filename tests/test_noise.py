@@ -15,7 +15,7 @@ import expo as door
 from expo.operators.codes import e2m1, e4m3
 from expo.operators.noise import crossings, grid
 from expo.planning.build import build_plan
-from expo.planning.gate import REFUSED, WARNED
+from expo.planning.noise import REFUSED, WARNED
 from expo.results import CodingNoise
 from expo.spec.request import make_request
 

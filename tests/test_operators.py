@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expo.operators.extrapolate import extrapolate, low_rank_product
+from expo.operators.extrapolate import beyond, extrapolate, low_rank_product
 from expo.operators.rounding import round_nearest, round_stochastic, uniform_draws
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -78,11 +78,14 @@ def test_alpha_0_and_1_are_copies_bit_for_bit(dtype: torch.dtype, alpha: float) 
     assert torch.equal(result.view(torch.int16), expected.view(torch.int16))  # −0.0 included
 
 
-def test_delta_is_filled_and_inputs_are_left_alone() -> None:
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 1.5])
+def test_inputs_are_left_alone_and_delta_need_not_be_computed_again(alpha: float) -> None:
     base, aligned = normals(64, 0, torch.float32), normals(64, 1, torch.float32)
     before = base.clone(), aligned.clone()
-    delta, out = torch.empty(64), torch.empty(64)
-    assert extrapolate(base, aligned, 1.5, delta=delta, out=out) is out
+    delta = aligned - base
+    result = extrapolate(base, aligned, alpha)
+    assert torch.equal(beyond(base, aligned, delta, alpha), result)
+    result.zero_()
     assert torch.equal(delta, before[1] - before[0])
     assert torch.equal(base, before[0])
     assert torch.equal(aligned, before[1])

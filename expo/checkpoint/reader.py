@@ -87,12 +87,20 @@ class FileReader:
             pages = self._cached_pages(begin, nbytes)
             if pages.all():
                 return None
-            direct = file.direct_fd if self._reads_direct else None
-            if direct is not None and pages.mean() < _MOSTLY_CACHED:
-                return self._read_direct(file, direct, begin, nbytes, buffer)
+            if pages.mean() < _MOSTLY_CACHED:
+                found = self._read_direct(file, begin, nbytes, buffer)
+                if found is not None:
+                    return found
             self._fill(file.fd, buffer[:nbytes], begin, nbytes)
             _drop_pages(file.fd, begin, pages)
             return buffer[:nbytes]
+
+    def read_around(self, begin: int, nbytes: int, buffer: Bytes) -> None:
+        """Read them around the page cache, whatever lies in it, or through it where there is no other way. Raises as
+        `open_range`."""
+        with self._opened() as file:
+            if self._read_direct(file, begin, nbytes, buffer) is None:
+                self._fill(file.fd, buffer[:nbytes], begin, nbytes)
 
     def copy(self, begin: int, target: Bytes) -> None:
         """As `Reader`, by way of the page cache."""
@@ -112,18 +120,20 @@ class FileReader:
             raise CheckpointError(f"{self._name} cannot be read: {error.strerror}") from error
 
     def _read_direct(
-        self, file: "_OpenFile", direct_fd: int, begin: int, nbytes: int, buffer: Bytes
-    ) -> Bytes:
+        self, file: "_OpenFile", begin: int, nbytes: int, buffer: Bytes
+    ) -> Bytes | None:
+        """None where system or filesystem have no direct I/O."""
+        if file.direct_fd is None or not self._reads_direct:
+            return None
         start = begin - begin % ALIGNMENT
         span = -(-(begin + nbytes - start) // ALIGNMENT) * ALIGNMENT
         try:
-            self._fill(direct_fd, buffer[:span], start, begin + nbytes - start)
+            self._fill(file.direct_fd, buffer[:span], start, begin + nbytes - start)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             self._reads_direct = False  # the filesystem took the flag, but not the read
-            self._fill(file.fd, buffer[:nbytes], begin, nbytes)
-            return buffer[:nbytes]
+            return None
         return buffer[begin - start : begin - start + nbytes]
 
     def _fill(self, fd: int, view: Bytes, begin: int, needed: int) -> None:
@@ -232,29 +242,6 @@ def _drop_pages(fd: int, begin: int, cached: NDArray[np.bool_]) -> None:
     for first, last in edges.reshape(-1, 2).tolist():
         start = begin // page * page + first * page
         os.posix_fadvise(fd, start, (last - first) * page, os.POSIX_FADV_DONTNEED)
-
-
-def read_direct(path: Path, begin: int, buffer: Bytes) -> int:
-    """Fill `buffer`, which starts on a page, from `begin`, a multiple of ALIGNMENT, around the page cache where that
-    can be; how many bytes there were.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    direct = open_direct(path, os.O_RDONLY)
-    if direct is not None:
-        try:
-            return os.preadv(direct, [buffer.data], begin)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # which some filesystems say only now
-                raise
-        finally:
-            os.close(direct)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.preadv(fd, [buffer.data], begin)
-    finally:
-        os.close(fd)
 
 
 def open_direct(path: Path, flags: int) -> int | None:

@@ -1,13 +1,14 @@
 """A tensor as the model has it: the bytes that are stored, what they stand for, what an adapter adds."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from expo.checkpoint.adapter import LowRank
-from expo.checkpoint.codes import Codes
+from expo.checkpoint.codes import Codes, Scales, read_scales
 from expo.checkpoint.files import Files
 from expo.checkpoint.headers import TensorInfo
+from expo.checkpoint.reader import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +51,27 @@ class Weight:
             return self.stored.begin + begin * size, count * size
         first, nbytes = self.codes.span(begin, count)
         return self.stored.begin + first, nbytes
+
+
+class LastScales:
+    """The scales of one weight's matrices after the other; those that were read last are kept."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Weight, tuple[int, int], Scales] | None = None
+
+    def of(
+        self, weight: Weight, begin: int, count: int, reader: Callable[[Files, str], Reader]
+    ) -> Scales | None:
+        """Of the matrices that hold elements begin …, as float32; None where they are no codes. Raises as `read_scales`.
+
+        Args:
+            reader: gives that of a file, which is asked for by its model and name.
+        """
+        if weight.codes is None:
+            return None
+        span, last = weight.codes.scale_span(begin, count), self._last
+        if last is None or last[0] is not weight or last[1] != span:
+            file = reader(weight.files, weight.codes.scale.file)
+            scales = read_scales(weight.codes, span, file, weight.files.label)
+            last = self._last = weight, span, scales
+        return last[2]

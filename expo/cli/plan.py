@@ -1,4 +1,4 @@
-"""`expo plan`: what would happen, from headers alone."""
+"""`expo plan`: what would happen, from headers and a sample of what is quantized."""
 
 from pathlib import Path
 

@@ -83,10 +83,6 @@ class Arithmetic(Operations, Protocol):
         """The sums of Δ and of both sides."""
         ...
 
-    def square_sum(self, values: Array) -> float:
-        """Σx², in float64."""
-        ...
-
     def ulp_square_sum(self, values: Array, dtype: str) -> float:
         """Σ ulp(x)², ulp(x) being the distance from x to the next value of `dtype`."""
         ...

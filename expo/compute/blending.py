@@ -31,6 +31,11 @@ class Target(NamedTuple):
     rounding: Rounding = "nearest"
     seed: int = 0
 
+    @property
+    def other_rounding(self) -> Rounding:
+        """The one that was not chosen."""
+        return "stochastic" if self.rounding == "nearest" else "nearest"
+
 
 @dataclass(frozen=True)
 class Edited:
@@ -189,9 +194,9 @@ class Blending:
         self, loaded: Loaded, begin: int, overlays: Sequence[tuple[int, Array]], job: TensorJob
     ) -> Sample:
         """The block under the rounding that was not chosen."""
-        other: Rounding = "stochastic" if self.target.rounding == "nearest" else "nearest"
+        draws = self._draws(self.target.other_rounding, begin)
         room = Stored(np.empty(loaded.count * ITEM_BYTES[job.dtype], np.uint8), job.dtype)
-        sums = self._done(loaded, begin, overlays, room, self._draws(other, begin)).sums
+        sums = self._done(loaded, begin, overlays, room, draws).sums
         return Sample(sums.elements, sums.delta_square, sums.error_square, sums.error_delta)
 
 

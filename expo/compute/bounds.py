@@ -26,7 +26,7 @@ def measured_bound(plans: Sequence[Plan], tuning: Tuning) -> Bound:
     more of it. Of several models the pair's formula is counted once each, not what their method does beside.
 
     Raises:
-        OSError: an input cannot be read.
+        CheckpointError: an input cannot be read.
     """
     amounts = _amounts(plans, tuning)
     known = _measures(plans[0], tuning)

@@ -71,9 +71,6 @@ class Compiled:
         )
         return exact
 
-    def square_sum(self, values: Array) -> float:
-        return measures.square_sum(values)
-
     def ulp_square_sum(self, values: Array, dtype: str) -> float:
         return measures.ulp_square_sum(values, dtype)
 

@@ -13,6 +13,7 @@ from expo.operators import decompose
 from expo.operators.decompose import Cut
 from expo.operators.rules import Keep
 from expo.operators.spectra import LAPACK, Library
+from expo.threads import WhileInside
 
 T = TypeVar("T")
 
@@ -23,11 +24,11 @@ Work = Callable[[Tensor, Library], T]
 @dataclass(frozen=True)
 class Decompositions:
     """The operators of `decompose`, on `device` where there is one; matrices come from this machine's memory, and
-    what is asked for comes back there.
+    what is asked for comes back there, with whether the processor took the place of the device.
 
     A matrix for which the device has no room is tried again when no other one is there, and then goes to the
-    processor, as does one that the device's library cannot take apart. Whether it did is the second that is given: the
-    last bits of a decomposition are its library's.
+    processor, as does one that the device's library cannot take apart. Whoever asks has to say so: the last bits of a
+    decomposition are its library's.
     """
 
     device: Device | None = None
@@ -45,56 +46,40 @@ class Decompositions:
         return self.of(matrix, decompose.singular_values)
 
     def of(self, matrix: Tensor, work: Work[T]) -> tuple[T, bool]:
-        """What `work` gives. What of it is needed here, it has to bring along."""
+        """What `work` gives, which has to bring its results along, and whether a device could not."""
         if self.device is None:
             return work(matrix, LAPACK), False
         for alone in (False, True):
             try:
-                with (
-                    self.device.turnstile.entered(alone=alone),
-                    self.device.lane(),
-                    _full_precision,
-                ):
+                inside = self.device.turnstile.entered(alone=alone)
+                with inside, self.device.lane(), _full_precision:
                     _load_linear_algebra(self.device.place)
                     return work(matrix.to(self.device.place), self.device.library), False
-            except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
-                break
             except RuntimeError as error:
                 if not is_full(error):
-                    if _cannot(error):
-                        break
-                    raise
+                    if not _is_of_library(error):
+                        raise
+                    break
             self.device.make_room()
         return work(matrix, LAPACK), True
 
 
-def _cannot(error: RuntimeError) -> bool:
-    """Whether cuSOLVER gave up: torch has no error of its own for most of its codes."""
-    return "cusolver" in str(error).lower()
+def _is_of_library(error: RuntimeError) -> bool:
+    """Whether the device's library could not take a matrix apart: torch has a class for some of what it says only."""
+    is_known = isinstance(error, torch.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage]
+    return is_known or "cusolver" in str(error).lower()
 
 
-class _FullPrecision:
-    """Products of float32 with all of its bits while anybody is inside: a program may have set TensorFloat-32, whose
-    ten bits no rule here allows for."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._before = threading.Lock(), 0, ""
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._before = torch.backends.cuda.matmul.fp32_precision
-                torch.backends.cuda.matmul.fp32_precision = "ieee"
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                torch.backends.cuda.matmul.fp32_precision = self._before
+def _set_full_precision() -> Callable[[], None]:
+    products = torch.backends.cuda.matmul
+    before, products.fp32_precision = products.fp32_precision, "ieee"
+    return lambda: setattr(products, "fp32_precision", before)
 
 
-_full_precision = _FullPrecision()
+_full_precision = WhileInside(_set_full_precision)
+"""Products of float32 with all of its bits: a program may have set TensorFloat-32, whose ten bits no rule here allows
+for."""
+
 _loading, _loaded = threading.Lock(), set[torch.device]()
 
 

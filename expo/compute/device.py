@@ -11,7 +11,6 @@ from expo.checkpoint.reader import Bytes, aligned_buffer
 from expo.compute.devices import usable
 from expo.errors import ExpoError
 from expo.operators.spectra import ON_DEVICE, ON_DEVICE_DOUBLE, Library
-from expo.threads import PerThread
 
 CHUNK_BYTES = (16 << 20) - (32 << 10)
 """Of a run on a device: page-locked buffers come in powers of two, and one for a chunk, with its pages around, takes
@@ -22,17 +21,18 @@ _GOOD_AT_DOUBLES = frozenset({(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)})
 is a 32nd or a 64th."""
 
 _FULL = ("out of memory", "ALLOC_FAILED", "NOT_INITIALIZED", "cublasCreate", "cusolverDnCreate")
-"""Of the allocator and of CUDA; of cuBLAS and cuSOLVER, which also fail to start in a thread where there is no room."""
+"""What the allocator and CUDA say, and what cuBLAS and cuSOLVER do: their handles need memory, too."""
 
 
 class Device:
     """One device, shared by the threads of a run.
 
-    Every thread has a stream of its own. What the thread does goes through it in order, and the thread waits for
-    it before it looks at a result or fills a buffer again (`lane`). So no memory, here or there, is used by two
-    streams, and nothing else has to be kept in step. While the bytes of one thread are on the bus, which carries both
-    ways at once, kernels of another run, and a third reads: copies and compute overlap as soon as there are
-    three threads.
+    Whoever is in a `lane` has a stream to itself. What the thread does goes through it in order, and the thread waits
+    for it before it looks at a result or fills a buffer again. So no memory, here or there, is used by two streams at
+    once, and nothing else has to be kept in step. Who comes next takes the stream that was left last: torch keeps
+    memory for every stream apart, so there are no more of them than threads in a lane at once. While the bytes of one
+    thread are on the bus, which carries both ways at once, kernels of another run, and a third reads: copies and
+    compute overlap as soon as there are three threads.
 
     Args:
         place: any device of torch's, the processor too: there is nothing to overlap then.
@@ -42,7 +42,7 @@ class Device:
     def __init__(self, place: torch.device, library: Library | None = None) -> None:
         self.place, self.library = place, library or _library(place)
         self.turnstile = Turnstile()
-        self._streams = PerThread(lambda: torch.cuda.Stream(place))
+        self._free: list[torch.cuda.Stream] = []
 
     @property
     def backend(self) -> str:
@@ -53,7 +53,7 @@ class Device:
 
     @contextmanager
     def lane(self) -> Iterator[None]:
-        """Work on this thread's stream; when left, by whatever way, all of the work is done.
+        """Work on a stream of one's own; when left, by whatever way, all of the work is done.
 
         Raises:
             ExpoError: the device failed.
@@ -61,12 +61,16 @@ class Device:
         if self.place.type != "cuda":
             yield
             return
-        stream = self._streams()
+        try:
+            stream = self._free.pop()  # at once, whatever other threads do
+        except IndexError:
+            stream = torch.cuda.Stream(self.place)
         with self._failing(), torch.cuda.stream(stream):
             try:
                 yield
             finally:
                 stream.synchronize()  # else a late copy could reach a buffer that has a new use
+                self._free.append(stream)
 
     def buffer(self, nbytes: int) -> Bytes:
         """Memory of this machine that starts on a page and is locked, so that the device copies from and to it by

@@ -4,17 +4,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.compute.arithmetic import Done
 from expo.compute.blending import Edited, Out, Target
-from expo.compute.choice import working_dtype
 from expo.compute.device import Device, is_full
 from expo.compute.inputs import Inputs
-from expo.compute.pairs import Pair, by_block, extrapolated, pair_of, rounding_sums
+from expo.compute.pairs import Pair, by_block, extrapolated, pair_of, rounding_sums, working
 from expo.compute.plain import as_tensor
 from expo.compute.preparations import Preparations
 from expo.compute.preparing import Prepared
@@ -33,7 +31,8 @@ class DeviceWorker:
 
     Over there: widen, subtract, multiply, add, each a kernel of its own and so rounded as on the processor, and one
     rounding to the target's dtype. The bytes are those of `BlockWorker`. Sums are of the same blocks, but added in
-    another order, so that their last digits differ; they are the same in every run on the device.
+    another order, so that their last digits differ; they are the same in every run on the device, unless its memory
+    ran out: halves add in another order again.
 
     A piece for which there is no room goes through in halves, in quarters, …, and by the processor where not even
     a block fits. The processor also has what is more than a pair's formula, and every piece that is not finite
@@ -104,12 +103,11 @@ class DeviceWorker:
 
     def _pairs(self, piece: Piece, most: int) -> Iterator[tuple[int, Pair]]:
         """(first element in the piece, both sides on the device), so many elements at a time."""
-        dtype = torch.float64 if working_dtype(piece.job) is np.float64 else torch.float32
         sides = self._sides(piece)
         for start in range(0, piece.count, most):
             count = min(most, piece.count - start)
             base, aligned = (self._there(side[start : start + count]) for side in sides)
-            yield start, pair_of(base, aligned, dtype, self._block)
+            yield start, pair_of(base, aligned, working(piece.job), self._block)
 
     def _there(self, stored: Tensor) -> Tensor:
         return stored.to(self._device.place, non_blocking=True)
@@ -162,24 +160,17 @@ class _Blend:
 
     def _sampled(self, start: int, at: int, exact: Tensor, pair: Pair) -> tuple[int, Tensor]:
         """One block under the rounding that was not chosen: its elements; ⟨Δ, Δ⟩, ⟨r, r⟩ and ⟨r, Δ⟩."""
-        other: Rounding = "stochastic" if self._target.rounding == "nearest" else "nearest"
         exact, delta, aligned = (
             values[at : at + self._block] for values in (exact, pair.delta, pair.aligned)
         )
-        rounded = self._rounded(exact, other, start + at)
+        rounded = self._rounded(exact, self._target.other_rounding, start + at)
         errors = rounding_sums(exact, rounded, delta, aligned, self._block)[:2, 0]
         return exact.numel(), torch.cat([pair.norms[1:2, at // self._block], errors])
 
     def result(self) -> PieceResult:
         """What came of it, when all of it is computed."""
-        alpha, sums = self._alpha, []
-        for count, column in _columns(self._sums, self._piece.count, self._block):
-            delta_square = column[1]
-            asked = {
-                "asked_delta": alpha * delta_square,
-                "asked_square": alpha * alpha * delta_square,
-            }
-            sums.append(Sums(count, *column, **asked))
+        columns = _columns(self._sums, self._piece.count, self._block)
+        sums = [Sums(count, *column).asked(self._alpha) for count, column in columns]
         sample = None
         if self._sample is not None:
             count, values = self._sample

@@ -1,18 +1,18 @@
 """One worker's view of the inputs: ranges of weights, block by block, in stored form or widened."""
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from expo.checkpoint.checkpoint import Checkpoint
-from expo.checkpoint.codes import Codes, Scales, read_scales
+from expo.checkpoint.codes import Scales
 from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.checkpoint.files import Files
 from expo.checkpoint.reader import Bytes, Reader, Room, aligned_buffer, read_buffer
-from expo.checkpoint.weight import Weight
+from expo.checkpoint.weight import LastScales, Weight
 from expo.compute.ahead import ReadAhead, Steps
 from expo.compute.arithmetic import Arithmetic, Coded, Stored
 from expo.operators.methods import Array
@@ -136,17 +136,13 @@ class Inputs:
         self.buffer_bytes = buffer_bytes
         self._buffers: dict[int, Bytes] = {}
         self._held: dict[int, tuple[Weight, int, int, Bytes]] = {}
-        self._scales: dict[int, tuple[Weight, tuple[int, int], Scales]] = {}
+        self._scales: dict[int, LastScales] = defaultdict(LastScales)
         self._factors: dict[int, tuple[Weight, tuple[Tensor, Tensor]]] = {}
 
     def open(self, weight: Weight, begin: int, count: int, *, side: int = 0) -> "Range":
         """`count` elements of a weight from `begin`; valid until the side is opened again."""
         factors = None if weight.update is None else self._factors_of(weight, side)
-        scales = None
-        if weight.codes is not None:
-            scales = self._scales_of(
-                weight, weight.codes, weight.codes.scale_span(begin, count), side
-            )
+        scales = self._scales[side].of(weight, begin, count, self._readers.reader)
         reader = self._readers.reader(weight.files, weight.stored.file)
         at, nbytes = weight.span(begin, count)
         if weight.codes is not None and weight.codes.whole_bytes:
@@ -176,16 +172,6 @@ class Inputs:
         if known is None or known.size < nbytes:
             known = self._buffers[side] = read_buffer(max(self.buffer_bytes, nbytes), self._room)
         return known
-
-    def _scales_of(self, weight: Weight, codes: Codes, span: tuple[int, int], side: int) -> Scales:
-        """The scales of a span, (the first, how many), as float32; the last of each side are kept."""
-        known = self._scales.get(side)
-        if known is not None and known[0] is weight and known[1] == span:
-            return known[2]
-        reader = self._readers.reader(weight.files, codes.scale.file)
-        scales = read_scales(codes, span, reader, weight.files.label)
-        self._scales[side] = (weight, span, scales)
-        return scales
 
     def _factors_of(self, weight: Weight, side: int) -> "tuple[Tensor, Tensor]":
         """L (out, r) and R (r, in) in float32 with ΔW = s·L·R; the last of each side is kept."""

@@ -64,8 +64,7 @@ def extrapolate(
     coefficient = float32(alpha - 1.0)
     totals, zeros, unmoved, finite = _extrapolate(base, aligned, coefficient, copy, out, draws)
     b2, d2, e2, ed = totals.tolist()
-    asked = {"asked_delta": alpha * d2, "asked_square": alpha * alpha * d2}
-    return Done(Sums(len(out), b2, d2, zeros, e2, ed, unmoved, **asked), finite)
+    return Done(Sums(len(out), b2, d2, zeros, e2, ed, unmoved).asked(alpha), finite)
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Sums over whole tensors that a merge or an edit needs first: for arcs, for σ_ulp, for energies.
+"""Sums over whole tensors that a merge or an edit needs first: for arcs, for σ_ulp.
 
 All in sixteen lanes a row of 8,192 elements, so the same on every processor. Parts of a tensor may be
 summed one by one: where they are multiples of 8,192, only the order of the last additions differs.
@@ -45,22 +45,16 @@ def _arc_sums(a, b):
     return totals
 
 
-def square_sum(values: Block) -> float:
-    """Σx², in float64."""
-    return float(_square_sum(values, float32(0), float32(0)))
-
-
 def ulp_square_sum(values: Block, dtype: str) -> float:
     """Σ ulp(x)² in float64: ulp(x) is the distance from x to the next value of BF16, F16 or F32.
 
     σ_ulp, the noise of one rounding, is √(mean / 12).
     """
-    return float(_square_sum(values, *_SPACING[dtype]))
+    return float(_ulp_square_sum(values, *_SPACING[dtype]))
 
 
 @compiled
-def _square_sum(values, tiny, spacing):
-    """Of the values, or of their ulp where a spacing is given."""
+def _ulp_square_sum(values, tiny, spacing):
     count = uint64(len(values))
     scratch = np.empty((1, STRIP), np.float64)
     lanes, totals = np.zeros((1, LANES), np.float64), np.zeros(1)
@@ -69,7 +63,7 @@ def _square_sum(values, tiny, spacing):
         for i in range(size):
             x = values[at + i]
             power = uint32(float32(x).view(np.uint32) & uint32(0x7F800000)).view(np.float32)
-            scratch[0, i] = x if spacing == float32(0) else max(power, tiny) * spacing
+            scratch[0, i] = max(power, tiny) * spacing
         _squares(lanes, scratch, whole_groups(scratch, size))
         end_row(lanes, totals, at + STRIP, count)
     return totals[0]

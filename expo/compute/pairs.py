@@ -5,10 +5,13 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from expo.operators.extrapolate import extrapolate
+from expo.compute.choice import working_dtype
+from expo.operators.extrapolate import beyond
+from expo.planning.jobs import TensorJob
 
 _ROW = 512  # elements that are summed in the working precision, as many as a lane of the compiled kernels
 
@@ -20,6 +23,11 @@ class Pair(NamedTuple):
     aligned: Tensor
     delta: Tensor
     norms: Tensor
+
+
+def working(job: TensorJob) -> torch.dtype:
+    """What both sides of a job's pair are widened to."""
+    return torch.float64 if working_dtype(job) is np.float64 else torch.float32
 
 
 def pair_of(base: Tensor, aligned: Tensor, dtype: torch.dtype, block: int) -> Pair:
@@ -42,7 +50,7 @@ def extrapolated(
     pair: Pair, alpha: float, rounded: Callable[[Tensor], Tensor], block: int
 ) -> Extrapolated:
     """The pair's formula, its one rounding and all sums."""
-    exact = extrapolate(pair.base, pair.aligned, alpha)
+    exact = beyond(pair.base, pair.aligned, pair.delta, alpha)
     result = rounded(exact)
     errors = rounding_sums(exact, result, pair.delta, pair.aligned, block)
     return Extrapolated(exact, result, torch.cat([pair.norms, errors]))

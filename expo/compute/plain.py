@@ -9,8 +9,7 @@ from torch import Tensor
 
 from expo.checkpoint.dtypes import TORCH_NAMES
 from expo.compute.arithmetic import Coded, Done, Draws, Stored
-from expo.operators.decompose import square_sum
-from expo.operators.extrapolate import extrapolate
+from expo.operators.extrapolate import beyond
 from expo.operators.keep import rounding_sigma
 from expo.operators.merging import add_task_vectors
 from expo.operators.methods import Array, Block, Sparsifier
@@ -52,13 +51,11 @@ class Plain:
     ) -> Done:
         dtype = torch.float64 if "F64" in (base.dtype, aligned.dtype) else torch.float32
         b, a = (as_tensor(side).to(dtype) for side in (base, aligned))
-        delta = torch.empty_like(a)
-        exact = extrapolate(b, a, alpha, delta=delta)
+        delta = a - b
+        exact = beyond(b, a, delta, alpha)
         arrays = [t.numpy() for t in (exact, b, delta, a)]
         done = self.finish(arrays[0], arrays[1], arrays[2], arrays[3], out, draws)
-        square = done.sums.delta_square
-        asked = {"asked_delta": alpha * square, "asked_square": alpha * alpha * square}
-        return done._replace(sums=done.sums._replace(**asked))
+        return done._replace(sums=done.sums.asked(alpha))
 
     def finish(
         self,
@@ -117,9 +114,6 @@ class Plain:
             normalize=bool(block.shared.get("normalize")),
             scale=block.shared.get("lambda", 1.0),
         ).numpy()
-
-    def square_sum(self, values: Array) -> float:
-        return square_sum(torch.from_numpy(values))
 
     def ulp_square_sum(self, values: Array, dtype: str) -> float:
         sigma = rounding_sigma(torch.from_numpy(values), getattr(torch, TORCH_NAMES[dtype]))

@@ -3,15 +3,16 @@
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from expo.checkpoint.dtypes import ITEM_BYTES, TORCH_NAMES
-from expo.checkpoint.reader import aligned_buffer, read_direct
+from expo.checkpoint.reader import FileReader, read_buffer
 from expo.compute.arithmetic import Coded, Stored
-from expo.compute.choice import arithmetic_for, working_dtype
+from expo.compute.choice import arithmetic_for
 from expo.planning.chunks import BLOCK_ELEMENTS
 from expo.planning.jobs import Blend, TensorJob
 from expo.threads import PerThread, side_by_side
@@ -33,17 +34,20 @@ def disk_rate(files: Sequence[Path], threads: int) -> float:
     """Bytes a second, read around the page cache at places all over the files, so many at once.
 
     Raises:
-        OSError: a file cannot be read.
+        CheckpointError: a file cannot be read.
     """
     places = [(f, begin) for f in files for begin in range(0, f.stat().st_size, _READ_BYTES)]
-    buffer = PerThread(lambda: aligned_buffer(_READ_BYTES))
+    buffer = PerThread(lambda: read_buffer(_READ_BYTES))
     started = time.perf_counter()
     ends = [started]
 
     def read(place: tuple[Path, int]) -> int:
         if ends[-1] - started > _DISK_SECONDS:
             return 0
-        count = read_direct(*place, buffer())
+        file, begin = place
+        count = min(_READ_BYTES, file.stat().st_size - begin)
+        with closing(FileReader(file, file.name)) as reader:
+            reader.read_around(begin, count, buffer())
         ends.append(time.perf_counter())
         return count
 
@@ -91,18 +95,16 @@ def pair_rate_on(device: "Device", job: TensorJob) -> float:
     """Elements a second of the pair's formula over what is on the device already."""
     import torch
 
-    from expo.compute.pairs import extrapolated, pair_of
+    from expo.compute.pairs import extrapolated, pair_of, working
     from expo.operators.rounding import round_nearest
 
-    dtype, working = getattr(torch, TORCH_NAMES[job.dtype]), torch.float32
-    if working_dtype(job) is np.float64:
-        working = torch.float64
+    dtype = getattr(torch, TORCH_NAMES[job.dtype])
     with device.lane():
         side = torch.zeros(_ELEMENTS, dtype=dtype, device=device.place)
 
     def once() -> None:
         with device.lane():
-            pair = pair_of(side, side, working, BLOCK_ELEMENTS)
+            pair = pair_of(side, side, working(job), BLOCK_ELEMENTS)
             extrapolated(pair, 1.5, lambda exact: round_nearest(exact, dtype), BLOCK_ELEMENTS)
 
     return _rate(once, _ELEMENTS)

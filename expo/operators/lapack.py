@@ -5,20 +5,16 @@ side by side. Arrays are Fortran-ordered, float32 or float64.
 """
 
 import ctypes
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
 
 import numpy as np
 
-Array = np.ndarray
+from expo.threads import WhileInside
 
-_lock = threading.Lock()
-_depth = 0
-_limits: list = []
+Array = np.ndarray
 
 
 def gram(a: Array) -> Array:
@@ -58,28 +54,23 @@ def apply_reflectors(reduced: Array, scales: Array, vectors: Array) -> None:
     vectors[1:] = below
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """BLAS on one thread while any caller is inside: two contend for the same cores, and its threads decide the last
-    bits."""
+def _limit_threads() -> Callable[[], None]:
     from threadpoolctl import threadpool_limits
 
-    global _depth
-    with _lock:
-        if _depth == 0:
-            _modules()  # what is not loaded cannot be limited
-            _let_anybody_limit()
-            _limits.append(threadpool_limits(1, "blas"))
-        _depth += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _depth -= 1
-            if _depth == 0:
-                _let_anybody_limit()
-                _limits.pop().restore_original_limits()
-                _let_anybody_limit()
+    _modules()  # what is not loaded cannot be limited
+    _let_anybody_limit()
+    limits = threadpool_limits(1, "blas")
+
+    def undo() -> None:
+        _let_anybody_limit()
+        limits.restore_original_limits()
+        _let_anybody_limit()
+
+    return undo
+
+
+one_thread = WhileInside(_limit_threads)
+"""BLAS on one thread: two contend for the same cores, and its threads decide the last bits."""
 
 
 def _let_anybody_limit() -> None:
@@ -95,7 +86,7 @@ def _call(name: str, dtype: np.dtype, *arguments: object, info: bool = False) ->
     """Fortran takes everything by reference: letters, sizes, scalars, arrays."""
     status = ctypes.c_int(0)
     passed = [_reference(argument) for argument in (*arguments, *([status] if info else []))]
-    with one_thread():
+    with one_thread:
         _routine(("s" if dtype == np.float32 else "d") + name)(*passed)
     if status.value:
         raise ArithmeticError(f"{name}: LAPACK says {status.value}")

@@ -58,7 +58,7 @@ class LapackSpectrum:
         self._reduced = gram(short.to(dtype).contiguous().numpy().T)
         diagonal, beside, self._scales = tridiagonal(self._reduced)
         self._diagonal, self._beside = diagonal.astype(np.float64), beside.astype(np.float64)
-        with one_thread():
+        with one_thread:
             eigenvalues = eigh_tridiagonal(self._diagonal, self._beside, eigvals_only=True)
         self.values = _roots(torch.from_numpy(eigenvalues))
 
@@ -69,7 +69,7 @@ class LapackSpectrum:
         if first == end:
             return torch.from_numpy(np.empty((size, 0), dtype=self._reduced.dtype))
         chosen = (size - end, size - 1 - first)
-        with one_thread():
+        with one_thread:
             _, found = eigh_tridiagonal(
                 self._diagonal, self._beside, select="i", select_range=chosen, lapack_driver="stemr"
             )

@@ -35,6 +35,11 @@ class Sums(NamedTuple):
     def plus(self, other: "Sums") -> "Sums":
         return Sums(*(mine + more for mine, more in zip(self, other, strict=True)))
 
+    def asked(self, alpha: float) -> "Sums":
+        """With ⟨exact − start, ·⟩ where α is one number."""
+        square = self.delta_square
+        return self._replace(asked_delta=alpha * square, asked_square=alpha * alpha * square)
+
 
 class Sample(NamedTuple):
     """One block of a tensor under the rounding that was not chosen."""

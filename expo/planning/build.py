@@ -19,11 +19,10 @@ from expo.operators.methods import METHODS, NOT_IN_MERGEKIT
 from expo.planning.asked import check_asked, tables_differ
 from expo.planning.edits import with_edits
 from expo.planning.findings import Findings, listing, summarize
-from expo.planning.gate import noise_note, noise_warning
 from expo.planning.jobs import TensorJob
 from expo.planning.match import match
 from expo.planning.models import Models
-from expo.planning.noise import noise_of
+from expo.planning.noise import noise_note, noise_of, noise_warning
 from expo.planning.patterns import check_patterns
 from expo.planning.plan import Plan, ShardPlan, Sidecar, alpha_warnings
 from expo.planning.sides import check_sides

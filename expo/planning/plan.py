@@ -7,8 +7,8 @@ from functools import cached_property
 from expo.checkpoint.checkpoint import Checkpoint
 from expo.checkpoint.files import Files
 from expo.checkpoint.headers import layout
-from expo.planning.gate import noise_refusal
 from expo.planning.jobs import Blend, TensorJob
+from expo.planning.noise import noise_refusal
 from expo.results import CodingNoise
 from expo.spec.request import Request
 

@@ -16,7 +16,7 @@ from expo.checkpoint.adapter import PREFIX, WEIGHTS
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import is_of_kind
 from expo.checkpoint.reference import parse_reference
-from expo.compute.choice import arithmetic_for, arithmetic_of
+from expo.compute.choice import arithmetic_for
 from expo.compute.decompositions import Decompositions
 from expo.compute.inputs import Inputs, Readers, fetch, read_tensor
 from expo.compute.stream import Tuning
@@ -31,9 +31,9 @@ from expo.planning.build import build_plan
 from expo.planning.chunks import CHUNK_BYTES, buffer_bytes
 from expo.planning.edits import rank_above
 from expo.planning.findings import fell_back, listing
-from expo.planning.gate import noise_refusal
 from expo.planning.jobs import Blend, TensorJob
 from expo.planning.matrices import is_router_gate
+from expo.planning.noise import noise_refusal
 from expo.planning.plan import Plan
 from expo.results import AdaptedModule, ExtractResult, OtherTensor
 from expo.spec.request import ADAPTER_DTYPES, Request, dtype_name, expo_request, resolve_alpha
@@ -57,15 +57,15 @@ _CONV1D = frozenset({"gpt2"})  # model types whose linear modules hold the trans
 
 @dataclass(frozen=True)
 class _Piece:
-    """What came of one tensor: entries of the adapter, the squares of Δ and of what is missed, and the shape of
-    the matrix that was taken apart, by the processor where a device `fell_back` to it."""
+    """What came of one tensor: entries of the adapter, the squares of Δ and of what is missed, the shape of the
+    matrix that was taken apart, and its name where that `fell_back` from a device to the processor."""
 
     entries: dict[str, Tensor]
     delta_square: float
     missed_square: float
     report: AdaptedModule | OtherTensor | None
     shape: tuple[int, ...] = ()
-    fell_back: frozenset[str] = frozenset()
+    fell_back: tuple[str, ...] = ()
 
 
 def extract_lora(
@@ -166,11 +166,11 @@ def _run(
     fetch(plan)
     known = identities(plan)
     jobs = [job for job in plan.jobs if isinstance(job.rule, Blend)]
-    readers = Readers()
+    readers, by = Readers(), Decompositions(tuning.device)
 
     def one(job: TensorJob) -> _Piece:
         inputs = Inputs(readers, buffer_bytes(CHUNK_BYTES))
-        return _piece(job, plan, inputs, how, Decompositions(tuning.device))
+        return _piece(job, plan, inputs, how, by)
 
     with readers, adapter_staging(plan, out, known, overwrite=overwrite) as staging:
         pieces = list(side_by_side(one, jobs, tuning.threads, progress))
@@ -190,7 +190,7 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How, by: Decomposit
     square = norm = 0.0
     for aligned, base in _sides(job, inputs, whole=why is None or saves):
         delta = aligned - base
-        square, norm = square + _square_sum(delta), norm + _square_sum(base)
+        square, norm = square + square_sum(delta), norm + square_sum(base)
     if not math.isfinite(square):
         raise CheckpointError(f"{printable(job.name)} holds NaN or Inf: it is damaged")
     if square == 0.0:
@@ -203,8 +203,7 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How, by: Decomposit
         return _Piece(whole, square, 0.0 if saves else square, report)
     matrix = delta.T.contiguous() if plan.donor.config.get("model_type") in _CONV1D else delta
     work = partial(_product, how=how, seed=plan.request.seed, name=job.name)
-    (b, a, missed), fell_back = by.of(matrix, work)
-    on_processor = frozenset([job.name] if fell_back else [])
+    (b, a, missed), is_processors = by.of(matrix, work)
     module = job.name.removesuffix(".weight")
     entries = {
         f"{PREFIX}{module}.lora_A.weight": a.contiguous(),
@@ -212,7 +211,8 @@ def _piece(job: TensorJob, plan: Plan, inputs: Inputs, how: _How, by: Decomposit
     }
     error = math.sqrt(missed / square)
     report = AdaptedModule(module, a.shape[0], error, relative)
-    return _Piece(entries, square, missed, report, tuple(matrix.shape), on_processor)
+    fallen = (job.name,) if is_processors else ()
+    return _Piece(entries, square, missed, report, tuple(matrix.shape), fallen)
 
 
 def _sides(job: TensorJob, inputs: Inputs, *, whole: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -236,11 +236,6 @@ def _product(
     strength = found.right.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
     b, a = (found.left * strength).to(how.dtype), (found.right / strength[:, None]).to(how.dtype)
     return b.cpu(), a.cpu(), square_sum(matrix - b.float() @ a.float())
-
-
-def _square_sum(tensor: Tensor) -> float:
-    values = tensor.reshape(-1).numpy()
-    return arithmetic_of(values).square_sum(values)
 
 
 def _why_not(name: str, shape: tuple[int, ...]) -> str | None:

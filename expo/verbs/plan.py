@@ -1,4 +1,4 @@
-"""`expo plan`: what a merge would do, from headers alone."""
+"""`expo plan`: what a merge would do, from headers and a sample of what is quantized."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,7 +35,8 @@ def plan(
     device: str | None = None,
     force: bool = False,
 ) -> PlanReport:
-    """What a merge would do, from headers alone; `refusals` says why it would not run.
+    """What a merge would do, from headers alone; `refusals` says why it would not run. Of quantized inputs a sample is
+    read too, which tells how much of the change is noise, and with `device` one of all.
 
     Args:
         spec: a YAML file, a recipe's name, a mapping of the same form; or the SFT model, if `aligned` is given.

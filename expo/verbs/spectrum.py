@@ -82,11 +82,11 @@ def spectrum(
     for matrix in chosen if base is not None else ():
         _check_pair(matrix, checkpoint, base)
     fetch_weights(checkpoint, *([base] if base is not None else []))
-    readers = Readers()
+    readers, by = Readers(), Decompositions(tuning.device)
 
     def one(numbered: tuple[int, Matrix]) -> MatrixSpectrum:
         number, matrix = numbered
-        inputs, by = Inputs(readers, buffer_bytes(CHUNK_BYTES)), Decompositions(tuning.device)
+        inputs = Inputs(readers, buffer_bytes(CHUNK_BYTES))
         loaded = _load(matrix, matrix.weight, inputs)
         if base is None:
             found, fell_back = by.singular_values(loaded)

@@ -4,11 +4,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from expo.checkpoint.checkpoint import Checkpoint
-from expo.checkpoint.codes import Codes, Scales, read_scales
 from expo.checkpoint.dtypes import FLOATS, ITEM_BYTES, TORCH_NAMES
+from expo.checkpoint.files import Files
 from expo.checkpoint.headers import TensorInfo
 from expo.checkpoint.reader import Bytes, FileReader, read_buffer
-from expo.checkpoint.weight import Weight
+from expo.checkpoint.weight import LastScales, Weight
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ class Beside:
         self._readers: dict[str, FileReader] = {}
         self._buffer: Bytes | None = None
         self._last: tuple[tuple[str, int, int], Bytes] | None = None
-        self._scales: tuple[Weight, tuple[int, int], Scales] | None = None
+        self._scales = LastScales()
 
     def __enter__(self) -> "Beside":
         return self
@@ -45,21 +45,10 @@ class Beside:
     def elements(self, weight: Weight, first: int, count: int) -> "torch.Tensor":
         """The same of a weight that `is_beside`."""
         raw = self._read(weight, *weight.span(first, count))
-        if weight.codes is None:
+        scales = self._scales.of(weight, first, count, self._reader)
+        if weight.codes is None or scales is None:
             return as_floats(raw, weight.stored.dtype)
-        scales = self._scales_of(weight, weight.codes, weight.codes.scale_span(first, count))
         return weight.codes.values(raw, scales, weight.codes.within(first), count)
-
-    def _scales_of(self, weight: Weight, codes: Codes, span: tuple[int, int]) -> Scales:
-        known = self._scales
-        if known is None or known[0] is not weight or known[1] != span:
-            reader = self._reader(weight, codes.scale.file)
-            known = self._scales = (
-                weight,
-                span,
-                read_scales(codes, span, reader, weight.files.label),
-            )
-        return known[2]
 
     def _read(self, weight: Weight, begin: int, nbytes: int) -> Bytes:
         """A range of a weight's file; the last one is still there: of some codes one is read for several pieces."""
@@ -68,7 +57,7 @@ class Beside:
             return self._last[1]
         if self._buffer is None or self._buffer.size < nbytes:
             self._buffer = read_buffer(max(nbytes, PIECE * max(ITEM_BYTES.values())))
-        reader = self._reader(weight, weight.stored.file)
+        reader = self._reader(weight.files, weight.stored.file)
         found = reader.open_range(begin, nbytes, self._buffer)
         if found is None:
             found = self._buffer[:nbytes]
@@ -76,9 +65,9 @@ class Beside:
         self._last = place, found
         return found
 
-    def _reader(self, weight: Weight, file: str) -> FileReader:
+    def _reader(self, files: Files, file: str) -> FileReader:
         if file not in self._readers:
-            reader = FileReader(weight.files.local_path(file), file)
+            reader = FileReader(files.local_path(file), file)
             self._stack.callback(reader.close)
             self._readers[file] = reader
         return self._readers[file]
