@@ -208,23 +208,15 @@ def _unused(rows: Sequence[Sequence[int]], pad: int | None) -> int:
 def _load(place: Location, name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from expo.sampling.live import quiet
+    from expo.sampling.loading import one_line, read_model
 
     where = str(place.path or place.repo_id)
     known = {"revision": place.revision, "trust_remote_code": False}
-    try:
+    with one_line(f"reward {name} does not load", cure=f"; {_CURE}"):
         tokenizer = AutoTokenizer.from_pretrained(where, **known)
-        with quiet():
-            model, found = AutoModelForSequenceClassification.from_pretrained(
-                where, dtype="auto", output_loading_info=True, **known
-            )
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise CheckpointError(
-            f"reward {name} does not load: {first.rstrip('.')}; {_CURE}"
-        ) from error
-    if lacking := sorted(found["missing_keys"]):
-        raise CheckpointError(f"{name} is no reward model: it has no {lacking[0]}; {_CURE}")
+        model, missing = read_model(AutoModelForSequenceClassification, where, **known)
+    if missing:
+        raise CheckpointError(f"{name} is no reward model: it has no {missing[0]}; {_CURE}")
     if model.config.num_labels != 1:
         raise CheckpointError(
             f"{name} gives {model.config.num_labels} numbers, a reward is one; {_CURE}"
