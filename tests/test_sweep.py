@@ -248,7 +248,7 @@ def test_a_first_line_without_a_configuration_is_a_start(head: str, tmp_path: Pa
 WRONG = [
     ({"alphas": []}, "alphas : give first:last:step"),
     ({"decoding": {"temprature": 1}}, "there is no setting temprature: one of temperature, top_k"),
-    ({"device": "foo"}, "device foo cannot be used: "),
+    ({"device": "foo"}, "device 'foo' is none of cpu, cuda"),
     ({"device": "cuda:99"}, "device cuda:99 cannot be used: "),
     ({"more": {"turns": ["a", "b"]}}, "prompt 8 has 2 turns, a sweep answers one"),
     ({"more": {"prompt": "x" * 99}}, r"prompt 8 has \d+ tokens, the model's context 64: leave"),
@@ -543,6 +543,7 @@ def test_cma_finds_what_a_grid_would(tmp_path: Path) -> None:
             "--vary models.9.x: the spec has no number",
         ),
         ({"pair": SPEC, "vary": {LEFT: "0,1"}, "method": "cma"}, "moves several numbers"),
+        ({"pair": SPEC, "vary": {LEFT: "0"}}, "the spec as it is has nothing to be compared with"),
         ({"count": 6}, "6 prompts are too few"),
         ({"preset": "paper"}, "preset paper is not one of expo-paper"),
         ({"reward": "expo.demo.toy:nothing"}, "has no function nothing"),

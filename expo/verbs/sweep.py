@@ -28,7 +28,7 @@ from expo.spec.grid import read_values
 from expo.spec.request import check_seed
 from expo.spec.resolved import resolved, to_yaml
 from expo.sweeping.bench import REWARD, SECOND, Bench, Chunk
-from expo.sweeping.candidates import Candidates, alphas_of, numbers_of
+from expo.sweeping.candidates import Candidates, alphas_of, grid, numbers_of
 from expo.sweeping.cma import check_search
 from expo.sweeping.folder import (
     KIND,
@@ -164,7 +164,12 @@ def _asked(
         if method == "cma":
             check_search(values)
             return numbers_of(spec, tuple(values)), Search(values, budget)
-        return numbers_of(spec, tuple(values)), Search(values)
+        plans = numbers_of(spec, tuple(values))
+        if grid(values) == (plans.baseline,):
+            raise SpecError(
+                "--vary: these are the spec's own values: the spec as it is has nothing to be compared with"
+            )
+        return plans, Search(values)
     if method == "cma":
         raise SpecError("--search cma needs --vary: alpha alone is swept by a grid, or auto")
     text = alphas if isinstance(alphas, str) else ",".join(repr(float(alpha)) for alpha in alphas)
