@@ -16,13 +16,16 @@ import pytest
 import yaml
 
 import expo as door
+from expo.checkpoint.reference import parse_reference
 from expo.demo.toy import MODELS, words
 from expo.errors import ExpoError, OutputError, SpecError
 from expo.output.scores import read_scores
 from expo.plots.sweep import sweep_figure
+from expo.spec.request import make_request
 from expo.spec.resolved import resolved
 from expo.sweeping import bench
 from expo.sweeping.candidates import numbers_of
+from expo.sweeping.folder import lasting
 from expo.sweeping.journal import Journal
 from expo.verbs import sweep as verb
 
@@ -114,7 +117,7 @@ def test_an_aligned_model_past_the_peak_is_told_so(tmp_path: Path) -> None:
     )
     assert yaml.safe_load(result.chosen.read_text())["models"][0]["parameters"] == {"alpha": 1.0}
     results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
-    assert len(results) == 1
+    assert [row["model"] for row in results] == ["the aligned model"]
 
 
 def test_what_is_written(tmp_path: Path) -> None:
@@ -135,8 +138,26 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert result.points[0].difference is None
     score, *_ = read_scores(out / "results.json")  # as the card does
     assert (score.dataset, score.value) == ("prompts-64", result.verdict.reward.mean)
+    assert result.verdict.beats
+    assert (score.model or "").startswith(f"alpha {result.verdict.at['alpha']:g} (paper alpha ")
+    assert score.metric == f"{REWARD}, mean, 32 prompts"
     merged = door.merge(result.chosen, tmp_path / "model", verify=False)
     assert merged.alpha == result.verdict.at["alpha"]
+
+
+def test_the_chosen_spec_holds_wherever_it_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("sft", "aligned"):
+        (tmp_path / name).symlink_to(MODELS / name)
+    spec = make_request("sft", "aligned").at(1.5)
+    found = resolved(spec, lasting)
+    assert [found["base_model"], found["models"][0]["model"]] == [
+        str(tmp_path / name) for name in ("sft", "aligned")
+    ]
+    away = parse_reference("org/name@main")
+    assert lasting(away) == str(away)
 
 
 def test_noise_is_shared_between_alphas(tmp_path: Path) -> None:
@@ -509,6 +530,10 @@ def test_any_number_of_a_spec_is_swept(tmp_path: Path, expo: Callable[..., Ran])
     assert f"{LEFT}=-1.5, {RIGHT}=2.5 beats the spec as it is" in ran.out.replace(
         "Models", "models"
     )
+    scores = read_scores(tmp_path / "out" / "results.json")
+    assert [s.metric for s in scores] == [
+        f"{REWARD}, {what}, 64 prompts" for what in ("mean", "over the spec as it is")
+    ]
     chosen = yaml.safe_load((tmp_path / "out" / "chosen.yml").read_text())
     assert [m["parameters"]["weight"] for m in chosen["models"]] == [-1.5, 2.5]
 

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from expo.checkpoint.reference import Reference
 from expo.errors import OutputError
 from expo.output.durable import unwritable
 from expo.output.scores import scores_json
 from expo.results import Score, SweepResult
 from expo.sweeping.journal import Configuration, Journal, difference, is_ours
+from expo.sweeping.words import baseline, name
 
 KIND = "expo.sweep/1"
 SAMPLES, SCORES = "samples.jsonl", "scores.jsonl"
@@ -91,17 +93,33 @@ def sweep_json(result: SweepResult, about: dict[str, object]) -> str:
 
 
 def results_json(result: SweepResult, dataset: str, reward: str) -> str:
-    """What `expo publish --results` takes, of the half of the prompts that nothing was chosen on."""
+    """What `expo publish --results` takes, of the half of the prompts that nothing was chosen on.
+
+    Each row names whose it is: the file may come to lie beside a merge of another α.
+    """
     verdict = result.verdict
+    of = name(verdict.at) if verdict.beats else baseline(verdict)
     rows = [("mean", verdict.reward)]
     if verdict.beats:
-        rows.append(("over the aligned model", verdict.difference))
+        rows.append((f"over {baseline(verdict)}", verdict.difference))
     return scores_json(
         [
-            Score(dataset, f"{reward}, {what}", one.mean, interval=(one.low, one.high))
+            Score(
+                dataset,
+                f"{reward}, {what}, {verdict.prompts} prompts",
+                one.mean,
+                interval=(one.low, one.high),
+                model=of,
+            )
             for what, one in rows
         ]
     )
+
+
+def lasting(reference: Reference) -> str:
+    """A model's name in a spec that holds wherever it is run: a path from the root."""
+    places = [place for place in (reference.model, reference.adapter) if place is not None]
+    return "+".join(str(p if p.path is None else p.path.absolute()) for p in places)
 
 
 def _json(value: object) -> str:

@@ -23,12 +23,12 @@ def name(at: Mapping[str, float]) -> str:
 
 def _won(verdict: Verdict) -> str:
     text = (
-        f"{_capital(name(verdict.candidate))} beats {_baseline(verdict)}: its reward is higher by "
+        f"{_capital(name(verdict.candidate))} beats {baseline(verdict)}: its reward is higher by "
         f"{interval(verdict.difference)} on {verdict.prompts} prompts that it was not chosen on."
     )
     if verdict.candidate != verdict.best:
         text += (
-            f" It is the nearest to {_baseline(verdict)} within one standard error of the best, "
+            f" It is the nearest to {baseline(verdict)} within one standard error of the best, "
             f"{name(verdict.best)}."
         )
     return text
@@ -36,7 +36,7 @@ def _won(verdict: Verdict) -> str:
 
 def _not_won(verdict: Verdict, points: Sequence[SweepPoint], *, was_chosen: bool) -> str:
     kind = "alpha" if "alpha" in verdict.at else "candidate"
-    start = f"No {kind} beats {_baseline(verdict)}"
+    start = f"No {kind} beats {baseline(verdict)}"
     beyond = [p for p in points if p.difference and (p.alpha is None or p.alpha > 1)]
     one = f"{name(verdict.candidate)}, " + (
         "chosen on one half" if was_chosen else "the best of the others"
@@ -46,7 +46,7 @@ def _not_won(verdict: Verdict, points: Sequence[SweepPoint], *, was_chosen: bool
         which = f"every {kind} {'above 1 ' if kind == 'alpha' else ''}that was tried is worse"
         return f"{start}: {which}; {one}, differs {by} prompts."
     if not verdict.detectable:
-        same = f"{name(verdict.candidate)} and {_baseline(verdict)} are worth the same on every one"
+        same = f"{name(verdict.candidate)} and {baseline(verdict)} are worth the same on every one"
         return f"{start} on these prompts: {same}, so they cannot tell: ask others, or sample the answers."
     return (
         f"{start} on these prompts: {one}, differs {by}, which would have shown a difference of "
@@ -89,7 +89,8 @@ def _shares(pair: tuple[float, float]) -> str:
     return f"{100 * pair[0]:.1f} % → {100 * pair[1]:.1f} %"
 
 
-def _baseline(verdict: Verdict) -> str:
+def baseline(verdict: Verdict) -> str:
+    """What all are held against."""
     return "the aligned model" if "alpha" in verdict.at else "the spec as it is"
 
 

@@ -35,6 +35,7 @@ from expo.sweeping.folder import (
     SAMPLES,
     SCORES,
     claim,
+    lasting,
     rescored,
     results_json,
     resume,
@@ -270,7 +271,8 @@ def _run(
 
 def _write(task: _Task, result: SweepResult) -> None:
     point = tuple(result.verdict.at[name] for name in task.plans.names)
-    place_file(result.chosen, to_yaml(resolved(task.plans.request_of(point))).encode())
+    spec = resolved(task.plans.request_of(point), lasting)
+    place_file(result.chosen, to_yaml(spec).encode())
     plan = task.plans.plan_of(point)
     names = {checkpoint.reference: checkpoint.label for checkpoint in plan.sources.values()}
     about = {
