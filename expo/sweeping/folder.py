@@ -15,6 +15,7 @@ from expo.sweeping.words import baseline, name
 
 KIND = "expo.sweep/1"
 SAMPLES, SCORES = "samples.jsonl", "scores.jsonl"
+_OUTCOME = ("sweep.json", "sweep.png", "chosen.yml", "results.json")
 
 
 def claim(out: Path) -> None:
@@ -61,23 +62,39 @@ def resume(
                 "--overwrite to begin anew"
             )
         say(f"{out} differs in: {changed}: its {len(entries)} answers go, the sweep begins anew")
+    _forget(out)
     journal.start(wanted)
     return []
+
+
+def _forget(out: Path) -> None:
+    """Remove what came of other answers or rewards: a run that is killed early would leave it beside them."""
+    for name in _OUTCOME:
+        try:
+            (out / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(error, out) from error
 
 
 def rescored(
     journal: Journal,
     wanted: Configuration,
+    out: Path,
     *,
     is_entry: Callable[[dict], bool],
     say: Callable[[str], None],
 ) -> list[dict]:
-    """The scores that a journal holds; none where the rewards are others: answers are kept, they are not."""
+    """The scores that a journal holds; none where the rewards are others: answers are kept, they are not.
+
+    Raises:
+        OutputError: what came of others cannot be removed.
+    """
     known, entries = journal.read(is_entry)
     if known == wanted:
         return entries
     if known is not None and entries:
         say(f"differs in: {difference(known, wanted)}: the answers are kept and scored anew")
+    _forget(out)
     journal.start(wanted)
     return []
 

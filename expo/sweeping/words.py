@@ -45,12 +45,32 @@ def _not_won(verdict: Verdict, points: Sequence[SweepPoint], *, was_chosen: bool
     if beyond and all(p.difference is not None and p.difference.high < 0 for p in beyond):
         which = f"every {kind} {'above 1 ' if kind == 'alpha' else ''}that was tried is worse"
         return f"{start}: {which}; {one}, differs {by} prompts."
+    if verdict.difference.low > 0:
+        return _kept(verdict, points)
+    if not verdict.detectable and verdict.difference.mean:
+        return (
+            f"{start} on these prompts: {one}, differs by {verdict.difference.mean:+.3g} on every one of the "
+            f"other {verdict.prompts}."
+        )
     if not verdict.detectable:
         same = f"{name(verdict.candidate)} and {baseline(verdict)} are worth the same on every one"
         return f"{start} on these prompts: {same}, so they cannot tell: ask others, or sample the answers."
     return (
         f"{start} on these prompts: {one}, differs {by}, which would have shown a difference of "
         f"{verdict.detectable:.3g}."
+    )
+
+
+def _kept(verdict: Verdict, points: Sequence[SweepPoint]) -> str:
+    """The baseline was chosen on one half, and another does better on the other."""
+    is_best = verdict.best == verdict.at
+    near = "" if is_best else f"within one standard error of the best, {name(verdict.best)}, "
+    why = f"it was {'the best ' if is_best else near}on the half that chooses"
+    beyond = any(p.beyond_cliff for p in points if p.at == verdict.candidate)
+    end = "but lies beyond the cliff" if beyond else "which more prompts would decide"
+    return (
+        f"{_capital(baseline(verdict))} is kept: {why}. {_capital(name(verdict.candidate))} does better on the "
+        f"other half, by {interval(verdict.difference)} on {verdict.prompts} prompts, {end}."
     )
 
 
@@ -95,4 +115,5 @@ def baseline(verdict: Verdict) -> str:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """For the start of a sentence; the place of a number in a spec stays as it is written there."""
+    return text if "=" in text else text[:1].upper() + text[1:]

@@ -42,7 +42,7 @@ from expo.sweeping.folder import (
     sweep_json,
 )
 from expo.sweeping.journal import Journal
-from expo.sweeping.run import Search, chunked, conclude, grader, halves, search
+from expo.sweeping.run import Search, chunked, conclude, grader, halves, once, search
 
 if TYPE_CHECKING:
     from expo.compute.stream import Progress
@@ -100,7 +100,7 @@ def sweep(
     check_seed(seed)
     plans, how = _asked(spec, alphas, vary, method, budget)
     questions = None if exact is None else read_questions(Path(exact))
-    parts = _prompts(Path(prompts), seed, batch_size)
+    parts = _prompts(Path(prompts), seed, batch_size, say)
     named = {REWARD: reward} | ({} if second_reward is None else {SECOND: second_reward})
     where = for_models(device)
     check_preset(preset, decoding or {})
@@ -182,10 +182,13 @@ def _asked(
     return alphas_of(spec), Search({"alpha": values})
 
 
-def _prompts(path: Path, seed: int, batch_size: int) -> _Prompts:
+def _prompts(path: Path, seed: int, batch_size: int, say: Say) -> _Prompts:
     if batch_size < 1:
         raise SpecError(f"batch size {batch_size}: 1 or more")
-    prompts = read_prompts(path)
+    read = read_prompts(path)
+    prompts = once(read)
+    if twice := len(read) - len(prompts):
+        say(f"{path}: {twice} prompts ask what another asks: each conversation counts once")
     if talk := next((prompt for prompt in prompts if prompt.later), None):
         raise SpecError(
             f"{path}: prompt {talk.id} has {len(talk.later) + 1} turns, a sweep answers one: give "
@@ -214,14 +217,15 @@ def _bench(
         known = resume(
             samples, asked, task.out, is_entry=bench.is_answer, overwrite=True, say=_nothing
         )
-        bench.load(known, rescored(scores, asked, is_entry=bench.is_score, say=_nothing))
+        bench.load(known, rescored(scores, asked, task.out, is_entry=bench.is_score, say=_nothing))
         return bench
     judged = {name: identity(one) for name, one in task.rewards.items()}
     known = resume(
         samples, asked, task.out, is_entry=bench.is_answer, overwrite=task.overwrite, say=task.say
     )
     said = task.say if known else _nothing
-    bench.load(known, rescored(scores, asked | judged, is_entry=bench.is_score, say=said))
+    scored = rescored(scores, asked | judged, task.out, is_entry=bench.is_score, say=said)
+    bench.load(known, scored)
     return bench
 
 
