@@ -13,6 +13,7 @@ from expo.errors import CheckpointError
 from expo.evaluation.local import open_local
 from expo.planning.build import build_plan
 from expo.sampling.live import build
+from expo.sampling.prompts import Prompt
 from expo.sampling.rewards import open_reward
 from expo.spec.request import make_request
 
@@ -81,3 +82,15 @@ def _as_reward(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config |= {"architectures": ["MistralForSequenceClassification"], "num_labels": 1}
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_prompt_that_the_template_refuses_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(MODELS / "aligned", folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no\nsystem') }}{% endif %}{% endfor %}"
+    )
+    messages = ({"role": "system", "content": "a"}, {"role": "user", "content": "b"})
+    source = open_local(str(folder), preset=None, num_beams=1, batch_size=1, device="cpu")
+    with pytest.raises(CheckpointError, match="the chat template refuses prompt 7: no system"):
+        source.check([Prompt("7", messages)])

@@ -585,6 +585,7 @@ def test_cma_finds_what_a_grid_would(tmp_path: Path) -> None:
 def test_what_cannot_be_swept(tmp_path: Path, more: dict, said: str) -> None:
     with pytest.raises(SpecError, match=said):
         sweep(tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_cma_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

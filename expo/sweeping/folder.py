@@ -1,7 +1,8 @@
 """The directory of a sweep: whose it is, what is kept in it, and what comes out."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +34,24 @@ def claim(out: Path) -> None:
     known = out / SAMPLES
     if any(out.iterdir()) and not (known.is_file() and is_ours(known, KIND)):
         raise OutputError(f"{out} holds files that no sweep wrote: name another OUT_DIR")
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """The directory as `claim` leaves it; made for nothing, it goes again.
+
+    Raises:
+        OutputError: as `claim`.
+    """
+    is_new = not out.exists()
+    claim(out)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # there is something in it
+                out.rmdir()
+        raise
 
 
 def resume(
@@ -69,9 +88,9 @@ def resume(
 
 def _forget(out: Path) -> None:
     """Remove what came of other answers or rewards: a run that is killed early would leave it beside them."""
-    for name in _OUTCOME:
+    for file in _OUTCOME:
         try:
-            (out / name).unlink(missing_ok=True)
+            (out / file).unlink(missing_ok=True)
         except OSError as error:
             raise unwritable(error, out) from error
 

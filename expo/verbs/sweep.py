@@ -34,7 +34,7 @@ from expo.sweeping.folder import (
     KIND,
     SAMPLES,
     SCORES,
-    claim,
+    claimed,
     lasting,
     rescored,
     results_json,
@@ -104,19 +104,19 @@ def sweep(
     named = {REWARD: reward} | ({} if second_reward is None else {SECOND: second_reward})
     where = for_models(device)
     check_preset(preset, decoding or {})
-    claim(Path(out))
-    rewards = {
-        name: open_reward(one, device=where, batch_size=batch_size, say=say)
-        for name, one in named.items()
-    }
-    first = plans.plan_of(plans.baseline)
-    fetch(first)
-    live = build(first, device=where)
-    asked = [*parts.all, *(question.prompt for question in questions or ())]
-    check_fit(live.model, live.tokenizer, asked)
-    chosen = _decoding(live, preset, decoding or {})
-    task = _Task(plans, Path(out), parts, questions, named, seed, overwrite, say, chosen)
     with ExitStack() as stack:
+        stack.enter_context(claimed(Path(out)))
+        rewards = {
+            name: open_reward(one, device=where, batch_size=batch_size, say=say)
+            for name, one in named.items()
+        }
+        first = plans.plan_of(plans.baseline)
+        fetch(first)
+        live = build(first, device=where)
+        asked = [*parts.all, *(question.prompt for question in questions or ())]
+        check_fit(live.model, live.tokenizer, asked)
+        chosen = _decoding(live, preset, decoding or {})
+        task = _Task(plans, Path(out), parts, questions, named, seed, overwrite, say, chosen)
         bench = _bench(task, live, rewards, stack)
         bench.tick = progress or bench.tick
         result = _run(task, how, bench, _exactness(task, live, stack))
