@@ -287,7 +287,9 @@ def test_a_disk_that_fills_is_told_with_what_is_kept(tmp_path: Path) -> None:
     asked = Prompt("a", ({"role": "user", "content": "hi"},))
     reply = Reply("x" * 99, 1, "stop")
     with (
-        pytest.raises(OutputError, match=r"o\.jsonl is full: the answers so far are kept, make room"),
+        pytest.raises(
+            OutputError, match=r"o\.jsonl is full: the answers so far are kept, make room"
+        ),
         open_journal(tmp_path / "o.jsonl", (asked,), Fingerprint({}), None) as (answers, _),
         Path("/dev/full").open("wb") as full,
     ):

@@ -17,6 +17,7 @@ import yaml
 
 import expo as door
 from expo.checkpoint.reference import parse_reference
+from expo.cli.sweep import sweep_text
 from expo.demo.toy import MODELS, words
 from expo.errors import ExpoError, OutputError, SpecError
 from expo.output.scores import read_scores
@@ -512,6 +513,10 @@ def test_a_plot_of_several_numbers_counts_candidates(tmp_path: Path) -> None:
     (upper, lower, *_) = sweep_figure(several, "r").axes
     assert "the spec as it is" in [text.get_text() for text in upper.get_legend().get_texts()]
     assert all(float(tick).is_integer() for tick in lower.get_xticks())
+    points = [line for line in upper.get_lines() if line.get_marker() == "o"]
+    assert {line.get_linestyle() for line in points} == {"None"}
+    first, second = sweep_text(several).splitlines()[1:3]
+    assert [first.split()[0], second.split()[0]] == ["1", "2"]
 
 
 def test_points_on_fewer_prompts_are_marked(tmp_path: Path) -> None:
@@ -521,6 +526,9 @@ def test_points_on_fewer_prompts_are_marked(tmp_path: Path) -> None:
     for outcome, wanted in ((result, False), (few, True)):
         (upper, _, *_) = sweep_figure(outcome, "r").axes
         assert ("fewer prompts" in [t.get_text() for t in upper.get_legend().get_texts()]) == wanted
+        joined = [line for line in upper.get_lines() if [*line.get_xdata()] == [1.0, 2.5]]  # pyright: ignore
+        assert bool(joined) != wanted
+        assert ("compare by the difference" in sweep_text(outcome)) == wanted
 
 
 def test_any_number_of_a_spec_is_swept(tmp_path: Path, expo: Callable[..., Ran]) -> None:

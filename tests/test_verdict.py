@@ -120,9 +120,7 @@ def test_what_does_better_but_was_not_chosen_is_told_so() -> None:
     """Within one standard error on the half that chooses, clearly better on the other."""
     bench = Played(lambda a, drawn: drawn[0], 64)
     chosen_on = {prompt.id for chunk in bench.choosing for prompt in chunk}
-    bench.own |= {
-        n: np.array([float(str(n) not in chosen_on), (-1.0) ** n]) for n in range(64)
-    }
+    bench.own |= {n: np.array([float(str(n) not in chosen_on), (-1.0) ** n]) for n in range(64)}
     bench.rewards = lambda a, drawn: (a > 1) * (drawn[0] + 0.5 * drawn[1] + 1e-3)
     verdict = bench.verdict("1.5")
     assert not verdict.beats

@@ -57,9 +57,7 @@ def eligible(bench: Bench, chunks: Sequence[Chunk]) -> list[Point]:
 
 def leader(bench: Bench, points: Sequence[Point], chunks: Sequence[Chunk]) -> Point:
     """The point with the highest mean reward; of several the nearest to the baseline."""
-    return max(
-        points, key=lambda p: (_mean(bench.rows(p, chunks)), -math.dist(p, bench.baseline))
-    )
+    return max(points, key=lambda p: (_mean(bench.rows(p, chunks)), -math.dist(p, bench.baseline)))
 
 
 def _is_over(bench: Bench, chunks: Sequence[Chunk]) -> bool:
