@@ -286,16 +286,18 @@ def test_a_disk_that_fills_is_told_with_what_is_kept(tmp_path: Path) -> None:
     """Closing the file fails once more; that is not what is said."""
     asked = Prompt("a", ({"role": "user", "content": "hi"},))
     reply = Reply("x" * 99, 1, "stop")
-    with (
-        pytest.raises(
-            OutputError, match=r"o\.jsonl is full: the answers so far are kept, make room"
-        ),
-        open_journal(tmp_path / "o.jsonl", (asked,), Fingerprint({}), None) as (answers, _),
-        Path("/dev/full").open("wb") as full,
-    ):
-        answers.add(Answer(asked, 0, (reply,), 0.0))
-        os.dup2(full.fileno(), answers._file.fileno())
-        answers.add(Answer(asked, 1, (reply,), 0.0))
+
+    def fill() -> None:
+        with (
+            open_journal(tmp_path / "o.jsonl", (asked,), Fingerprint({}), None) as (answers, _),
+            Path("/dev/full").open("wb") as full,
+        ):
+            answers.add(Answer(asked, 0, (reply,), 0.0))
+            os.dup2(full.fileno(), answers._file.fileno())
+            answers.add(Answer(asked, 1, (reply,), 0.0))
+
+    with pytest.raises(OutputError, match=r"o\.jsonl is full: the answers so far are kept"):
+        fill()
 
 
 def test_a_server_that_stays_busy_is_an_error(chat: Chat) -> None:

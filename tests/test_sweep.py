@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +22,16 @@ from expo.cli.sweep import sweep_text
 from expo.demo.toy import MODELS, words
 from expo.errors import ExpoError, OutputError, SpecError
 from expo.output.scores import read_scores
+from expo.planning.build import build_plan
+from expo.planning.plan import Plan
 from expo.plots.sweep import sweep_figure
 from expo.spec.request import make_request
 from expo.spec.resolved import resolved
 from expo.sweeping import bench
-from expo.sweeping.candidates import numbers_of
+from expo.sweeping.candidates import Candidates, numbers_of
 from expo.sweeping.folder import lasting
 from expo.sweeping.journal import Journal
+from expo.sweeping.run import Search
 from expo.verbs import sweep as verb
 
 from .conftest import Ran
@@ -406,6 +410,26 @@ def test_others_files_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a file: name a directory"):
         sweep(out / "notes.txt")
     assert (out / "samples.jsonl").read_text() == '{"mine": true}'
+
+
+def test_what_a_merge_would_say_is_said_before(tmp_path: Path) -> None:
+    """Notes and warnings of the plan once, and which α its gate would refuse."""
+    plan = build_plan(make_request(*map(str, PAIR)).at(1.0))
+
+    def plan_of(point: tuple[float, ...]) -> Plan:
+        refused = ("too much noise; go on with --force",) if point[0] > 1.2 else ()
+        return replace(plan, refusals=refused, notes=("codes",), warnings=("mostly noise",))
+
+    nothing: Any = None
+    plans = Candidates(("alpha",), (1.0,), nothing, plan_of)
+    for how in (Search(), Search({"alpha": (1.0, 1.3, 1.4, 1.5)})):
+        said: list[str] = []
+        verb._forewarn(plans, plan_of((1.0,)), how, said.append)
+        assert said == [
+            "warning: mostly noise",
+            "note: codes",
+            "warning: expo merge will refuse alpha 1.3, 1.4, 1.5: too much noise; go on with --force",
+        ]
 
 
 def test_one_sweep_a_folder(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def sweep_text(result: "SweepResult") -> str:
     baseline = result.baseline
     names = list(baseline)
     number_of = ("number",) if len(names) > 1 else ()  # as the plot has it
-    header = (*number_of, *(name.rpartition("parameters.")[2] for name in names), "paper alpha", "prompts",
+    header = (*number_of, *_short(names), "paper alpha", "prompts",
               "reward", "over the baseline", "length", "unfinished", "repetition", "log p")  # fmt: skip
     rows = [
         (
@@ -184,6 +184,12 @@ def sweep_text(result: "SweepResult") -> str:
     if result.verdict.beats:
         lines.append(f"the model: expo merge {result.chosen} OUT")
     return "\n".join(lines)
+
+
+def _short(names: list[str]) -> list[str]:
+    """Names of numbers without their place in the spec, where that tells them apart."""
+    short = [name.rpartition("parameters.")[2] for name in names]
+    return short if len({*short}) == len(names) else names
 
 
 def _caveat(result: "SweepResult") -> list[str]:

@@ -16,6 +16,7 @@ from expo.compute.inputs import fetch
 from expo.errors import SpecError
 from expo.output.durable import place_file
 from expo.output.journal import fingerprint, identities
+from expo.planning.plan import Plan, alpha_warnings
 from expo.results import SweepResult
 from expo.sampling.decoding import Decoding, check_preset
 from expo.sampling.decoding import decoding as decoding_of
@@ -43,6 +44,7 @@ from expo.sweeping.folder import (
 )
 from expo.sweeping.journal import Journal
 from expo.sweeping.run import Search, chunked, conclude, grader, halves, once, search
+from expo.sweeping.search import FIRST
 
 if TYPE_CHECKING:
     from expo.compute.stream import Progress
@@ -111,6 +113,7 @@ def sweep(
             for name, one in named.items()
         }
         first = plans.plan_of(plans.baseline)
+        _forewarn(plans, first, how, say)
         fetch(first)
         live = build(first, device=where)
         asked = [*parts.all, *(question.prompt for question in questions or ())]
@@ -180,6 +183,24 @@ def _asked(
     if values == (1.0,):
         raise SpecError("alphas 1: the aligned model alone has nothing to be compared with")
     return alphas_of(spec), Search({"alpha": values})
+
+
+def _forewarn(plans: Candidates, first: Plan, how: Search, say: Say) -> None:
+    """Say before the first answer what a merge would say, and which α it would refuse."""
+    of_alpha = alpha_warnings(first.request)  # of the baseline's own, which is not the question
+    for warning in first.warnings:
+        if warning not in of_alpha:
+            say(f"warning: {warning}")
+    for note in first.notes:
+        say(f"note: {note}")
+    if plans.names != ("alpha",):
+        return  # of other numbers, refused ones cannot be tried
+    tried = {(alpha,) for alpha in FIRST} if how.values is None else {*grid(how.values)}
+    refused = sorted(point[0] for point in tried if plans.plan_of(point).refusals)
+    if refused:
+        why = plans.plan_of((refused[0],)).refusals[0]
+        which = ", ".join(f"{alpha:g}" for alpha in refused)
+        say(f"warning: expo merge will refuse alpha {which}: {why}")
 
 
 def _prompts(path: Path, seed: int, batch_size: int, say: Say) -> _Prompts:
