@@ -282,6 +282,25 @@ def test_the_prompt_that_a_server_refuses_is_named(chat: Chat) -> None:
             ask(chat)
 
 
+def test_what_a_filter_has_cut_is_told(chat: Chat, tmp_path: Path) -> None:
+    choice = {"message": {"content": "a"}, "finish_reason": "content_filter"}
+    chat.faults = [Fault(200, json.dumps({"choices": [choice]}))]
+    result, rows = run(chat, tmp_path, "jsonl", concurrency=1)
+    assert [row["finish_reason"] for row in rows] == ["content_filter", "stop"]
+    assert "1 of 2 answers are cut by the server's filter" in result.warnings
+
+
+def test_a_file_of_another_encoding_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}', encoding="utf-16")
+    with pytest.raises(SpecError, match=r"p\.jsonl cannot be read: .*: save it as UTF-8"):
+        read_prompts(tmp_path / "p.jsonl")
+
+
+def test_an_empty_line_is_no_prompt(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n')
+    assert [prompt.id for prompt in read_prompts(tmp_path / "p.jsonl")] == ["0", "1"]
+
+
 def test_a_disk_that_fills_is_told_with_what_is_kept(tmp_path: Path) -> None:
     """Closing the file fails once more; that is not what is said."""
     asked = Prompt("a", ({"role": "user", "content": "hi"},))

@@ -597,6 +597,7 @@ def test_cma_finds_what_a_grid_would(tmp_path: Path) -> None:
     ("more", "said"),
     [
         ({"alphas": "1"}, "the aligned model alone has nothing to be compared with"),
+        ({"alphas": "1e39"}, r"alphas 1e\+39: no weight is finite beyond 3\.4e\+38"),
         ({"alphas": "x"}, "alphas x: give first:last:step"),
         ({"method": "cma"}, "--search cma needs --vary"),
         ({"vary": {"a": "1,2"}}, "only a spec has numbers to vary"),
@@ -630,7 +631,9 @@ def test_without_cma_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_usage(tmp_path: Path, expo: Callable[..., Ran]) -> None:
     more = ("--prompts", "p", "--reward", "r")
-    for wrong in ((tmp_path,), ("a", "b", "c", tmp_path)):
-        assert expo("sweep", *wrong, *more).code == 2
+    for wrong in ((tmp_path,), ("a", "b", "c", tmp_path), PAIR):
+        ran = expo("sweep", *wrong, *more)
+        assert ran.code == 2
+        assert "is a directory" not in ran.err.casefold()
     ran = expo("sweep", *PAIR, tmp_path / "out", *more, "--vary", "x")
     assert "--vary x: give PATH=VALUES" in ran.err

@@ -223,6 +223,16 @@ def test_what_is_no_grid(text: str) -> None:
         ("no number", "7", False),
         ("  The Seine. ", "the seine", True),
         ("The Rhine", "the Seine", False),
+        ("about .5", "5", False),
+        ("about .5", "0.5", True),
+        ("it is 3-5", "5", True),
+        ("it is -5", "-5", True),
+        ("it is −5.", "-5", True),
+        ("version 2.", "2", True),
+        ("the end.5", "5", True),
+        ("NaN", "nan", True),
+        ("inf", "inf", True),
+        ("7", "inf", False),
     ],
 )
 def test_a_right_answer(text: str, answer: str, right: bool) -> None:
@@ -235,6 +245,11 @@ def test_questions_of_a_file(tmp_path: Path) -> None:
         '{"question": "a?", "answer": 7}\n{"question": "b?", "answer": "so\\n#### 5"}\n'
     )
     assert [q.answer for q in read_questions(file)] == ["7", "5"]
+    file.write_text('{"question": "a?", "answer": 7}\n{"question": "a?", "answer": "7.0"}\n')
+    assert len(read_questions(file)) == 2
+    file.write_text('{"question": "a?", "answer": 7}\n{"question": "a?", "answer": "8"}\n')
+    with pytest.raises(SpecError, match=r"q\.jsonl:2: this question has another answer in a line"):
+        read_questions(file)
     file.write_text('{"question": "a?"}')
     with pytest.raises(SpecError, match=r"q\.jsonl:1: no question"):
         read_questions(file)

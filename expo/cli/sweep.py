@@ -100,7 +100,7 @@ def sweep(
     from expo.verbs.sweep import sweep as run
 
     match models:
-        case (spec,):
+        case (spec,) if not Path(spec).is_dir():
             source = spec
         case (sft, aligned):
             source = (sft, aligned)

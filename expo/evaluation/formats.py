@@ -264,7 +264,9 @@ def _outputs(path: Path) -> Iterator[Output]:
 
 
 def _finish(answer: Answer) -> str:
-    return "length" if answer.is_unfinished else "stop"
+    if answer.is_unfinished:
+        return "length"
+    return "content_filter" if answer.is_filtered else "stop"
 
 
 def _last_user(prompt: Prompt) -> str:

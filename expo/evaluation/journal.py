@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from expo.errors import OutputError
-from expo.evaluation.answers import Answer, Reply
+from expo.evaluation.answers import Answer, FinishReason, Reply
 from expo.output.durable import unwritable
 from expo.output.journal import Fingerprint
 from expo.sampling.prompts import Prompt
@@ -163,7 +163,7 @@ def _asked(head: bytes) -> dict[str, str] | None:
     return None
 
 
-def _reply(text: str, length: int | None, finish: Literal["stop", "length"]) -> Reply:
+def _reply(text: str, length: int | None, finish: FinishReason) -> Reply:
     """One from a journal.
 
     Raises:

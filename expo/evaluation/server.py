@@ -10,12 +10,11 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 from expo.checkpoint.parsing import MOST_BYTES
 from expo.errors import EndpointError, SpecError
-from expo.evaluation.answers import Reply
+from expo.evaluation.answers import FinishReason, Reply
 from expo.sampling.decoding import PRESETS
 from expo.sampling.prompts import Prompt
 from expo.threads import pause
@@ -323,8 +322,8 @@ def _count(said: object) -> int | None:
     return said if isinstance(said, int) and 0 <= said <= _MOST_TOKENS else None
 
 
-def _finish(said: object) -> Literal["stop", "length"]:
-    return "length" if said == "length" else "stop"
+def _finish(said: object) -> FinishReason:
+    return said if said in ("length", "content_filter") else "stop"  # pyright: ignore
 
 
 def _whole(text: str) -> str:

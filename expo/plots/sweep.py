@@ -53,7 +53,7 @@ def _draw_reward(
         style = {"color": _BLUE, "mfc": "white" if is_few else _BLUE, "ms": 4}
         label = "fewer prompts" if is_few and n == 1 else None
         axes.plot(at, means, _line("o", joins, is_few), **style, label=label)
-        band = None if n else "95 % interval"
+        band = "" if n else "95 % interval"
         if joins and len(at) > 1:
             axes.fill_between(at, low, high, color=_BLUE, alpha=0.15, label=band, lw=0)
         else:

@@ -194,6 +194,7 @@ def _run(
         warnings=(
             *_equal_candidates(answers, prompts, candidates),
             *_empty(kept),
+            *_filtered(kept),
             *FORMATS[format].notes,
         ),
     )
@@ -241,6 +242,11 @@ def _fingerprint(questions: Sequence[Question], source: Source, seed: int) -> Fi
 def _empty(kept: Sequence[Answer]) -> tuple[str, ...]:
     count = sum(not answer.text.strip() for answer in kept)
     return (f"{count} of {len(kept)} answers are empty",) if count else ()
+
+
+def _filtered(kept: Sequence[Answer]) -> tuple[str, ...]:
+    count = sum(answer.is_filtered for answer in kept)
+    return (f"{count} of {len(kept)} answers are cut by the server's filter",) if count else ()
 
 
 def _equal_candidates(

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Pathlike = str | PathLike[str]
 
+_LARGEST = 3.4e38
+
 
 def sweep(
     spec: "Spec | tuple[Pathlike, Pathlike]",
@@ -168,6 +170,8 @@ def _asked(
         if method == "cma":
             check_search(values)
             return numbers_of(spec, tuple(values)), Search(values, budget)
+        for name, numbers in values.items():
+            _check_range(f"--vary {name}", numbers)
         plans = numbers_of(spec, tuple(values))
         if grid(values) == (plans.baseline,):
             raise SpecError(
@@ -180,9 +184,17 @@ def _asked(
     if text == "auto":
         return alphas_of(spec), Search()
     values = read_values(text)
+    _check_range("alphas", values)
     if values == (1.0,):
         raise SpecError("alphas 1: the aligned model alone has nothing to be compared with")
     return alphas_of(spec), Search({"alpha": values})
+
+
+def _check_range(what: str, values: Sequence[float]) -> None:
+    """Refuse what float32, in which weights are computed, does not hold."""
+    most = max(values, key=abs)
+    if abs(most) > _LARGEST:
+        raise SpecError(f"{what} {most:g}: no weight is finite beyond {_LARGEST:g}")
 
 
 def _forewarn(plans: Candidates, first: Plan, how: Search, say: Say) -> None:
