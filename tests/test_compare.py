@@ -152,6 +152,43 @@ def test_rewards_with_names_go_to_their_answers(tmp_path: Path) -> None:
     assert (result.difference.mean, result.difference.standard_error) == (0, 0)
 
 
+def plain(path: Path, asked: list[str], names: list[object] | None = None) -> Path:
+    """A file in the form of `evaluate` itself; the reward is the number of the prompt."""
+    rows = [
+        {
+            "id": str(n) if names is None else names[n],
+            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "x"}],
+            "reward": float(text.strip("pq")),
+        }
+        for n, text in enumerate(asked)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_plain_answers_are_paired_by_what_was_asked(tmp_path: Path) -> None:
+    """Not by the number of their line, which stands in for a name where the prompts have none."""
+    asked = [f"p{n}" for n in range(9)]
+    a = plain(tmp_path / "a.jsonl", asked)
+    other = door.compare(a, plain(tmp_path / "b.jsonl", asked[::-1]))
+    assert (other.difference.mean, other.difference.standard_error) == (0, 0)
+    with pytest.raises(SpecError, match=r'b\.jsonl has no answer to "p3"'):
+        door.compare(a, plain(tmp_path / "b.jsonl", [*asked[:3], "q3", *asked[4:]]))
+
+
+def test_one_question_under_several_names(tmp_path: Path) -> None:
+    """What an assistant said before may tell them apart: their names do, in any order."""
+    rows = [
+        {"id": f"n{n}", "messages": [{"role": r, "content": c} for r, c in said], "reward": n}
+        for n in range(9)
+        for said in [[("user", "a"), ("assistant", f"{n}"), ("user", "b"), ("assistant", "x")]]
+    ]
+    for name, order in (("a", rows), ("b", rows[::-1])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in order))
+    result = door.compare(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    assert (result.difference.mean, result.difference.standard_error) == (0, 0)
+
+
 @pytest.mark.parametrize(
     "line", ["NaN", "1e400", "1" + "0" * 400, "9" * 5000, "null", "true", '{"id": 1}']
 )

@@ -1,6 +1,7 @@
 """`expo evaluate`: the judges' forms, a server that fails, and what a killed run keeps."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,10 +18,11 @@ import pytest
 import expo as door
 from expo.demo.toy import MODELS
 from expo.errors import CheckpointError, EndpointError, OutputError, SpecError
-from expo.evaluation.answers import Question
+from expo.evaluation.answers import Answer, Question, Reply
 from expo.evaluation.formats import FORMATS, count_markdown, read_outputs
-from expo.evaluation.journal import journal_path
+from expo.evaluation.journal import journal_path, open_journal
 from expo.evaluation.server import KEY, Endpoint, open_endpoint, request_seed
+from expo.output.journal import Fingerprint
 from expo.results import EvaluateResult
 from expo.sampling.prompts import Prompt, read_prompts
 
@@ -263,6 +265,58 @@ def test_an_answer_that_drips_is_not_waited_for(
 def test_an_answer_that_is_cut_is_asked_again(chat: Chat) -> None:
     chat.faults = [Fault(200, '{"choices"', (("Content-Length", "99"), ("Connection", "close")))]
     assert ask(chat) == "HI (1)"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"choices": [{"message": {"content": "ab', '{"choices": [{}]', '{"a": tru']
+)
+def test_an_answer_of_no_known_length_that_is_cut_is_asked_again(text: str, chat: Chat) -> None:
+    chat.faults = [Fault(200, text)]
+    assert ask(chat) == "HI (1)"
+
+
+def test_the_prompt_that_a_server_refuses_is_named(chat: Chat) -> None:
+    for status, named in ((400, "prompt a: "), (413, "prompt a: "), (401, "")):
+        chat.faults = [Fault(status)]
+        with pytest.raises(EndpointError, match=f"^{named}http.* refuses with {status}: as told"):
+            ask(chat)
+
+
+def test_what_a_filter_has_cut_is_told(chat: Chat, tmp_path: Path) -> None:
+    choice = {"message": {"content": "a"}, "finish_reason": "content_filter"}
+    chat.faults = [Fault(200, json.dumps({"choices": [choice]}))]
+    result, rows = run(chat, tmp_path, "jsonl", concurrency=1)
+    assert [row["finish_reason"] for row in rows] == ["content_filter", "stop"]
+    assert "1 of 2 answers are cut by the server's filter" in result.warnings
+
+
+def test_a_file_of_another_encoding_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}', encoding="utf-16")
+    with pytest.raises(SpecError, match=r"p\.jsonl cannot be read: .*: save it as UTF-8"):
+        read_prompts(tmp_path / "p.jsonl")
+
+
+def test_an_empty_line_is_no_prompt(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "b"}\n')
+    assert [prompt.id for prompt in read_prompts(tmp_path / "p.jsonl")] == ["0", "1"]
+
+
+def test_a_disk_that_fills_is_told_with_what_is_kept(tmp_path: Path) -> None:
+    """Closing the file fails once more; that is not what is said."""
+    asked = Prompt("a", ({"role": "user", "content": "hi"},))
+    reply = Reply("x" * 99, 1, "stop")
+
+    def fill() -> None:
+        with (
+            open_journal(tmp_path / "o.jsonl", (asked,), Fingerprint({}), None) as (answers, _),
+            Path("/dev/full").open("wb") as full,
+        ):
+            answers.add(Answer(asked, 0, (reply,), 0.0))
+            os.dup2(full.fileno(), answers._file.fileno())
+            answers.add(Answer(asked, 1, (reply,), 0.0))
+
+    with pytest.raises(OutputError, match=r"o\.jsonl is full: the answers so far are kept"):
+        fill()
 
 
 def test_a_server_that_stays_busy_is_an_error(chat: Chat) -> None:
@@ -619,7 +673,7 @@ def test_what_cannot_be_answered_is_said_before_anything_is(workplace: Path) -> 
         file.write(json.dumps({"prompt": "x" * 99}) + "\n")
     with pytest.raises(CheckpointError, match=r"prompt 5 has \d+ tokens, the model's context 64"):
         local("o.jsonl", batch_size=1)
-    assert len(journal_path(Path("o.jsonl")).read_text().splitlines()) == 1
+    assert not journal_path(Path("o.jsonl")).exists()  # there is nothing to go on from
 
 
 def test_a_run_beside_its_model_goes_on(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

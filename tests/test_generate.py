@@ -44,7 +44,7 @@ def test_greedy_is_what_transformers_generates(toy) -> None:
     model, tokenizer = toy
     made = generate(model, tokenizer, WORDS, decoding=GREEDY)
     for one, sample in zip(WORDS, made, strict=True):
-        ids = torch.tensor([encode(tokenizer, one.messages)])
+        ids = torch.tensor([encode(tokenizer, one)])
         wanted = model.generate(ids, attention_mask=ids * 0 + 1, max_new_tokens=20)
         assert sample.tokens == tuple(wanted[0, ids.shape[1] :].tolist())
 
@@ -56,7 +56,7 @@ def test_draws_follow_the_probabilities(toy) -> None:
     made = generate(
         model, tokenizer, many, decoding=replace(SAMPLED, max_new_tokens=1), batch_size=400
     )
-    ids = torch.tensor([encode(tokenizer, many[0].messages)])
+    ids = torch.tensor([encode(tokenizer, many[0])])
     exact = model(ids).logits[0, -1].softmax(-1)
     got = Counter(sample.tokens[0] for sample in made)
     for token, p in enumerate(exact.tolist()):
@@ -107,7 +107,7 @@ def test_penalties_are_subtracted_from_what_was_said(toy) -> None:
     model, tokenizer = toy
     how = replace(GREEDY, frequency_penalty=2.0, presence_penalty=0.5)
     for one, sample in zip(WORDS, generate(model, tokenizer, WORDS, decoding=how), strict=True):
-        ids = encode(tokenizer, one.messages)
+        ids = encode(tokenizer, one)
         said: Counter[int] = Counter()
         for token in sample.tokens:
             logits = model(torch.tensor([ids])).logits[0, -1].tolist()
@@ -122,7 +122,7 @@ def test_likelihood_of_answers(toy) -> None:
     samples = generate(model, tokenizer, WORDS, decoding=SAMPLED)
     found = log_likelihoods(model, tokenizer, WORDS, samples, batch_size=4)
     for one, sample, value in zip(WORDS, samples, found, strict=True):
-        ids = encode(tokenizer, one.messages)
+        ids = encode(tokenizer, one)
         scores = model(torch.tensor([[*ids, *sample.tokens]])).logits[0].double().log_softmax(-1)
         wanted = [scores[len(ids) - 1 + n, token] for n, token in enumerate(sample.tokens)]
         assert value == pytest.approx(float(sum(wanted)) / len(wanted), abs=1e-5)

@@ -111,7 +111,10 @@ def test_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FUNCTIONS = """
+import asyncio
 import functools
+import os
+import sys
 import numpy as np
 import torch
 print("noise")
@@ -128,6 +131,23 @@ def array(c, a): return np.arange(len(a))
 def column(c, a): return torch.arange(len(a), dtype=torch.bfloat16, requires_grad=False)[:, None]
 def graph(c, a): return torch.arange(len(a)) * torch.ones(1, requires_grad=True)
 def given(c, a): return (float(n) for n in range(len(a)))
+def named(c, a): return {f"{n}": 1.0 for n in range(len(a))}
+def letters(c, a): return "1" * len(a)
+def digits(c, a): return ["1"] * len(a)
+def heap(c, a): return {*range(len(a))}
+def large(c, a): return [1e200] * len(a)
+def cancelled(c, a): raise asyncio.CancelledError
+def late(c, a):
+    yield 1.0
+    raise OSError("gone")
+def process(c, a):
+    print("noise", flush=True)
+    os.system("echo noise")
+    yield from range(len(a))
+def saved(c, a):
+    print("noise", flush=True)
+    print("noise", file=sys.__stdout__)
+    return range(len(a))
 def prints(c, a):
     print("noise")
     return range(len(a))
@@ -149,6 +169,13 @@ NO_REWARDS = {
     "nones": r"gave \[None, ",
     "huge": "gave .*…: give a number",
     "pairs": r"gave array\(",
+    "named": r"gave \{'0': 1.0.*: give a number",
+    "letters": "gave '111111111': give a number",
+    "digits": r"gave \['1', .*: give a number",
+    "heap": r"gave \{0, 1.*: give a number",
+    "large": "gave 1e\\+200 for the answer 'ok .*: give numbers up to 3.4e\\+38",
+    "cancelled": "failed: CancelledError",
+    "late": "failed: OSError: gone",
     "raises": "failed: RuntimeError: boom and more; --debug shows where",
     "leaves": "failed: SystemExit: 3",
     "short": r"failed: TypeError: short\(\) takes 1",
@@ -207,6 +234,44 @@ def test_a_module_that_does_not_import(
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(SpecError, match=f"reward broken_reward:f: broken_reward {message}"):
         open_reward("broken_reward:f")
+
+
+@pytest.mark.parametrize("name", ["process", "saved"])
+def test_nothing_that_is_printed_is_data(
+    name: str, functions: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not of a child process either, nor of a stream that was kept."""
+    assert open_reward(f"{functions}:{name}")(ASKED, ANSWERS) == [*range(9)]
+    print("data")
+    printed = capfd.readouterr()
+    assert printed.out == "data\n"
+    assert printed.err.count("noise") >= (2 if name == "process" else 1)
+
+
+def test_modules_that_a_reward_imports_are_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of its folder; within functions and packages too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "rating"
+    package.mkdir()
+    files = {
+        tmp_path / "rater.py": "import json, rating.scale\ndef f(c, a):\n    import later\n",
+        tmp_path / "later.py": "",
+        tmp_path / "other.py": "",
+        package / "__init__.py": "",
+        package / "scale.py": "from .table import ROWS\nfrom . import rows",
+        package / "table.py": "ROWS = 1",
+        package / "rows.py": "",
+    }
+    for file, text in files.items():
+        file.write_text(text)
+    found = identity("rater:f")
+    names = {word for word in found.split() if word.endswith(".py")}
+    assert names == {file.name for file in files} - {"other.py"}
+    (package / "table.py").write_text("ROWS = 2.0")
+    assert identity("rater:f") != found
 
 
 def test_names_that_have_no_file(tmp_path: Path) -> None:

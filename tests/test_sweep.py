@@ -10,20 +10,28 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 import expo as door
+from expo.checkpoint.reference import parse_reference
+from expo.cli.sweep import sweep_text
 from expo.demo.toy import MODELS, words
 from expo.errors import ExpoError, OutputError, SpecError
 from expo.output.scores import read_scores
+from expo.planning.build import build_plan
+from expo.planning.plan import Plan
 from expo.plots.sweep import sweep_figure
+from expo.spec.request import make_request
 from expo.spec.resolved import resolved
 from expo.sweeping import bench
-from expo.sweeping.candidates import numbers_of
+from expo.sweeping.candidates import Candidates, numbers_of
+from expo.sweeping.folder import lasting
 from expo.sweeping.journal import Journal
+from expo.sweeping.run import Search
 from expo.verbs import sweep as verb
 
 from .conftest import Ran
@@ -114,7 +122,7 @@ def test_an_aligned_model_past_the_peak_is_told_so(tmp_path: Path) -> None:
     )
     assert yaml.safe_load(result.chosen.read_text())["models"][0]["parameters"] == {"alpha": 1.0}
     results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
-    assert len(results) == 1
+    assert [row["model"] for row in results] == ["the aligned model"]
 
 
 def test_what_is_written(tmp_path: Path) -> None:
@@ -135,8 +143,26 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert result.points[0].difference is None
     score, *_ = read_scores(out / "results.json")  # as the card does
     assert (score.dataset, score.value) == ("prompts-64", result.verdict.reward.mean)
+    assert result.verdict.beats
+    assert (score.model or "").startswith(f"alpha {result.verdict.at['alpha']:g} (paper alpha ")
+    assert score.metric == f"{REWARD}, mean, 32 prompts"
     merged = door.merge(result.chosen, tmp_path / "model", verify=False)
     assert merged.alpha == result.verdict.at["alpha"]
+
+
+def test_the_chosen_spec_holds_wherever_it_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("sft", "aligned"):
+        (tmp_path / name).symlink_to(MODELS / name)
+    spec = make_request("sft", "aligned").at(1.5)
+    found = resolved(spec, lasting)
+    assert [found["base_model"], found["models"][0]["model"]] == [
+        str(tmp_path / name) for name in ("sft", "aligned")
+    ]
+    away = parse_reference("org/name@main")
+    assert lasting(away) == str(away)
 
 
 def test_noise_is_shared_between_alphas(tmp_path: Path) -> None:
@@ -349,10 +375,19 @@ def test_another_configuration_is_refused_or_begun_anew(tmp_path: Path) -> None:
     assert sweep(out, alphas="1,2,2.5", say=said.append).answers == 48
     assert said == ["resuming: 32 answers are there"]
     said.clear()
+    with pytest.raises(KeyboardInterrupt):
+        sweep(out, seed=2, overwrite=True, progress=interrupt)
+    assert {file.name for file in out.iterdir()} == {"samples.jsonl", "scores.jsonl"}
+    sweep(out, overwrite=True)
+    sweep(out, alphas="1,2,2.5")
     sweep(out, seed=1, overwrite=True, say=said.append)
     assert said == [
         f"{out} differs in: seed of the sampling: its 48 answers go, the sweep begins anew"
     ]
+
+
+def interrupt(_done: int, _total: int) -> None:
+    raise KeyboardInterrupt
 
 
 def test_another_reward_scores_the_same_answers(tmp_path: Path) -> None:
@@ -375,6 +410,26 @@ def test_others_files_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a file: name a directory"):
         sweep(out / "notes.txt")
     assert (out / "samples.jsonl").read_text() == '{"mine": true}'
+
+
+def test_what_a_merge_would_say_is_said_before(tmp_path: Path) -> None:
+    """Notes and warnings of the plan once, and which α its gate would refuse."""
+    plan = build_plan(make_request(*map(str, PAIR)).at(1.0))
+
+    def plan_of(point: tuple[float, ...]) -> Plan:
+        refused = ("too much noise; go on with --force",) if point[0] > 1.2 else ()
+        return replace(plan, refusals=refused, notes=("codes",), warnings=("mostly noise",))
+
+    nothing: Any = None
+    plans = Candidates(("alpha",), (1.0,), nothing, plan_of)
+    for how in (Search(), Search({"alpha": (1.0, 1.3, 1.4, 1.5)})):
+        said: list[str] = []
+        verb._forewarn(plans, plan_of((1.0,)), how, said.append)
+        assert said == [
+            "warning: mostly noise",
+            "note: codes",
+            "warning: expo merge will refuse alpha 1.3, 1.4, 1.5: too much noise; go on with --force",
+        ]
 
 
 def test_one_sweep_a_folder(tmp_path: Path) -> None:
@@ -482,6 +537,10 @@ def test_a_plot_of_several_numbers_counts_candidates(tmp_path: Path) -> None:
     (upper, lower, *_) = sweep_figure(several, "r").axes
     assert "the spec as it is" in [text.get_text() for text in upper.get_legend().get_texts()]
     assert all(float(tick).is_integer() for tick in lower.get_xticks())
+    points = [line for line in upper.get_lines() if line.get_marker() == "o"]
+    assert {line.get_linestyle() for line in points} == {"None"}
+    first, second = sweep_text(several).splitlines()[1:3]
+    assert [first.split()[0], second.split()[0]] == ["1", "2"]
 
 
 def test_points_on_fewer_prompts_are_marked(tmp_path: Path) -> None:
@@ -491,6 +550,9 @@ def test_points_on_fewer_prompts_are_marked(tmp_path: Path) -> None:
     for outcome, wanted in ((result, False), (few, True)):
         (upper, _, *_) = sweep_figure(outcome, "r").axes
         assert ("fewer prompts" in [t.get_text() for t in upper.get_legend().get_texts()]) == wanted
+        joined = [line for line in upper.get_lines() if [*line.get_xdata()] == [1.0, 2.5]]  # pyright: ignore
+        assert bool(joined) != wanted
+        assert ("compare by the difference" in sweep_text(outcome)) == wanted
 
 
 def test_any_number_of_a_spec_is_swept(tmp_path: Path, expo: Callable[..., Ran]) -> None:
@@ -506,9 +568,11 @@ def test_any_number_of_a_spec_is_swept(tmp_path: Path, expo: Callable[..., Ran])
     assert len(found["points"]) == 4
     assert found["baseline"] == {LEFT: 0.0, RIGHT: 1.0}
     assert found["verdict"]["at"] == {LEFT: -1.5, RIGHT: 2.5}
-    assert f"{LEFT}=-1.5, {RIGHT}=2.5 beats the spec as it is" in ran.out.replace(
-        "Models", "models"
-    )
+    assert f"{LEFT}=-1.5, {RIGHT}=2.5 beats the spec as it is" in ran.out
+    scores = read_scores(tmp_path / "out" / "results.json")
+    assert [s.metric for s in scores] == [
+        f"{REWARD}, {what}, 64 prompts" for what in ("mean", "over the spec as it is")
+    ]
     chosen = yaml.safe_load((tmp_path / "out" / "chosen.yml").read_text())
     assert [m["parameters"]["weight"] for m in chosen["models"]] == [-1.5, 2.5]
 
@@ -533,6 +597,7 @@ def test_cma_finds_what_a_grid_would(tmp_path: Path) -> None:
     ("more", "said"),
     [
         ({"alphas": "1"}, "the aligned model alone has nothing to be compared with"),
+        ({"alphas": "1e39"}, r"alphas 1e\+39: no weight is finite beyond 3\.4e\+38"),
         ({"alphas": "x"}, "alphas x: give first:last:step"),
         ({"method": "cma"}, "--search cma needs --vary"),
         ({"vary": {"a": "1,2"}}, "only a spec has numbers to vary"),
@@ -543,6 +608,7 @@ def test_cma_finds_what_a_grid_would(tmp_path: Path) -> None:
             "--vary models.9.x: the spec has no number",
         ),
         ({"pair": SPEC, "vary": {LEFT: "0,1"}, "method": "cma"}, "moves several numbers"),
+        ({"pair": SPEC, "vary": {LEFT: "0"}}, "the spec as it is has nothing to be compared with"),
         ({"count": 6}, "6 prompts are too few"),
         ({"preset": "paper"}, "preset paper is not one of expo-paper"),
         ({"reward": "expo.demo.toy:nothing"}, "has no function nothing"),
@@ -552,6 +618,7 @@ def test_cma_finds_what_a_grid_would(tmp_path: Path) -> None:
 def test_what_cannot_be_swept(tmp_path: Path, more: dict, said: str) -> None:
     with pytest.raises(SpecError, match=said):
         sweep(tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_cma_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -564,7 +631,9 @@ def test_without_cma_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_usage(tmp_path: Path, expo: Callable[..., Ran]) -> None:
     more = ("--prompts", "p", "--reward", "r")
-    for wrong in ((tmp_path,), ("a", "b", "c", tmp_path)):
-        assert expo("sweep", *wrong, *more).code == 2
+    for wrong in ((tmp_path,), ("a", "b", "c", tmp_path), PAIR):
+        ran = expo("sweep", *wrong, *more)
+        assert ran.code == 2
+        assert "is a directory" not in ran.err.casefold()
     ran = expo("sweep", *PAIR, tmp_path / "out", *more, "--vary", "x")
     assert "--vary x: give PATH=VALUES" in ran.err

@@ -16,7 +16,7 @@ from expo.spec.grid import read_values
 from expo.sweeping.bench import Bench, Chunk, Row
 from expo.sweeping.candidates import Candidates, Point
 from expo.sweeping.run import Search as How
-from expo.sweeping.run import conclude, halves, search
+from expo.sweeping.run import conclude, halves, once, search
 from expo.sweeping.search import RACE_PROMPTS
 
 Rewards = Callable[[float, np.ndarray], np.ndarray]
@@ -99,6 +99,45 @@ def test_prompts_that_cannot_tell_are_named() -> None:
     verdict = Played(lambda alpha, drawn: np.ones(()), 64).verdict("1.2,1.4")
     assert not verdict.beats
     assert "are worth the same on every one, so they cannot tell" in verdict.text
+
+
+def test_a_constant_difference_is_no_tie() -> None:
+    """What is worth the same on every prompt is not what is worse on every one by the same."""
+    verdict = Played(lambda a, drawn: np.asarray(-0.2 * (a > 1.3)), 64).verdict("1.2,1.4")
+    assert "are worth the same on every one" in verdict.text
+    assert verdict.candidate == {"alpha": 1.2}
+    worse = Played(lambda a, drawn: np.asarray(-0.2 * (a < 1)), 64).verdict("0.5")
+    assert worse.detectable == 0
+    assert "differs by -0.2 on every one of the other 32." in worse.text
+
+
+def test_of_equals_the_nearest_to_the_baseline_leads() -> None:
+    verdict = Played(lambda a, drawn: drawn[0] + (a != 1), 64).verdict("-1,1.5")
+    assert verdict.best == verdict.candidate == {"alpha": 1.5}
+
+
+def test_what_does_better_but_was_not_chosen_is_told_so() -> None:
+    """Within one standard error on the half that chooses, clearly better on the other."""
+    bench = Played(lambda a, drawn: drawn[0], 64)
+    chosen_on = {prompt.id for chunk in bench.choosing for prompt in chunk}
+    bench.own |= {n: np.array([float(str(n) not in chosen_on), (-1.0) ** n]) for n in range(64)}
+    bench.rewards = lambda a, drawn: (a > 1) * (drawn[0] + 0.5 * drawn[1] + 1e-3)
+    verdict = bench.verdict("1.5")
+    assert not verdict.beats
+    assert verdict.difference.low > 0
+    assert "No alpha beats" not in verdict.text
+    assert verdict.text.startswith("The aligned model is kept: it was ")
+    assert "Alpha 1.5 (paper alpha 0.5) does better on the other half, by +1" in verdict.text
+
+
+def test_a_conversation_counts_once() -> None:
+    def asked(name: str, text: str) -> Prompt:
+        return Prompt(name, ({"role": "user", "content": text},))
+
+    prompts = [asked(str(n), f"q{n % 5}") for n in range(12)]
+    assert [prompt.id for prompt in once(prompts)] == ["0", "1", "2", "3", "4"]
+    later = Prompt("x", prompts[0].messages, ("and then?",))
+    assert once([prompts[0], later]) == (prompts[0], later)
 
 
 def test_every_alpha_worse_is_said() -> None:
@@ -184,6 +223,16 @@ def test_what_is_no_grid(text: str) -> None:
         ("no number", "7", False),
         ("  The Seine. ", "the seine", True),
         ("The Rhine", "the Seine", False),
+        ("about .5", "5", False),
+        ("about .5", "0.5", True),
+        ("it is 3-5", "5", True),
+        ("it is -5", "-5", True),
+        ("it is −5.", "-5", True),
+        ("version 2.", "2", True),
+        ("the end.5", "5", True),
+        ("NaN", "nan", True),
+        ("inf", "inf", True),
+        ("7", "inf", False),
     ],
 )
 def test_a_right_answer(text: str, answer: str, right: bool) -> None:
@@ -196,6 +245,11 @@ def test_questions_of_a_file(tmp_path: Path) -> None:
         '{"question": "a?", "answer": 7}\n{"question": "b?", "answer": "so\\n#### 5"}\n'
     )
     assert [q.answer for q in read_questions(file)] == ["7", "5"]
+    file.write_text('{"question": "a?", "answer": 7}\n{"question": "a?", "answer": "7.0"}\n')
+    assert len(read_questions(file)) == 2
+    file.write_text('{"question": "a?", "answer": 7}\n{"question": "a?", "answer": "8"}\n')
+    with pytest.raises(SpecError, match=r"q\.jsonl:2: this question has another answer in a line"):
+        read_questions(file)
     file.write_text('{"question": "a?"}')
     with pytest.raises(SpecError, match=r"q\.jsonl:1: no question"):
         read_questions(file)

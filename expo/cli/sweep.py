@@ -100,7 +100,7 @@ def sweep(
     from expo.verbs.sweep import sweep as run
 
     match models:
-        case (spec,):
+        case (spec,) if not Path(spec).is_dir():
             source = spec
         case (sft, aligned):
             source = (sft, aligned)
@@ -160,10 +160,12 @@ def sweep_text(result: "SweepResult") -> str:
     """The table of candidates, the verdict, and what to run next."""
     baseline = result.baseline
     names = list(baseline)
-    header = (*(name.rpartition("parameters.")[2] for name in names), "paper alpha", "prompts",
+    number_of = ("number",) if len(names) > 1 else ()  # as the plot has it
+    header = (*number_of, *_short(names), "paper alpha", "prompts",
               "reward", "over the baseline", "length", "unfinished", "repetition", "log p")  # fmt: skip
     rows = [
         (
+            *(str(place) for _ in number_of),
             *(f"{point.at[name]:g}" for name in names),
             "–" if point.paper_alpha is None else f"{point.paper_alpha:g}",
             str(point.prompts),
@@ -174,14 +176,26 @@ def sweep_text(result: "SweepResult") -> str:
             percent(point.repetition),
             number(point.log_likelihood, ".2f") + (" cliff" if point.beyond_cliff else ""),
         )
-        for point in result.points
+        for place, point in enumerate(result.points, start=1)
     ]
-    lines = [table(header, rows), "", result.verdict.text, ""]
+    lines = [table(header, rows), *_caveat(result), "", result.verdict.text, ""]
     if result.plot is not None:
         lines.append(f"plot: {result.plot}")
     if result.verdict.beats:
         lines.append(f"the model: expo merge {result.chosen} OUT")
     return "\n".join(lines)
+
+
+def _short(names: list[str]) -> list[str]:
+    """Names of numbers without their place in the spec, where that tells them apart."""
+    short = [name.rpartition("parameters.")[2] for name in names]
+    return short if len({*short}) == len(names) else names
+
+
+def _caveat(result: "SweepResult") -> list[str]:
+    if len({point.prompts for point in result.points}) == 1:
+        return []
+    return ["Rewards are of as many prompts as stand beside them: compare by the difference."]
 
 
 def _interval(value: "Paired | None") -> str:

@@ -6,6 +6,9 @@ from typing import Literal
 
 from expo.sampling.prompts import Message, Prompt
 
+FinishReason = Literal["stop", "length", "content_filter"]
+"""Why an answer ends: by itself, for want of room, or because a server cut it."""
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -13,7 +16,7 @@ class Reply:
 
     text: str
     length: int | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Answer:
     @property
     def is_unfinished(self) -> bool:
         return any(reply.finish_reason == "length" for reply in self.replies)
+
+    @property
+    def is_filtered(self) -> bool:
+        return any(reply.finish_reason == "content_filter" for reply in self.replies)
 
     @property
     def asked(self) -> tuple[Message, ...]:

@@ -49,8 +49,10 @@ def read_scored(path: Path, rewards: Path | None) -> tuple[Output, ...]:
             "in the order of the answers"
         )
     by_name = dict(zip(names, values, strict=True))
-    if by_name.keys() == {output.key for output in outputs}:  # whatever the order of either file
-        return tuple(replace(o, reward=by_name[o.key]) for o in outputs)
+    if None not in by_name and by_name.keys() == {
+        o.name for o in outputs
+    }:  # whatever the order of either file
+        return tuple(replace(o, reward=by_name[o.name]) for o in outputs)
     return tuple(replace(o, reward=v) for o, v in zip(outputs, values, strict=True))
 
 
@@ -84,7 +86,8 @@ def pair(a: Sequence[Output], b: Sequence[Output], *, names: tuple[str, str]) ->
     Raises:
         SpecError: a prompt is on one side only, or more often.
     """
-    left, right = _by_prompt(a), _by_prompt(b)
+    same = _same_names(a, b)
+    left, right = _by_prompt(a, same), _by_prompt(b, same)
     for one, other, where in ((left, right, names[1]), (right, left, names[0])):
         if only := next((key for key in one if key not in other), None):
             key, before = only
@@ -113,13 +116,33 @@ def pair(a: Sequence[Output], b: Sequence[Output], *, names: tuple[str, str]) ->
     )
 
 
-def _by_prompt(outputs: Sequence[Output]) -> dict[tuple[str, int], Output]:
-    """By what is answered, and how often it was before: a benchmark may ask the same twice."""
-    asked: Counter[str] = Counter()
-    found = {}
+def _same_names(a: Sequence[Output], b: Sequence[Output]) -> frozenset[str]:
+    """What both sides were asked under the same names, each given once."""
+    left, right = _names(a), _names(b)
+    return frozenset(
+        key
+        for key, names in left.items()
+        if names == right.get(key) and None not in names and max(names.values()) == 1
+    )
+
+
+def _names(outputs: Sequence[Output]) -> dict[str, Counter[str | None]]:
+    found: dict[str, Counter[str | None]] = {}
     for output in outputs:
-        found[output.key, asked[output.key]] = output
-        asked[output.key] += 1
+        found.setdefault(output.key, Counter())[output.name] += 1
+    return found
+
+
+def _by_prompt(
+    outputs: Sequence[Output], same: frozenset[str]
+) -> dict[tuple[str, str | int | None], Output]:
+    """By what is answered, and of those a benchmark asks twice by name, or how often it was before."""
+    asked: Counter[str] = Counter()
+    found: dict[tuple[str, str | int | None], Output] = {}
+    for output in outputs:
+        key = output.key
+        found[key, output.name if key in same else asked[key]] = output
+        asked[key] += 1
     return found
 
 

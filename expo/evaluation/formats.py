@@ -17,15 +17,17 @@ Row = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Output:
-    """An answer as it stands in a file: what it answers (the prompt's text or name), its text.
+    """An answer as it stands in a file: what it answers (the prompt's text, where the file has it), its text.
 
-    `length` is in tokens, `reward` what a reward model gave it, None where the file does not say.
+    `length` is in tokens, `reward` what a reward model gave it, `name` the prompt's; None where the file does
+    not say.
     """
 
     key: str
     text: str
     length: float | None = None
     reward: float | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,22 @@ def _plain_row(answer: Answer, _: str) -> Row:
 def _plain_output(row: Row) -> Output:
     messages = _list(row["messages"])
     said = [_text(m["content"]) for m in messages if m["role"] == "assistant"]
-    return Output(str(row["id"]), "\n".join(said), _number(row, "length"), _number(row, "reward"))
+    return Output(
+        _conversation(messages),
+        "\n".join(said),
+        _number(row, "length"),
+        _number(row, "reward"),
+        str(row["id"]),
+    )
+
+
+def _conversation(messages: Sequence[Row]) -> str:
+    """What was asked: of a single question its text, as other formats have it. A name may be no more than the
+    number of a line; what an assistant said may be the model's own."""
+    asked = [m for m in messages if m["role"] != "assistant"]
+    if len(asked) == 1 and asked[0]["role"] == "user":
+        return _text(asked[0]["content"])
+    return "\n\n".join(f"{m['role']}: {_text(m['content'])}" for m in asked)
 
 
 def _ultrafeedback_row(answer: Answer, _: str) -> Row:
@@ -94,7 +111,8 @@ def _mt_bench_row(answer: Answer, generator: str) -> Row:
 
 def _mt_bench_output(row: Row) -> Output:
     (choice, *_) = _list(row["choices"])
-    return Output(str(row["question_id"]), "\n".join(map(_text, _list(choice["turns"]))))
+    name = str(row["question_id"])
+    return Output(name, "\n".join(map(_text, _list(choice["turns"]))), name=name)
 
 
 _TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1} | dict.fromkeys(
@@ -125,7 +143,8 @@ def _arena_hard_row(answer: Answer, generator: str) -> Row:
 
 def _arena_hard_output(row: Row) -> Output:
     text = _text(_list(row["messages"])[-1]["content"]["answer"])
-    return Output(str(row["uid"]), text, _number(row.get("metadata", {}), "token_len"))
+    name = str(row["uid"])
+    return Output(name, text, _number(row.get("metadata", {}), "token_len"), name=name)
 
 
 def count_markdown(text: str) -> dict[str, dict[str, int]]:
@@ -245,7 +264,9 @@ def _outputs(path: Path) -> Iterator[Output]:
 
 
 def _finish(answer: Answer) -> str:
-    return "length" if answer.is_unfinished else "stop"
+    if answer.is_unfinished:
+        return "length"
+    return "content_filter" if answer.is_filtered else "stop"
 
 
 def _last_user(prompt: Prompt) -> str:

@@ -7,15 +7,16 @@ it is complete, so a torn last line costs one answer.
 import fcntl
 import json
 import math
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from expo.errors import OutputError
-from expo.evaluation.answers import Answer, Reply
+from expo.evaluation.answers import Answer, FinishReason, Reply
 from expo.output.durable import unwritable
 from expo.output.journal import Fingerprint
 from expo.sampling.prompts import Prompt
@@ -96,24 +97,39 @@ def open_journal(
         file = path.open("a+b")
     except OSError as error:
         raise unwritable(error, out) from error
-    with file:
+    with ExitStack() as stack:
+        stack.callback(_close, file)
         _claim(file, out)
-        lines, said = _usable(file, print_, out, overwrite=overwrite)
+        try:
+            lines, said = _usable(file, print_, out, overwrite=overwrite)
+        except OSError as error:
+            raise unwritable(error, out) from error
         answers = Answers(file, out)
         answers.load(lines, {prompt.id: prompt for prompt in prompts}, by)
         if answers.found:
             said = f"resuming, answered so far: {len(answers.found)}"
-        yield answers, said
+        try:
+            yield answers, said
+        except BaseException:
+            if not answers.found:  # nothing to go on from
+                path.unlink(missing_ok=True)
+            raise
+
+
+def _close(file: IO[bytes]) -> None:
+    with suppress(OSError):  # what a full disk did not take was said
+        file.close()
 
 
 def _claim(file: IO[bytes], out: Path) -> None:
     """One run a file, by a lock that dies with the process."""
+    said = f"{out}: another run is writing it: wait, or name another file"
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise OutputError(
-            f"{out}: another run is writing it: wait, or name another file"
-        ) from error
+        raise OutputError(said) from error
+    if not os.fstat(file.fileno()).st_nlink:  # that run has ended, and taken it away
+        raise OutputError(said)
 
 
 def _usable(
@@ -147,7 +163,7 @@ def _asked(head: bytes) -> dict[str, str] | None:
     return None
 
 
-def _reply(text: str, length: int | None, finish: Literal["stop", "length"]) -> Reply:
+def _reply(text: str, length: int | None, finish: FinishReason) -> Reply:
     """One from a journal.
 
     Raises:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from expo.checkpoint.reference import Location, parse_loadable
 from expo.compute.devices import for_models
-from expo.errors import CheckpointError
 from expo.evaluation.answers import Reply
 from expo.sampling.prompts import Prompt
 
@@ -88,22 +87,14 @@ class Local:
     def _loaded(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from expo.sampling.live import quiet
+        from expo.sampling.loading import check_whole, one_line, read_model
 
-        where, revision = str(self.place.path or self.place.repo_id), self.place.revision
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                where, revision=revision, trust_remote_code=False
-            )
-            with quiet():
-                model = AutoModelForCausalLM.from_pretrained(
-                    where, revision=revision, dtype="auto", trust_remote_code=False
-                )
-        except (ValueError, KeyError, OSError, ImportError) as error:
-            first = (str(error).strip().splitlines() or [repr(error)])[0]
-            raise CheckpointError(
-                f"{self.place} does not load through transformers: {first}"
-            ) from error
+        where = str(self.place.path or self.place.repo_id)
+        known = {"revision": self.place.revision, "trust_remote_code": False}
+        with one_line(f"{self.place} does not load through transformers"):
+            tokenizer = AutoTokenizer.from_pretrained(where, **known)
+            model, missing = read_model(AutoModelForCausalLM, where, **known)
+        check_whole(missing, str(self.place))
         device = for_models(self.device)
         return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
 

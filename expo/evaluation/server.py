@@ -10,12 +10,11 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 from expo.checkpoint.parsing import MOST_BYTES
 from expo.errors import EndpointError, SpecError
-from expo.evaluation.answers import Reply
+from expo.evaluation.answers import FinishReason, Reply
 from expo.sampling.decoding import PRESETS
 from expo.sampling.prompts import Prompt
 from expo.threads import pause
@@ -26,8 +25,12 @@ SECONDS = 600.0
 """How long one answer may take."""
 
 _RETRIED = frozenset({408, 409, 425, 429, *range(500, 600)})
+_OF_ONE_PROMPT = frozenset({400, 413, 422})
+"""What a server says to a prompt that is too long or that its template refuses, though it takes others."""
+
 _LONGEST_WAIT = 60.0
 _BLOCK_BYTES = 1 << 16
+_LEFT = 5  # characters of a word or an escape that is cut
 _MOST_TOKENS = 1 << 40
 _SHOWN = 300
 _SECRET = 8  # the shortest key that is one: local servers are sent "none" and "EMPTY"
@@ -75,7 +78,12 @@ class Endpoint:
         given = {**(PRESETS[self.preset] if self.preset else {}), **settings}
         body = {"model": self.name, "messages": [*map(dict, prompt.messages)]}
         body |= {_NAMES.get(name, name): value for name, value in given.items()}
-        found = self._patient(body | {"seed": request_seed(seed, prompt.id)})
+        try:
+            found = self._patient(body | {"seed": request_seed(seed, prompt.id)})
+        except _Refused as refused:
+            if refused.code in _OF_ONE_PROMPT:
+                raise EndpointError(f"prompt {prompt.id}: {refused}") from refused
+            raise
         try:
             (choice, *_) = found["choices"]
             return Reply(
@@ -143,7 +151,11 @@ class _Busy(Exception):
 
 
 class _Refused(EndpointError):
-    """The server understood, and will not."""
+    """The server understood, and will not; `code` is its status where it gave one."""
+
+    def __init__(self, why: str, code: int | None = None) -> None:
+        super().__init__(why)
+        self.code = code
 
 
 def open_endpoint(
@@ -224,11 +236,13 @@ def _sent(url: str, body: dict | None, key: str | None) -> dict:
         if error.code in _RETRIED:
             wait = _seconds(error.headers.get("Retry-After"))
             raise _Busy(f"{error.code} {said}", wait=wait) from error
-        raise _Refused(_refusal(url, error.code, said)) from error
+        raise _Refused(_refusal(url, error.code, said), error.code) from error
     except (OSError, http.client.HTTPException) as error:
         why = _short(str(getattr(error, "reason", None) or error)) or type(error).__name__
         raise _Busy(why, is_away=True) from error
     except (ValueError, RecursionError) as error:
+        if _is_cut(error):
+            raise _Busy("the answer is cut short", is_away=True) from error
         raise _Refused(
             f"{url} does not answer with JSON: is it the address of a server?"
         ) from error
@@ -253,6 +267,14 @@ def _content(response: http.client.HTTPResponse, until: float) -> bytes:
     if response.length:
         raise http.client.IncompleteRead(b"".join(parts), response.length)
     return b"".join(parts)
+
+
+def _is_cut(error: Exception) -> bool:
+    """Whether an object of JSON ends before its end: a connection that breaks where nobody said how long it is."""
+    if not isinstance(error, json.JSONDecodeError) or not error.doc.lstrip().startswith("{"):
+        return False
+    left = len(error.doc.rstrip()) - error.pos
+    return left <= _LEFT or error.msg.startswith("Unterminated string")
 
 
 def _refusal(url: str, code: int, said: str) -> str:
@@ -300,8 +322,8 @@ def _count(said: object) -> int | None:
     return said if isinstance(said, int) and 0 <= said <= _MOST_TOKENS else None
 
 
-def _finish(said: object) -> Literal["stop", "length"]:
-    return "length" if said == "length" else "stop"
+def _finish(said: object) -> FinishReason:
+    return said if said in ("length", "content_filter") else "stop"  # pyright: ignore
 
 
 def _whole(text: str) -> str:

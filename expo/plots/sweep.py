@@ -6,6 +6,8 @@ from expo.plots.heatmap import caption
 from expo.spec.request import paper_alpha
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -22,9 +24,10 @@ def sweep_figure(result: "SweepResult", reward: str) -> "Figure":
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.2])
     (name,) = result.baseline if len(result.baseline) == 1 else ("number of the candidate",)
     points = list(result.points)
-    places = [one.at.get(name, n) for n, one in enumerate(points)]
-    _draw_reward(upper, places, points, reward)
-    _draw_length(lower, places, points)
+    places = [one.at.get(name, n) for n, one in enumerate(points, start=1)]
+    joins = len(result.baseline) == 1  # several numbers have no order
+    _draw_reward(upper, places, points, reward, joins=joins)
+    _draw_length(lower, places, points, joins=joins)
     for axes in (upper, lower):
         _mark(axes, places, points, result)
         axes.grid(alpha=0.25)
@@ -42,24 +45,45 @@ def sweep_figure(result: "SweepResult", reward: str) -> "Figure":
 
 
 def _draw_reward(
-    axes: "Axes", places: list[float], points: "list[SweepPoint]", reward: str
+    axes: "Axes", places: list[float], points: "list[SweepPoint]", reward: str, *, joins: bool
 ) -> None:
-    means, most = [p.reward.mean for p in points], max(p.prompts for p in points)
-    axes.plot(places, means, "o-", color=_BLUE, markersize=4)
-    few = [(x, y) for x, y, p in zip(places, means, points, strict=True) if p.prompts < most]
-    if few:  # their means are of other prompts: the differences in the table are not
-        axes.plot(
-            *zip(*few, strict=True), "o", color=_BLUE, mfc="white", ms=4, label="fewer prompts"
-        )
-    low, high = [p.reward.low for p in points], [p.reward.high for p in points]
-    axes.fill_between(places, low, high, color=_BLUE, alpha=0.15, label="95 % interval", lw=0)
+    for n, (at, some, is_few) in enumerate(_alike(places, points)):
+        means = [p.reward.mean for p in some]
+        low, high = [p.reward.low for p in some], [p.reward.high for p in some]
+        style = {"color": _BLUE, "mfc": "white" if is_few else _BLUE, "ms": 4}
+        label = "fewer prompts" if is_few and n == 1 else None
+        axes.plot(at, means, _line("o", joins, is_few), **style, label=label)
+        band = "" if n else "95 % interval"
+        if joins and len(at) > 1:
+            axes.fill_between(at, low, high, color=_BLUE, alpha=0.15, label=band, lw=0)
+        else:
+            axes.vlines(at, low, high, color=_BLUE, alpha=0.3, label=band, lw=2)
     axes.set_ylabel(f"reward ({caption(reward)})" if len(reward) < 34 else "reward")
 
 
-def _draw_length(axes: "Axes", places: list[float], points: "list[SweepPoint]") -> None:
-    axes.plot(places, [p.length for p in points], "s-", color=_GREY, markersize=3)
+def _draw_length(
+    axes: "Axes", places: list[float], points: "list[SweepPoint]", *, joins: bool
+) -> None:
+    for at, some, is_few in _alike(places, points):
+        style = {"color": _GREY, "mfc": "white" if is_few else _GREY, "ms": 3}
+        axes.plot(at, [p.length for p in some], _line("s", joins, is_few), **style)
     axes.set_ylabel("length, tokens")
     axes.set_ylim(0, 1.2 * max(p.length for p in points) + 0.1)
+
+
+def _alike(
+    places: list[float], points: "list[SweepPoint]"
+) -> "Iterator[tuple[list[float], list[SweepPoint], bool]]":
+    """Places and points of those tried on the same prompts, the most prompts first, and whether they are fewer:
+    means over other prompts are not to be joined by a line."""
+    counts = sorted({p.prompts for p in points}, reverse=True)
+    for count in counts:
+        some = [(x, p) for x, p in zip(places, points, strict=True) if p.prompts == count]
+        yield [x for x, _ in some], [p for _, p in some], count < counts[0]
+
+
+def _line(marker: str, joins: bool, is_few: bool) -> str:
+    return marker + ("" if not joins else ":" if is_few else "-")
 
 
 def _mark(
@@ -75,5 +99,10 @@ def _mark(
         label = "chosen" if chosen is None else f"chosen, α = {chosen:g} ({paper_alpha(chosen):g})"
         axes.axvline(at[tuple(verdict.at.items())], color=_GREEN, lw=1.4, label=label)
     beyond = [place for place, p in zip(places, points, strict=True) if p.beyond_cliff]
+    if len(result.baseline) > 1 and beyond:  # they are all over the place
+        foot = axes.get_xaxis_transform()
+        label = "beyond the cliff"
+        axes.plot(beyond, [0.02] * len(beyond), "x", color=_RED, ms=4, transform=foot, label=label)
+        return
     for n, place in enumerate(beyond):
         axes.axvline(place, color=_RED, lw=1, ls="--", label=None if n else "beyond the cliff")

@@ -8,19 +8,23 @@ from expo.results import Score
 
 
 def results_table(results: tuple[Score, ...], own: str) -> list[str]:
-    """One row for every metric, one column for every model; this model's comes last, in bold."""
+    """One row for every metric, one column for every model; this model's comes last, in bold, where it has any."""
     models = list(dict.fromkeys(r.model for r in results if r.model is not None))
     rows: dict[tuple[str, str], dict[str | None, Score]] = {}
     for result in results:
         rows.setdefault((_dataset(result), result.metric), {})[result.model] = result
-    header = ("dataset", "metric", *map(code, models), f"**{own}**")
+    columns: list[str | None] = [
+        *models,
+        *([None] if any(r.model is None for r in results) else []),
+    ]
+    header = ("dataset", "metric", *(f"**{own}**" if m is None else code(m) for m in columns))
     return table(
         header,
         [
-            (dataset, metric, *(_value(row.get(name)) for name in models), _value(row.get(None), "**"))
+            (dataset, metric, *(_value(row.get(m), "**" if m is None else "") for m in columns))
             for (dataset, metric), row in rows.items()
         ],
-    )  # fmt: skip
+    )
 
 
 def _dataset(result: Score) -> str:

@@ -39,7 +39,7 @@ def _searched(
     num_beams: int,
     max_new_tokens: int,
 ) -> Sample:
-    ids = encode(tokenizer, prompt.messages)
+    ids = encode(tokenizer, prompt)
     (limit,) = answer_limits(model, [ids], [prompt], max_new_tokens)
     config = greedy_config(model, tokenizer, limit, num_beams=num_beams)
     rows, mask = pad_left([ids], 0, model.device)

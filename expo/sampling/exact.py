@@ -1,5 +1,6 @@
 """Questions with one right answer."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 from expo.errors import SpecError
 from expo.sampling.prompts import Prompt, rows_of
 
-_NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
+_NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:\d[\d,]*(?:\.\d+)?|(?<!\w)\.\d+)")
+"""A minus behind a number or a word is a dash or a difference."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,18 @@ def read_questions(path: Path) -> tuple[Question, ...]:
     """The questions of a JSON-lines file: `{"question": …, "answer": …}`.
 
     Raises:
-        SpecError: the file cannot be read, or a line is no question.
+        SpecError: the file cannot be read, a line is no question, or asks again for another answer.
     """
-    found = [_question(row, place, path) for place, row in rows_of(path)]
+    found: list[Question] = []
+    answers: dict[str, str] = {}
+    for place, row in rows_of(path):
+        question = _question(row, place, path)
+        text = question.prompt.messages[0]["content"]
+        if not is_right(question.answer, answers.setdefault(text, question.answer)):
+            raise SpecError(
+                f"{path}:{place}: this question has another answer in a line before: one is right"
+            )
+        found.append(question)
     if len(found) < 2:
         raise SpecError(f"{path} holds {len(found)} questions: an accuracy takes two or more")
     return tuple(found)
@@ -36,16 +47,17 @@ def is_right(text: str, answer: str) -> bool:
     """
     wanted = _number(answer)
     if wanted is not None:
-        numbers = _NUMBER.findall(text)
+        numbers = _NUMBER.findall(text.replace("−", "-"))
         return bool(numbers) and _number(numbers[-1]) == wanted
     return _plain(text) == _plain(answer)
 
 
 def _number(text: str) -> float | None:
     try:
-        return float(text.strip().replace(",", ""))
+        value = float(text.strip().replace(",", "").replace("−", "-"))
     except ValueError:
         return None
+    return value if math.isfinite(value) else None  # "nan" and "infinity" are words
 
 
 def _plain(text: str) -> str:

@@ -20,7 +20,7 @@ from transformers import (
 from expo.errors import CheckpointError
 from expo.sampling.decoding import Decoding
 from expo.sampling.noise import gumbel, origin
-from expo.sampling.prompts import Message, Prompt
+from expo.sampling.prompts import Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,11 +74,11 @@ def check_fit(
     Raises:
         CheckpointError: as `generate`.
     """
-    encoded = [encode(tokenizer, prompt.messages) for prompt in prompts]
+    encoded = [encode(tokenizer, prompt) for prompt in prompts]
     answer_limits(model, encoded, prompts, 1)
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
+def encode(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
     """The token ids of a conversation up to where the answer starts.
 
     Raises:
@@ -90,13 +90,15 @@ def encode(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) ->
         )
     try:
         ids = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
+            [dict(message) for message in prompt.messages],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
         )
     except Exception as error:  # a template may raise anything
-        raise CheckpointError(f"the chat template refuses a prompt: {error}") from error
+        raise CheckpointError(
+            f"the chat template refuses prompt {prompt.id}: {' '.join(str(error).split())}"
+        ) from error
     return list(ids)  # pyright: ignore
 
 
@@ -107,7 +109,7 @@ def _batch(
     decoding: Decoding,
     seed: int,
 ) -> list[Sample]:
-    encoded = [encode(tokenizer, prompt.messages) for prompt in prompts]
+    encoded = [encode(tokenizer, prompt) for prompt in prompts]
     limits = answer_limits(model, encoded, prompts, decoding.max_new_tokens)
     config = greedy_config(model, tokenizer, max(limits))
     ids, mask = pad_left(encoded, config.pad_token_id or 0, model.device)

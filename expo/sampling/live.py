@@ -1,17 +1,12 @@
 """A model in memory whose parameters are set, in place, to what a plan would write."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 from expo.compute.stream import tensors
-from expo.errors import CheckpointError
-from expo.output.durable import is_full, unwritable
 from expo.output.folder import write_small_files
 from expo.planning.plan import Plan
+from expo.sampling.loading import check_whole, one_line, read_model
 from expo.sampling.resident import Resident, has_room, keep_resident, switch, without
 from expo.temporary import temporary_folder
 
@@ -78,7 +73,8 @@ def build(plan: Plan, *, device: "str | torch.device" = "cpu") -> Live:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     given = dict(tensors(plan))
-    with temporary_folder() as folder, _one_line(plan):
+    what = f"{plan.donor.label} does not load through transformers"
+    with temporary_folder() as folder, one_line(what):
         write_small_files(plan, folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -101,19 +97,8 @@ def _loaded(
     kind: "type[PreTrainedModel]", config: object, given: "dict[str, Tensor]"
 ) -> "PreTrainedModel":
     """The model that transformers makes of a checkpoint's tensors, as it would of its files."""
-    with quiet():
-        model, found = kind.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            None,
-            config=config,  # pyright: ignore[reportArgumentType]
-            state_dict=given,
-            dtype="auto",
-            output_loading_info=True,
-        )
-    if lacking := sorted({*found["missing_keys"], *found["mismatched_keys"]}):
-        raise CheckpointError(
-            f"the checkpoint lacks {lacking[0]} and {len(lacking) - 1} more that the model has: "
-            "run expo verify on it"
-        )
+    model, missing = read_model(kind, None, config=config, state_dict=given)
+    check_whole(missing)
     return model
 
 
@@ -134,35 +119,3 @@ def _same(model: "PreTrainedModel", given: "dict[str, Tensor]") -> list[str]:
     ]
     filled = {weights[name].data_ptr() for name in same}
     return same if all(w.data_ptr() in filled for w in weights.values()) else []
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers without its bar and its report: what matters of it is raised."""
-    from transformers.utils import logging
-
-    level, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if has_bar:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def _one_line(plan: Plan) -> Iterator[None]:
-    """What transformers says about a model that it cannot load, as one line."""
-    try:
-        yield
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        if isinstance(error, OSError) and is_full(
-            error
-        ):  # of the few small files, not of the model
-            raise unwritable(error, Path(gettempdir())) from error
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(
-            f"{plan.donor.label} does not load through transformers: {first}"
-        ) from error

@@ -31,7 +31,7 @@ def log_likelihoods(
 ) -> list[float]:
     """log p(answer | prompt) a token, in nats, with the token that ended it."""
     pairs = [
-        (encode(tokenizer, prompt.messages), sample.tokens)
+        (encode(tokenizer, prompt), sample.tokens)
         for prompt, sample in zip(prompts, samples, strict=True)
     ]
     longest = max((len(p) + len(a) for p, a in pairs), default=1)

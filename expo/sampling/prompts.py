@@ -37,7 +37,8 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     Raises:
         SpecError: the file cannot be read, or an entry is no prompt, or two have one name.
     """
-    prompts = tuple(_prompt(row, place, path) for place, row in rows_of(path))
+    rows = enumerate(rows_of(path))
+    prompts = tuple(_prompt(row, number, path, place) for number, (place, row) in rows)
     if not prompts:
         raise SpecError(f"{path} holds no prompt: give {_FORMS} a line")
     seen: set[str] = set()
@@ -59,7 +60,9 @@ def rows_of(path: Path) -> Iterator[tuple[int, object]]:
             yield from enumerate(_parquet(path), start=1)
             return
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path} cannot be read: {error}: save it as UTF-8") from error
+    except OSError as error:
         raise SpecError(f"{path} cannot be read: {error}") from error
     if text.lstrip().startswith("["):
         yield from enumerate(_json(text, path, 1), start=1)
@@ -103,10 +106,11 @@ def _parquet(path: Path) -> list[dict]:
         raise SpecError(f"{path} is no parquet: {str(error).splitlines()[0]}") from error
 
 
-def _prompt(row: object, place: int, path: Path) -> Prompt:
+def _prompt(row: object, number: int, path: Path, place: int) -> Prompt:
+    """The prompt of an entry: `number` of those before it is its name where it has none."""
     if not isinstance(row, dict):
         raise SpecError(f"{path}:{place}: no prompt: give {_FORMS}")
-    name = str(next((row[key] for key in _IDS if row.get(key) is not None), place - 1))
+    name = str(next((row[key] for key in _IDS if row.get(key) is not None), number))
     match row:
         case {"messages": [*messages]} if all(map(_is_message, messages)) and _until_answer(
             messages

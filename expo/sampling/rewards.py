@@ -3,14 +3,16 @@
 import importlib
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from asyncio import CancelledError
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expo.checkpoint.reference import Location, parse_loadable
 from expo.errors import CheckpointError, ExpoError, SpecError
 from expo.sampling.prompts import Message
+from expo.sampling.sources import sources
+from expo.sampling.talk import to_stderr
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,11 @@ Reward = Callable[[Sequence[Conversation], Sequence[str]], Sequence[float]]
 """Called with conversations and an answer to each; gives a number each, the higher the better."""
 
 _SHOWN = 200
+_LARGEST = 3.4e38
+"""Float32's: beyond it sums of squares, which every interval takes, come to their end."""
+
+_THEIRS = (Exception, SystemExit, CancelledError)
+"""A user's code may raise anything; what ends the program is not among them."""
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -51,11 +58,13 @@ def is_function(name: str) -> bool:
 
 
 def identity(name: str) -> str:
-    """What tells a reward from a changed one: of a function its module's source, of a folder its files."""
+    """What tells a reward from a changed one: of a function its module's source and that of the modules of
+    the same folder which it imports, of a folder its files."""
     if is_function(name):
-        modules = (name.partition(":")[0], _function(name).__module__)
-        files = {getattr(sys.modules.get(module), "__file__", None) for module in modules}
-        return " ".join([name, *sorted(_stamp(Path(file)) for file in files if file)])
+        modules = {name.partition(":")[0], _function(name).__module__}
+        files = {m: getattr(sys.modules.get(m), "__file__", None) for m in modules}
+        found = {path for m, file in files.items() if file for path in sources(Path(file), m)}
+        return " ".join([name, *sorted(map(_stamp, found))])
     place = parse_loadable(name, role="reward")
     if place.path is None:
         return str(place)
@@ -79,9 +88,9 @@ def _function(name: str) -> Reward:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` has it
     try:
-        with redirect_stdout(sys.stderr):
+        with to_stderr():
             found = getattr(importlib.import_module(module), attribute, None)
-    except (Exception, SystemExit) as error:  # a user's module may do anything
+    except _THEIRS as error:
         if isinstance(error, ModuleNotFoundError) and module.startswith(str(error.name)):
             raise SpecError(f"reward {name}: {error}: run where {module}.py lies") from error
         raise SpecError(f"reward {name}: {module} cannot be imported: {_told(error)}") from error
@@ -95,12 +104,14 @@ def _checked(reward: Reward, name: str) -> Reward:
 
     def checked(conversations: Sequence[Conversation], answers: Sequence[str]) -> list[float]:
         own: list[list[Message]] = [[*map(dict, one)] for one in conversations]  # theirs to change
-        values = _numbers(_called(reward, own, list(answers), name), name)
+        values = _called(reward, own, list(answers), name)
         if len(values) != len(answers):
             raise SpecError(f"reward {name} gave {len(values)} numbers for {len(answers)} answers")
         for value, answer in zip(values, answers, strict=True):
-            if value - value != 0:  # NaN and infinities
-                raise SpecError(f"reward {name} gave {value} for the answer {answer[:60]!r}")
+            if not abs(value) <= _LARGEST:  # nor NaN
+                raise SpecError(
+                    f"reward {name} gave {value:g} for the answer {answer[:60]!r}: give numbers up to {_LARGEST:g}"
+                )
         return values
 
     return checked
@@ -108,25 +119,35 @@ def _checked(reward: Reward, name: str) -> Reward:
 
 def _called(
     reward: Reward, conversations: list[list[Message]], answers: list[str], name: str
-) -> Sequence[float]:
-    """What the user's function gives; what it prints is talk, not data."""
+) -> list[float]:
+    """What the user's function gives, drawn from it here if it gives it bit by bit."""
     try:
-        with redirect_stdout(sys.stderr):
-            return reward(conversations, answers)
+        with to_stderr():
+            values = reward(conversations, answers)
+            return _numbers([*values] if isinstance(values, Iterator) else values, name)
     except ExpoError:
         raise
-    except (Exception, SystemExit) as error:  # a user's function may do anything
+    except _THEIRS as error:
         raise SpecError(f"reward {name} failed: {_told(error)}; --debug shows where") from error
 
 
 def _numbers(values: object, name: str) -> list[float]:
-    """A number each, from lists, arrays and tensors of shape (n,) or (n, 1)."""
+    """A number each, from lists, arrays and tensors of shape (n,) or (n, 1); no names or letters, and nothing
+    that has no order."""
     try:
-        return [float(v.item() if hasattr(v, "item") else v) for v in values]  # pyright: ignore
+        if isinstance(values, str | bytes | Mapping | Set):
+            raise TypeError(type(values))
+        return [_number(v.item() if hasattr(v, "item") else v) for v in values]  # pyright: ignore
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise SpecError(
             f"reward {name} gave {_cut(repr(values))}: give a number for each answer, as a list"
         ) from error
+
+
+def _number(value: object) -> float:
+    if isinstance(value, str | bytes):
+        raise TypeError(type(value))
+    return float(value)  # pyright: ignore[reportArgumentType]
 
 
 def _told(error: BaseException) -> str:
@@ -208,23 +229,15 @@ def _unused(rows: Sequence[Sequence[int]], pad: int | None) -> int:
 def _load(place: Location, name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from expo.sampling.live import quiet
+    from expo.sampling.loading import one_line, read_model
 
     where = str(place.path or place.repo_id)
     known = {"revision": place.revision, "trust_remote_code": False}
-    try:
+    with one_line(f"reward {name} does not load", cure=f"; {_CURE}"):
         tokenizer = AutoTokenizer.from_pretrained(where, **known)
-        with quiet():
-            model, found = AutoModelForSequenceClassification.from_pretrained(
-                where, dtype="auto", output_loading_info=True, **known
-            )
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise CheckpointError(
-            f"reward {name} does not load: {first.rstrip('.')}; {_CURE}"
-        ) from error
-    if lacking := sorted(found["missing_keys"]):
-        raise CheckpointError(f"{name} is no reward model: it has no {lacking[0]}; {_CURE}")
+        model, missing = read_model(AutoModelForSequenceClassification, where, **known)
+    if missing:
+        raise CheckpointError(f"{name} is no reward model: it has no {missing[0]}; {_CURE}")
     if model.config.num_labels != 1:
         raise CheckpointError(
             f"{name} gives {model.config.num_labels} numbers, a reward is one; {_CURE}"

@@ -1,18 +1,22 @@
 """The directory of a sweep: whose it is, what is kept in it, and what comes out."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from expo.checkpoint.reference import Reference
 from expo.errors import OutputError
 from expo.output.durable import unwritable
 from expo.output.scores import scores_json
 from expo.results import Score, SweepResult
 from expo.sweeping.journal import Configuration, Journal, difference, is_ours
+from expo.sweeping.words import baseline, name
 
 KIND = "expo.sweep/1"
 SAMPLES, SCORES = "samples.jsonl", "scores.jsonl"
+_OUTCOME = ("sweep.json", "sweep.png", "chosen.yml", "results.json")
 
 
 def claim(out: Path) -> None:
@@ -30,6 +34,24 @@ def claim(out: Path) -> None:
     known = out / SAMPLES
     if any(out.iterdir()) and not (known.is_file() and is_ours(known, KIND)):
         raise OutputError(f"{out} holds files that no sweep wrote: name another OUT_DIR")
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """The directory as `claim` leaves it; made for nothing, it goes again.
+
+    Raises:
+        OutputError: as `claim`.
+    """
+    is_new = not out.exists()
+    claim(out)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # there is something in it
+                out.rmdir()
+        raise
 
 
 def resume(
@@ -59,23 +81,39 @@ def resume(
                 "--overwrite to begin anew"
             )
         say(f"{out} differs in: {changed}: its {len(entries)} answers go, the sweep begins anew")
+    _forget(out)
     journal.start(wanted)
     return []
+
+
+def _forget(out: Path) -> None:
+    """Remove what came of other answers or rewards: a run that is killed early would leave it beside them."""
+    for file in _OUTCOME:
+        try:
+            (out / file).unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(error, out) from error
 
 
 def rescored(
     journal: Journal,
     wanted: Configuration,
+    out: Path,
     *,
     is_entry: Callable[[dict], bool],
     say: Callable[[str], None],
 ) -> list[dict]:
-    """The scores that a journal holds; none where the rewards are others: answers are kept, they are not."""
+    """The scores that a journal holds; none where the rewards are others: answers are kept, they are not.
+
+    Raises:
+        OutputError: what came of others cannot be removed.
+    """
     known, entries = journal.read(is_entry)
     if known == wanted:
         return entries
     if known is not None and entries:
         say(f"differs in: {difference(known, wanted)}: the answers are kept and scored anew")
+    _forget(out)
     journal.start(wanted)
     return []
 
@@ -91,17 +129,33 @@ def sweep_json(result: SweepResult, about: dict[str, object]) -> str:
 
 
 def results_json(result: SweepResult, dataset: str, reward: str) -> str:
-    """What `expo publish --results` takes, of the half of the prompts that nothing was chosen on."""
+    """What `expo publish --results` takes, of the half of the prompts that nothing was chosen on.
+
+    Each row names whose it is: the file may come to lie beside a merge of another α.
+    """
     verdict = result.verdict
+    of = name(verdict.at) if verdict.beats else baseline(verdict)
     rows = [("mean", verdict.reward)]
     if verdict.beats:
-        rows.append(("over the aligned model", verdict.difference))
+        rows.append((f"over {baseline(verdict)}", verdict.difference))
     return scores_json(
         [
-            Score(dataset, f"{reward}, {what}", one.mean, interval=(one.low, one.high))
+            Score(
+                dataset,
+                f"{reward}, {what}, {verdict.prompts} prompts",
+                one.mean,
+                interval=(one.low, one.high),
+                model=of,
+            )
             for what, one in rows
         ]
     )
+
+
+def lasting(reference: Reference) -> str:
+    """A model's name in a spec that holds wherever it is run: a path from the root."""
+    places = [place for place in (reference.model, reference.adapter) if place is not None]
+    return "+".join(str(p if p.path is None else p.path.absolute()) for p in places)
 
 
 def _json(value: object) -> str:

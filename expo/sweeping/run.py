@@ -1,5 +1,6 @@
 """The whole way of a sweep, from prompts to a verdict."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,16 @@ from expo.sweeping.search import RACE_PROMPTS, survivors, widen
 from expo.sweeping.verdict import Answers, choose, judge, rival, summary
 
 LEAST_PROMPTS = 8
+
+
+def once(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """The prompts, of those with the same conversation the first: one that is in both halves would be
+    judged by what it was chosen on, one that is twice in a half is no two."""
+    found: dict[str, Prompt] = {}
+    for prompt in prompts:
+        said = json.dumps([[*map(dict, prompt.messages)], prompt.later], sort_keys=True)
+        found.setdefault(said, prompt)
+    return tuple(found.values())
 
 
 def halves(

@@ -1,5 +1,6 @@
 """Which candidates are tried, on how many prompts."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,8 +56,8 @@ def eligible(bench: Bench, chunks: Sequence[Chunk]) -> list[Point]:
 
 
 def leader(bench: Bench, points: Sequence[Point], chunks: Sequence[Chunk]) -> Point:
-    """The point with the highest mean reward; of several the first."""
-    return max(points, key=lambda p: _mean(bench.rows(p, chunks)))
+    """The point with the highest mean reward; of several the nearest to the baseline."""
+    return max(points, key=lambda p: (_mean(bench.rows(p, chunks)), -math.dist(p, bench.baseline)))
 
 
 def _is_over(bench: Bench, chunks: Sequence[Chunk]) -> bool:

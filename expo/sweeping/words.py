@@ -23,12 +23,12 @@ def name(at: Mapping[str, float]) -> str:
 
 def _won(verdict: Verdict) -> str:
     text = (
-        f"{_capital(name(verdict.candidate))} beats {_baseline(verdict)}: its reward is higher by "
+        f"{_capital(name(verdict.candidate))} beats {baseline(verdict)}: its reward is higher by "
         f"{interval(verdict.difference)} on {verdict.prompts} prompts that it was not chosen on."
     )
     if verdict.candidate != verdict.best:
         text += (
-            f" It is the nearest to {_baseline(verdict)} within one standard error of the best, "
+            f" It is the nearest to {baseline(verdict)} within one standard error of the best, "
             f"{name(verdict.best)}."
         )
     return text
@@ -36,7 +36,7 @@ def _won(verdict: Verdict) -> str:
 
 def _not_won(verdict: Verdict, points: Sequence[SweepPoint], *, was_chosen: bool) -> str:
     kind = "alpha" if "alpha" in verdict.at else "candidate"
-    start = f"No {kind} beats {_baseline(verdict)}"
+    start = f"No {kind} beats {baseline(verdict)}"
     beyond = [p for p in points if p.difference and (p.alpha is None or p.alpha > 1)]
     one = f"{name(verdict.candidate)}, " + (
         "chosen on one half" if was_chosen else "the best of the others"
@@ -45,12 +45,32 @@ def _not_won(verdict: Verdict, points: Sequence[SweepPoint], *, was_chosen: bool
     if beyond and all(p.difference is not None and p.difference.high < 0 for p in beyond):
         which = f"every {kind} {'above 1 ' if kind == 'alpha' else ''}that was tried is worse"
         return f"{start}: {which}; {one}, differs {by} prompts."
+    if verdict.difference.low > 0:
+        return _kept(verdict, points)
+    if not verdict.detectable and verdict.difference.mean:
+        return (
+            f"{start} on these prompts: {one}, differs by {verdict.difference.mean:+.3g} on every one of the "
+            f"other {verdict.prompts}."
+        )
     if not verdict.detectable:
-        same = f"{name(verdict.candidate)} and {_baseline(verdict)} are worth the same on every one"
+        same = f"{name(verdict.candidate)} and {baseline(verdict)} are worth the same on every one"
         return f"{start} on these prompts: {same}, so they cannot tell: ask others, or sample the answers."
     return (
         f"{start} on these prompts: {one}, differs {by}, which would have shown a difference of "
         f"{verdict.detectable:.3g}."
+    )
+
+
+def _kept(verdict: Verdict, points: Sequence[SweepPoint]) -> str:
+    """The baseline was chosen on one half, and another does better on the other."""
+    is_best = verdict.best == verdict.at
+    near = "" if is_best else f"within one standard error of the best, {name(verdict.best)}, "
+    why = f"it was {'the best ' if is_best else near}on the half that chooses"
+    beyond = any(p.beyond_cliff for p in points if p.at == verdict.candidate)
+    end = "but lies beyond the cliff" if beyond else "which more prompts would decide"
+    return (
+        f"{_capital(baseline(verdict))} is kept: {why}. {_capital(name(verdict.candidate))} does better on the "
+        f"other half, by {interval(verdict.difference)} on {verdict.prompts} prompts, {end}."
     )
 
 
@@ -89,9 +109,11 @@ def _shares(pair: tuple[float, float]) -> str:
     return f"{100 * pair[0]:.1f} % → {100 * pair[1]:.1f} %"
 
 
-def _baseline(verdict: Verdict) -> str:
+def baseline(verdict: Verdict) -> str:
+    """What all are held against."""
     return "the aligned model" if "alpha" in verdict.at else "the spec as it is"
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """For the start of a sentence; the place of a number in a spec stays as it is written there."""
+    return text if "=" in text else text[:1].upper() + text[1:]

@@ -176,6 +176,7 @@ def _run(
         if reward is not None and by is not None:
             _score(answers, reward, by, device, say)
         kept = [best(answers, prompt, candidates) for prompt in prompts]
+        mean = _mean_reward(kept)
         _place(out, kept, written(kept, format, generator), has_rewards=reward is not None)
     lengths = [answer.length for answer in kept if answer.length is not None]
     first = [answers.scored[prompt.id, 0] for prompt in prompts] if reward else []
@@ -187,12 +188,13 @@ def _run(
         candidates=candidates,
         length=fmean(lengths) if len(lengths) == len(kept) else None,
         unfinished_share=fmean(answer.is_unfinished for answer in kept),
-        reward=_mean_reward(kept),
+        reward=mean,
         first_reward=fmean(first) if first else None,
         seconds=time.monotonic() - started,
         warnings=(
             *_equal_candidates(answers, prompts, candidates),
             *_empty(kept),
+            *_filtered(kept),
             *FORMATS[format].notes,
         ),
     )
@@ -240,6 +242,11 @@ def _fingerprint(questions: Sequence[Question], source: Source, seed: int) -> Fi
 def _empty(kept: Sequence[Answer]) -> tuple[str, ...]:
     count = sum(not answer.text.strip() for answer in kept)
     return (f"{count} of {len(kept)} answers are empty",) if count else ()
+
+
+def _filtered(kept: Sequence[Answer]) -> tuple[str, ...]:
+    count = sum(answer.is_filtered for answer in kept)
+    return (f"{count} of {len(kept)} answers are cut by the server's filter",) if count else ()
 
 
 def _equal_candidates(

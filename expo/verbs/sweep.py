@@ -16,6 +16,7 @@ from expo.compute.inputs import fetch
 from expo.errors import SpecError
 from expo.output.durable import place_file
 from expo.output.journal import fingerprint, identities
+from expo.planning.plan import Plan, alpha_warnings
 from expo.results import SweepResult
 from expo.sampling.decoding import Decoding, check_preset
 from expo.sampling.decoding import decoding as decoding_of
@@ -28,20 +29,22 @@ from expo.spec.grid import read_values
 from expo.spec.request import check_seed
 from expo.spec.resolved import resolved, to_yaml
 from expo.sweeping.bench import REWARD, SECOND, Bench, Chunk
-from expo.sweeping.candidates import Candidates, alphas_of, numbers_of
+from expo.sweeping.candidates import Candidates, alphas_of, grid, numbers_of
 from expo.sweeping.cma import check_search
 from expo.sweeping.folder import (
     KIND,
     SAMPLES,
     SCORES,
-    claim,
+    claimed,
+    lasting,
     rescored,
     results_json,
     resume,
     sweep_json,
 )
 from expo.sweeping.journal import Journal
-from expo.sweeping.run import Search, chunked, conclude, grader, halves, search
+from expo.sweeping.run import Search, chunked, conclude, grader, halves, once, search
+from expo.sweeping.search import FIRST
 
 if TYPE_CHECKING:
     from expo.compute.stream import Progress
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 Pathlike = str | PathLike[str]
+
+_LARGEST = 3.4e38
 
 
 def sweep(
@@ -99,23 +104,24 @@ def sweep(
     check_seed(seed)
     plans, how = _asked(spec, alphas, vary, method, budget)
     questions = None if exact is None else read_questions(Path(exact))
-    parts = _prompts(Path(prompts), seed, batch_size)
+    parts = _prompts(Path(prompts), seed, batch_size, say)
     named = {REWARD: reward} | ({} if second_reward is None else {SECOND: second_reward})
     where = for_models(device)
     check_preset(preset, decoding or {})
-    claim(Path(out))
-    rewards = {
-        name: open_reward(one, device=where, batch_size=batch_size, say=say)
-        for name, one in named.items()
-    }
-    first = plans.plan_of(plans.baseline)
-    fetch(first)
-    live = build(first, device=where)
-    asked = [*parts.all, *(question.prompt for question in questions or ())]
-    check_fit(live.model, live.tokenizer, asked)
-    chosen = _decoding(live, preset, decoding or {})
-    task = _Task(plans, Path(out), parts, questions, named, seed, overwrite, say, chosen)
     with ExitStack() as stack:
+        stack.enter_context(claimed(Path(out)))
+        rewards = {
+            name: open_reward(one, device=where, batch_size=batch_size, say=say)
+            for name, one in named.items()
+        }
+        first = plans.plan_of(plans.baseline)
+        _forewarn(plans, first, how, say)
+        fetch(first)
+        live = build(first, device=where)
+        asked = [*parts.all, *(question.prompt for question in questions or ())]
+        check_fit(live.model, live.tokenizer, asked)
+        chosen = _decoding(live, preset, decoding or {})
+        task = _Task(plans, Path(out), parts, questions, named, seed, overwrite, say, chosen)
         bench = _bench(task, live, rewards, stack)
         bench.tick = progress or bench.tick
         result = _run(task, how, bench, _exactness(task, live, stack))
@@ -164,22 +170,58 @@ def _asked(
         if method == "cma":
             check_search(values)
             return numbers_of(spec, tuple(values)), Search(values, budget)
-        return numbers_of(spec, tuple(values)), Search(values)
+        for name, numbers in values.items():
+            _check_range(f"--vary {name}", numbers)
+        plans = numbers_of(spec, tuple(values))
+        if grid(values) == (plans.baseline,):
+            raise SpecError(
+                "--vary: these are the spec's own values: the spec as it is has nothing to be compared with"
+            )
+        return plans, Search(values)
     if method == "cma":
         raise SpecError("--search cma needs --vary: alpha alone is swept by a grid, or auto")
     text = alphas if isinstance(alphas, str) else ",".join(repr(float(alpha)) for alpha in alphas)
     if text == "auto":
         return alphas_of(spec), Search()
     values = read_values(text)
+    _check_range("alphas", values)
     if values == (1.0,):
         raise SpecError("alphas 1: the aligned model alone has nothing to be compared with")
     return alphas_of(spec), Search({"alpha": values})
 
 
-def _prompts(path: Path, seed: int, batch_size: int) -> _Prompts:
+def _check_range(what: str, values: Sequence[float]) -> None:
+    """Refuse what float32, in which weights are computed, does not hold."""
+    most = max(values, key=abs)
+    if abs(most) > _LARGEST:
+        raise SpecError(f"{what} {most:g}: no weight is finite beyond {_LARGEST:g}")
+
+
+def _forewarn(plans: Candidates, first: Plan, how: Search, say: Say) -> None:
+    """Say before the first answer what a merge would say, and which α it would refuse."""
+    of_alpha = alpha_warnings(first.request)  # of the baseline's own, which is not the question
+    for warning in first.warnings:
+        if warning not in of_alpha:
+            say(f"warning: {warning}")
+    for note in first.notes:
+        say(f"note: {note}")
+    if plans.names != ("alpha",):
+        return  # of other numbers, refused ones cannot be tried
+    tried = {(alpha,) for alpha in FIRST} if how.values is None else {*grid(how.values)}
+    refused = sorted(point[0] for point in tried if plans.plan_of(point).refusals)
+    if refused:
+        why = plans.plan_of((refused[0],)).refusals[0]
+        which = ", ".join(f"{alpha:g}" for alpha in refused)
+        say(f"warning: expo merge will refuse alpha {which}: {why}")
+
+
+def _prompts(path: Path, seed: int, batch_size: int, say: Say) -> _Prompts:
     if batch_size < 1:
         raise SpecError(f"batch size {batch_size}: 1 or more")
-    prompts = read_prompts(path)
+    read = read_prompts(path)
+    prompts = once(read)
+    if twice := len(read) - len(prompts):
+        say(f"{path}: {twice} prompts ask what another asks: each conversation counts once")
     if talk := next((prompt for prompt in prompts if prompt.later), None):
         raise SpecError(
             f"{path}: prompt {talk.id} has {len(talk.later) + 1} turns, a sweep answers one: give "
@@ -208,14 +250,15 @@ def _bench(
         known = resume(
             samples, asked, task.out, is_entry=bench.is_answer, overwrite=True, say=_nothing
         )
-        bench.load(known, rescored(scores, asked, is_entry=bench.is_score, say=_nothing))
+        bench.load(known, rescored(scores, asked, task.out, is_entry=bench.is_score, say=_nothing))
         return bench
     judged = {name: identity(one) for name, one in task.rewards.items()}
     known = resume(
         samples, asked, task.out, is_entry=bench.is_answer, overwrite=task.overwrite, say=task.say
     )
     said = task.say if known else _nothing
-    bench.load(known, rescored(scores, asked | judged, is_entry=bench.is_score, say=said))
+    scored = rescored(scores, asked | judged, task.out, is_entry=bench.is_score, say=said)
+    bench.load(known, scored)
     return bench
 
 
@@ -265,7 +308,8 @@ def _run(
 
 def _write(task: _Task, result: SweepResult) -> None:
     point = tuple(result.verdict.at[name] for name in task.plans.names)
-    place_file(result.chosen, to_yaml(resolved(task.plans.request_of(point))).encode())
+    spec = resolved(task.plans.request_of(point), lasting)
+    place_file(result.chosen, to_yaml(spec).encode())
     plan = task.plans.plan_of(point)
     names = {checkpoint.reference: checkpoint.label for checkpoint in plan.sources.values()}
     about = {
