@@ -162,7 +162,7 @@ def test_the_writer_cuts_its_padding_off(tmp_path: Path) -> None:
 _PEAK = """
 import sys, threading, expo
 from expo.spec.request import make_request
-from .conftest import run_plan
+from expo.verbs.running import run_plans
 from expo.planning.build import build_plan
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
@@ -172,7 +172,7 @@ bare, peak = anonymous(), 0
 def tick(*_):
     global peak
     peak = max(peak, anonymous())
-run_plan(build_plan(make_request("sft", "aligned", alpha=1.5)), __import__("pathlib").Path("out"), progress=tick)
+run_plans([build_plan(make_request("sft", "aligned", alpha=1.5))], [__import__("pathlib").Path("out")], progress=tick)
 print(peak - bare)
 """
 

@@ -16,6 +16,7 @@ import torch
 import expo as door
 from expo import disk
 from expo.compute.stream import Tuning
+from expo.distribution import shared
 from expo.distribution.share import Share
 from expo.planning.build import build_plan
 from expo.spec.request import make_request
@@ -75,6 +76,8 @@ class Case:
         out = work / self.out
         with pytest.MonkeyPatch.context() as patched:
             patched.chdir(place)
+            patched.setattr(shared, "_BEAT_SECONDS", 0.01)
+            patched.setattr(shared, "_SILENT_SECONDS", 0.05)  # nobody else is at work
             if not self.exchanges:
                 patched.setattr(disk, "exchange", lambda a, b: False)
             if self.is_mount:
@@ -158,9 +161,7 @@ def _check(
     where: str,
 ) -> None:
     out, new = state / case.out, models[1]
-    found = _model(out)
-    if found is not None:  # locks that came along, which whoever looks next removes
-        found = {n: value for n, value in found.items() if not n.startswith(".expo-claims/")}
+    found = _but_for_locks(_model(out))
     if found not in models:
         assert {".expo-new", ".expo-old"} & {entry.name for entry in out.iterdir()}, where
         assert not _loads(out) or _loaded(found) in map(_loaded, models), where
@@ -168,7 +169,7 @@ def _check(
         with suppress(door.ExpoError) if found is None else nullcontext():
             door.info(out)
         assert _model(out) in models, where
-    taken = _model(out) == new and not case.overwrite
+    taken = _but_for_locks(_model(out)) == new and not case.overwrite
     with suppress(door.OutputError) if taken else nullcontext():
         case.run(place, state)
     assert _model(out) == new, where
@@ -189,6 +190,12 @@ def _model(out: Path) -> Digest | None:
         del manifest["inputs"], manifest["plan"]
         files["expo.json"] = json.dumps(manifest)
     return files
+
+
+def _but_for_locks(model: Digest | None) -> Digest | None:
+    """Without those that came along, which whoever looks next removes."""
+    files = (model or {}).items()
+    return {name: value for name, value in files if not name.startswith(".expo-claims/")} or None
 
 
 def _loads(out: Path) -> bool:

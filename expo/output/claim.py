@@ -10,7 +10,7 @@ from expo import disk
 from expo.checkpoint.checkpoint import read_shard
 from expo.checkpoint.files import open_directory
 from expo.checkpoint.headers import printable
-from expo.checkpoint.placing import KEPT, STAGING, is_unsettled
+from expo.checkpoint.placing import KEPT, STAGING, is_unsettled, sweep
 from expo.checkpoint.sidecars import CARD, JOURNAL, is_one_file, is_part_of_model
 from expo.errors import CheckpointError, OutputError
 from expo.output.manifest import manifest_of
@@ -73,6 +73,7 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         return
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file: name a directory for the output")
+    sweep(out)
     if not is_taken(out) or is_unsettled(out) or is_part(out):  # settled, or replaced, when claimed
         return
     strange = strangers(out)

@@ -175,13 +175,18 @@ class Staging:
 
     def commit(self, manifest: Manifest) -> None:
         """Write the manifest, unless it is there, and place the output, unless that is done."""
-        holds_file = is_one_file(self.out) and (self.folder / self.out.name).exists()
-        if self._may_be_done and not holds_file and Manifest.of_folder(self.out) == manifest:
+        if self._may_be_done and self._is_placed(manifest):
             self.discard()
             return
         if Manifest.of_folder(self.folder) != manifest:
             write_file(self.folder / MANIFEST, manifest.to_json().encode())
         self.place()
+
+    def _is_placed(self, manifest: Manifest) -> bool:
+        """Whether OUT is what a manifest says: a cut may have come while it was made, or removed."""
+        if is_one_file(self.out) and (self.folder / self.out.name).exists():
+            return False  # it goes last
+        return Manifest.of_folder(self.out) == manifest and is_whole(self.out, manifest)
 
     def _temporary(self, file: str) -> Path:
         return self.folder / f"{file}{PARTIAL}"
