@@ -21,6 +21,7 @@ import torch
 
 import expo as door
 from expo import disk
+from expo.checkpoint.files import open_directory
 from expo.compute.stream import Tuning
 from expo.distribution import shared, working
 from expo.distribution.share import Share, read_share
@@ -545,6 +546,15 @@ def test_a_worker_that_comes_when_it_is_placed_leaves_nothing(
     monkeypatch.setattr(disk, "open_up", come_late)  # when the directories of workers are gone
     share(place, 0, 2)
     assert is_as_alone(place, models)
+
+
+def test_who_looks_at_an_output_does_not_see_locks_come_and_go(place: Path) -> None:
+    _joined(place)
+    for name in (disk.CLAIMS, ".expo-work-any-1"):
+        (place / "out" / name).mkdir()
+        (place / "out" / name / "hold").touch()
+    with disk.locked(place / "out", place / "out"):  # so nobody sweeps them
+        assert not [name for name in open_directory(place / "out").sizes if ".expo-" in name]
 
 
 def test_a_damaged_output_is_not_done(place: Path, models: Path) -> None:

@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from expo import disk
 from expo.checkpoint.contents import FIRST_BYTES, mistaken
 from expo.checkpoint.headers import printable
 from expo.checkpoint.parsing import MOST_BYTES, parse_json
 from expo.checkpoint.places import fault_of
-from expo.checkpoint.placing import settle
+from expo.checkpoint.placing import WORK, settle
 from expo.checkpoint.reader import FileReader, Reader
 from expo.checkpoint.reference import Location
 from expo.checkpoint.sidecars import MANIFEST, is_one_file, manifest_path
 from expo.errors import CheckpointError, MistakenFileError
 
-_SKIPPED_DIRECTORIES = {".git", ".cache", "__pycache__"}
+_SKIPPED_DIRECTORIES = {".git", ".cache", "__pycache__", disk.CLAIMS}
 
 
 class Files(Protocol):
@@ -222,7 +223,7 @@ def open_directory(root: Path, *, label: str | None = None, commit: str | None =
         settle(root)
     sizes: dict[str, int] = {}
     for folder, directories, names in os.walk(root, onerror=_unlistable):
-        directories[:] = sorted(d for d in directories if d not in _SKIPPED_DIRECTORIES)
+        directories[:] = sorted(filter(_is_of_a_model, directories))
         for name in sorted(names):
             path = Path(folder, name)
             place = PurePosixPath(path.relative_to(root)).as_posix()
@@ -235,6 +236,11 @@ def open_directory(root: Path, *, label: str | None = None, commit: str | None =
                     )
                 sizes[place] = path.stat().st_size
     return Directory(root, sizes, label or root.resolve().name, commit)
+
+
+def _is_of_a_model(directory: str) -> bool:
+    """Whether a directory may hold a part of one. Those of processes that make it together come and go meanwhile."""
+    return directory not in _SKIPPED_DIRECTORIES and not directory.startswith(WORK)
 
 
 def open_remains(root: Path, gone: Mapping[str, tuple[bytes, int]]) -> Directory:

@@ -3,13 +3,11 @@
 import re
 from collections.abc import Callable, Iterator
 
-from expo import disk
 from expo.checkpoint.checkpoint import INDEX, SINGLE, hash_file, missing_of_series
 from expo.checkpoint.code import code_files
 from expo.checkpoint.dtypes import FLOATS, TORCH_NAMES
 from expo.checkpoint.headers import printable
 from expo.checkpoint.names import DERIVED, HEADS, INPUTS
-from expo.checkpoint.placing import STAGING, WORK
 from expo.checkpoint.sidecars import (
     CARD,
     MANIFEST,
@@ -97,8 +95,6 @@ def orphans(s: Subject) -> Iterator[str]:
     for name in s.out.sizes:
         if name in known or name in listed or name in _BESIDE or is_apart(name):
             continue
-        if name.startswith((WORK, disk.CLAIMS)) and s.folder.name.endswith(STAGING):
-            continue  # of processes that make it together, which stays there
         if is_training_state(name):
             yield Info(f"{printable(name)} was left by training: no loader reads it")
         elif is_weights(name):
