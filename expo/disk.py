@@ -194,16 +194,19 @@ def clear(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, out: Path) -> Iterator[None]:
+def locked(folder: Path, out: Path, *, waits: bool = False) -> Iterator[None]:
     """Keep other runs that write `out` away from a directory that is there; the lock dies with the process.
 
     Where the filesystem has no locks, nothing is kept away: only workers whose work was divided beforehand come there.
+
+    Args:
+        waits: for who holds it, which is at it for a moment.
 
     Raises:
         BusyError: another run holds it.
     """
     try:
-        fd = hold(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fd = hold(folder, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise

@@ -104,8 +104,11 @@ class SharedStaging(Staging):
 
     def begun_bytes(self) -> int:
         """What shards that are not finished take of the disk already."""
-        begun = self.folder.glob(f"{WORK}*/**/*{PARTIAL}")
-        return sum(path.stat().st_blocks * 512 for path in begun if path.exists())
+        total = 0
+        for path in self.folder.glob(f"{WORK}*/**/*{PARTIAL}"):
+            with suppress(FileNotFoundError):  # it has got its name
+                total += path.stat().st_blocks * 512
+        return total
 
     def claim(self, number: int, shard: ShardPlan) -> bool:
         """Whether this worker may compute a shard: it is not finished, and nobody else is at it."""

@@ -224,7 +224,8 @@ class Staging:
         if is_one_file(self.out):
             self._place_file()
         elif self.out.is_dir() and (self._overwrite or self._is_inside or is_free(self.out)):
-            with disk.locked(self.out, self.out):  # also under its next name
+            # Also under its next name. Who has it sweeps or settles: this run holds the staging directory.
+            with disk.locked(self.out, self.out, waits=True):
                 self._replace()
         else:
             disk.rename(self.folder, self.out)  # which fails where something has come there since
