@@ -557,6 +557,38 @@ def test_who_looks_at_an_output_does_not_see_locks_come_and_go(place: Path) -> N
         assert not [name for name in open_directory(place / "out").sizes if ".expo-" in name]
 
 
+def test_a_shard_that_gets_its_name_between_two_looks(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with shared.SharedStaging(place / "out") as sink:
+        monkeypatch.setattr(Path, "glob", lambda *_: iter([place / "gone"]))
+        assert sink.begun_bytes() == 0
+
+
+def test_who_places_waits_for_who_sweeps(place: Path, models: Path) -> None:
+    run_plan(plan_of(place, 1.1), place / "out", tuning=SMALL)
+    with disk.locked(place / "out", place / "out"):
+        failures: list[BaseException | None] = []
+        placing = threading.Thread(
+            target=lambda: failures.append(_failure(partial(_joined, place, overwrite=True)))
+        )
+        placing.start()
+        assert _soon(lambda: (place / STAGING / "expo.json").exists())
+        time.sleep(0.1)
+        assert placing.is_alive()
+    placing.join()
+    assert failures == [None]
+    assert is_as_alone(place, models)
+
+
+def _failure(work: Callable[[], object]) -> BaseException | None:
+    try:
+        work()
+    except OutputError as error:
+        return error
+    return None
+
+
 def test_a_damaged_output_is_not_done(place: Path, models: Path) -> None:
     _joined(place)
     (place / "out" / plan_of(place).shards[2].file).unlink()
